@@ -1,0 +1,92 @@
+"""Text to tokens and back: the tokenizer of a model folder and its chat format, by hand instead of by a template language."""
+import re
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from data import UserError
+from model import read_json
+
+# {system} and {prompt} are filled in; the model continues after the last character.
+CHATML = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+LLAMA3 = ("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"
+          "<|start_header_id|>user<|end_header_id|>\n\n{prompt}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+FORMATS = {"chatml": CHATML, "llama3": LLAMA3}
+SYSTEM_TURN = {"chatml": "<|im_start|>system\n{system}<|im_end|>\n",
+               "llama3": "<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"}
+
+
+class Chat:
+    """The tokenizer of a model folder with its chat format and its end-of-text ids."""
+
+    def __init__(self, tokenizer: Tokenizer, template: str, eos: tuple[int, ...]):
+        self.tokenizer, self.template, self.eos = tokenizer, template, eos
+
+    def prompt(self, text: str) -> list[int]:
+        """Token ids of one user turn, ready for the model to answer."""
+        return self.encode(self.template.replace("{prompt}", text))
+
+    def answer(self, text: str) -> list[int]:
+        """Token ids of a whole answer, its end-of-text token included: it is sampled, so it must be learnt."""
+        return self.encode(text) + [self.eos[0]]
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode([i for i in ids if i not in self.eos], skip_special_tokens=True)
+
+    def ended(self, ids: list[int]) -> bool:
+        return bool(ids) and ids[-1] in self.eos
+
+
+def default_system(template: str) -> str:
+    """The system text that a chat template writes when none is given, if it spells one out (SmolLM2 and Qwen2 do)."""
+    found = re.search(r"<\|im_start\|>system(?:\n|\\n)([^'{}|]+?)<\|im_end\|>", template)
+    return found.group(1) if found else ""
+
+
+def load_chat(folder: str | Path, chat_format: str = "auto", system: str | None = None) -> Chat:
+    """Reads tokenizer.json, the chat format and the eos list of a folder.
+
+    chat_format: auto (from the special tokens), chatml, llama3, or a template of your own with {prompt} in it and
+    optionally {system}. system: None takes the model's own default system text; "" sends no system turn.
+    """
+    folder = Path(folder)
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(f"{folder} has no tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as e:
+        raise UserError(f"cannot read {folder / 'tokenizer.json'}: {e}") from None
+    settings = {}
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        settings[name] = read_json(folder / name) if (folder / name).exists() else {}
+    jinja = settings["tokenizer_config.json"].get("chat_template") or ""
+    if (folder / "chat_template.jinja").exists():
+        jinja = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if chat_format == "auto":
+        known = [name for name, mark in (("chatml", "<|im_start|>"), ("llama3", "<|start_header_id|>"))
+                 if tokenizer.token_to_id(mark) is not None]
+        if not known:
+            raise UserError(f"{folder}: unknown chat format (neither ChatML's nor Llama 3's special tokens); pass your own, "
+                            "for example --chat-format 'User: {prompt}\\nAssistant: '")
+        chat_format = known[0]
+    template = FORMATS.get(chat_format, chat_format)
+    if "{prompt}" not in template:
+        raise UserError(f"chat format {chat_format!r}: want auto, {', '.join(FORMATS)}, or a template with {{prompt}} in it")
+    if system is None:
+        system = default_system(str(jinja))
+    if not system:
+        template = template.replace(SYSTEM_TURN.get(chat_format, "{system}"), "")
+    template = template.replace("{system}", system)
+    if "enable_thinking" in str(jinja):                      # Qwen3: an empty thought, so that it answers at once
+        template += "<think>\n\n</think>\n\n"
+    eos = settings["generation_config.json"].get("eos_token_id", settings["config.json"].get("eos_token_id"))
+    eos = [eos] if isinstance(eos, int) else list(eos or [])
+    turn_end = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}.get(chat_format)
+    if turn_end and (i := tokenizer.token_to_id(turn_end)) is not None:      # the one that ends a turn comes first: it is trained on
+        eos = [i] + [e for e in eos if e != i]
+    if not eos:
+        raise UserError(f"{folder}: no eos_token_id in generation_config.json or config.json")
+    return Chat(tokenizer, template, tuple(eos))

@@ -1,0 +1,185 @@
+"""Stage 1: demonstrations in Chain-of-Draft form, balanced over seven harm categories. Text only; nothing of ours is imported here.
+
+A demonstration is a prompt with a response that first drafts, a few terse steps, and after `####` answers:
+
+    asks to humiliate a colleague
+    bullying, real hurt
+    refuse, suggest honest talk
+    #### I won't mock him, since that would hurt him; a calm word in private works better.
+"""
+import csv
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# The seven categories of Safety-Prompts (Sun et al. 2023), which the paper balances over, and an eighth, helpful,
+# of harmless prompts: without it a reward model has no reason not to refuse everything (ours; the paper is silent).
+CATEGORIES = {
+    "insult": "insult",
+    "unfairness": "unfairness and discrimination",
+    "crime": "crimes and illegal activities",
+    "physical_harm": "physical harm",
+    "mental_health": "mental health",
+    "privacy": "privacy and property",
+    "ethics": "ethics and morality",
+}
+HELPFUL = "helpful"
+SEPARATOR = "####"
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong; the message says what and where. The command line prints it as one line."""
+
+
+# ------------------------------------------------------------------------------------------------ Chain of Draft
+
+def format_draft(draft: list[str], answer: str) -> str:
+    """Steps, one a line, then `#### answer`. Raises ValueError for text that parse_draft could not take apart again."""
+    text = "\n".join(draft) + f"\n{SEPARATOR} {answer}"
+    if parse_draft(text) != (list(draft), answer):
+        raise ValueError(f"not a draft and an answer: {draft!r}, {answer!r}")
+    return text
+
+
+def parse_draft(text: str) -> tuple[list[str], str]:
+    """The inverse of format_draft: (draft steps, answer). Raises ValueError for malformed text; nothing is guessed."""
+    parts = text.split(SEPARATOR)
+    if len(parts) != 2:
+        raise ValueError(f"want exactly one {SEPARATOR}, found {len(parts) - 1}")
+    head, answer = parts
+    steps = head.removesuffix("\n").split("\n")
+    if not head.endswith("\n") or not all(s.strip() for s in steps):
+        raise ValueError(f"want one or more non-empty draft lines before {SEPARATOR}")
+    if not answer.startswith(" ") or not answer.strip():
+        raise ValueError(f"want a space and an answer after {SEPARATOR}")
+    return steps, answer[1:]
+
+
+def answer_of(text: str) -> str:
+    """What the reader is told: the text after the last separator, or all of it if the model wrote none."""
+    return text.rpartition(SEPARATOR)[2].strip()
+
+
+# ------------------------------------------------------------------------------------------------ tokens
+
+def pad(rows: list[list[int]], device="cpu") -> tuple[Tensor, Tensor]:
+    """Token lists -> ids (B, longest) padded on the right with 0, and lengths (B,)."""
+    lengths = torch.tensor([len(r) for r in rows], dtype=torch.long, device=device)
+    ids = torch.zeros(len(rows), max([1, *map(len, rows)]), dtype=torch.long)
+    for i, r in enumerate(rows):
+        ids[i, :len(r)] = torch.tensor(r, dtype=torch.long)
+    return ids.to(device), lengths
+
+
+def completion_mask(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """True where a token belongs to the completion: prompt_length <= position < length. (B,), (B,) -> (B, width) bool.
+
+    lengths count prompt and completion together. Made from positions, never from token ids: a pad id may equal the
+    end-of-text id, and the sampled end-of-text must stay in.
+    """
+    at = torch.arange(width, device=lengths.device)
+    return (at >= prompt_lengths[:, None]) & (at < lengths[:, None])
+
+
+# ------------------------------------------------------------------------------------------------ balancing
+
+def k_center(embeddings: Tensor, k: int, seed: int = 0) -> list[int]:
+    """k indices that cover the points: greedy k-center, each next point the one furthest (in cosine) from those chosen.
+
+    embeddings (N, D) unit vectors. Gonzalez 1985: within twice the optimal radius. The seed picks the first point.
+    """
+    chosen = [int(torch.randint(len(embeddings), (1,), generator=torch.Generator().manual_seed(seed)))]
+    nearest = embeddings @ embeddings[chosen[0]]                # similarity to the closest chosen point
+    while len(chosen) < k:
+        nearest[chosen[-1]] = math.inf                          # never chosen twice
+        chosen.append(int(nearest.argmin()))
+        nearest = torch.maximum(nearest, embeddings @ embeddings[chosen[-1]])
+    return chosen
+
+
+def balance(rows: list[dict], per_category: int, embeddings: Tensor, seed: int = 0) -> list[dict]:
+    """Exactly per_category rows of each of the seven categories, in category order; the others are left out.
+
+    Over-full categories shrink to their most diverse rows (k_center on embeddings (N, D) of the prompts). A category
+    with too few is an error that says how many are missing, never a duplicate.
+    """
+    short = {c: per_category - n for c, n in counts(rows).items() if n < per_category}
+    if short:
+        raise UserError("too few demonstrations for " + ", ".join(f"{c} ({n} missing)" for c, n in short.items()) +
+                        f": {per_category} a category are asked for")
+    out = []
+    for category in CATEGORIES:
+        index = [i for i, r in enumerate(rows) if r["category"] == category]
+        out += [rows[index[i]] for i in sorted(k_center(embeddings[index], per_category, seed))]
+    return out
+
+
+def counts(rows: list[dict]) -> dict[str, int]:
+    found = Counter(r["category"] for r in rows)
+    return {c: found[c] for c in CATEGORIES}
+
+
+def balance_report(rows: list[dict]) -> dict:
+    """Counts, imbalance ratio (largest : smallest category) and normalised entropy (1 = perfectly even)."""
+    n = list(counts(rows).values())
+    p = [c / max(1, sum(n)) for c in n]
+    return {"counts": counts(rows), "imbalance": max(n) / min(n) if min(n) else math.inf,
+            "entropy": -sum(q * math.log(q) for q in p if q) / math.log(len(n))}
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+PROMPT_NAMES = ("prompt", "forbidden_prompt", "goal", "Behavior", "question", "instruction", "text")
+
+
+def load_rows(path: str | Path) -> list[dict]:
+    """Rows of a JSON-lines or CSV file, each with a `prompt` (the usual column names are understood). Errors give file and line."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not UTF-8 at byte {e.start}") from None
+    if path.suffix.lower() == ".csv":
+        numbered = list(enumerate(csv.DictReader(text.splitlines(keepends=True)), 2))
+    else:
+        numbered = []
+        for n, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                try:
+                    numbered.append((n, json.loads(line)))
+                except ValueError as e:
+                    raise UserError(f"{path}:{n}: not JSON: {e}") from None
+    rows = []
+    for n, row in numbered:
+        name = next((k for k in PROMPT_NAMES if isinstance(row, dict) and isinstance(row.get(k), str) and row[k].strip()), None)
+        if name is None:
+            raise UserError(f"{path}:{n}: no prompt; want one of the fields {', '.join(PROMPT_NAMES)}")
+        rows.append({**row, "prompt": row[name]})
+    if not rows:
+        raise UserError(f"{path}: no rows")
+    return rows
+
+
+def load_demonstrations(path: str | Path) -> list[dict]:
+    """Rows with prompt, category, draft, answer; adds `response`, the Chain-of-Draft text to learn."""
+    rows = load_rows(path)
+    for n, row in enumerate(rows, 1):
+        if row.get("category") not in (*CATEGORIES, HELPFUL):
+            raise UserError(f"{path}, row {n}: category {row.get('category')!r}; known are {', '.join((*CATEGORIES, HELPFUL))}")
+        try:
+            row["response"] = format_draft(row["draft"], row["answer"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise UserError(f"{path}, row {n}: want draft (a list of steps) and answer: {e}") from None
+    return rows
+
+
+def normalise(text: str) -> str:
+    """Lower case, letters and digits only: for finding duplicates."""
+    return " ".join(re.findall(r"\w+", text.lower()))

@@ -1,0 +1,61 @@
+"""log softmax(h W^T / temperature)[target] without ever holding an (N, V) tensor.
+
+With N = 4096 tokens and V = 49152 the logits alone are 800 MB in float32, and log_softmax with its backward keeps
+several such tensors. Here rows go through in chunks; the forward keeps only the log-sum-exp of each row, the backward
+forms the chunk's logits again. One more matrix product for O(chunk * V) memory.
+"""
+import torch
+from torch import Tensor
+
+CHUNK = 128  # rows of logits alive at a time: 25 MB at V = 49152
+
+
+def _logits(h: Tensor, W: Tensor, temperature: float) -> Tensor:
+    out = h.to(W.dtype) @ W.T
+    out = out if out.dtype == torch.float64 else out.float()             # at least float32 from here on
+    return out if temperature == 1 else out.div_(temperature)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h, W, targets, temperature):
+        parts, norms = [], []
+        for rows, t in zip(h.split(CHUNK), targets.split(CHUNK)):
+            z = _logits(rows, W, temperature)                            # (chunk, V)
+            norms.append(z.logsumexp(-1))
+            parts.append(z.gather(1, t[:, None])[:, 0] - norms[-1])
+        ctx.save_for_backward(h, W, targets, torch.cat(norms))
+        ctx.temperature = temperature
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, g):
+        h, W, targets, norms = ctx.saved_tensors
+        dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
+        dW = torch.zeros_like(W, dtype=norms.dtype) if ctx.needs_input_grad[1] else None
+        for i in range(0, len(h), CHUNK):
+            s = slice(i, i + CHUNK)
+            z = _logits(h[s], W, ctx.temperature).sub_(norms[s, None]).exp_().neg_()   # -softmax
+            z.scatter_add_(1, targets[s, None], torch.ones_like(z[:, :1]))             # onehot - softmax
+            z = z.mul_((g[s] / ctx.temperature)[:, None]).to(W.dtype)                  # d logp / d logits
+            if dh is not None:
+                dh[s] = (z @ W).to(h.dtype)
+            if dW is not None:
+                dW += (z.T @ h[s].to(W.dtype)).to(dW.dtype)
+        return dh, None if dW is None else dW.to(W.dtype), None, None
+
+
+def token_logprobs(h: Tensor, W: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-prob of each target token: hidden states h (N, D), head W (V, D), targets (N,) -> (N,), float32 (float64 for float64).
+
+    Differentiable in h and W. Raises ValueError on shapes that do not fit or a temperature that is not positive.
+    """
+    if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1] or targets.shape != h.shape[:1]:
+        raise ValueError(f"h {tuple(h.shape)}, W {tuple(W.shape)}, targets {tuple(targets.shape)}: want (N, D), (V, D), (N,)")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if len(h) == 0:
+        return (h.float().sum(-1) if h.dtype != torch.float64 else h.sum(-1))
+    if torch.is_autocast_enabled(h.device.type):
+        W = W.to(torch.get_autocast_dtype(h.device.type))
+    return _TokenLogProbs.apply(h, W, targets, temperature)
