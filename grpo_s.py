@@ -1,0 +1,243 @@
+"""Stage 3: GRPO-S, group relative policy optimization whose advantages are scaled by task difficulty (DR-IRL v3).
+
+    delta = 1 - W                                             W: similarity of a response to its demonstration (encoder.py)
+    alphaD = sigma(delta) / sigma(mean delta of category j)                              data hardness, per prompt
+    alphaM = sigma(mean of the inlying gaps) / sigma(mean gap of category j)             model responsiveness, per category
+    A_i = alpha_j(q) (R_i - mean R) / (std R + eps),   alpha = alphaD * alphaM
+    J = E[ 1/G sum_i 1/|o_i| sum_t min(rho A_i, clip(rho, 1 - c, 1 + c) A_i) - beta_kl (exp(d) - d - 1) ]
+    rho = pi_theta / pi_old,   d = log pi_ref - log pi_theta
+
+Decisions where the paper is silent:
+1. alpha multiplies the normalised advantage. Scaling the rewards of a group before the normalisation would cancel.
+2. The gap is demonstration minus sample, as in DAMA (arXiv 2502.01943), from which both factors come.
+3. The means in the denominators are per category: batch means blended into a moving average; the first batch is its own mean.
+4. alpha is a constant of the optimisation. It is per prompt (the mean over its group); per sample is a switch, and then the
+   advantages of a group no longer sum to zero.
+5. sum is (alphaD + alphaM) / 2, so that every mode leaves an average task at 1.
+6. std is the population's; a group of equal rewards has zero advantage.
+7. The loss is a mean over sequences of a mean over tokens; both divisors are those of the whole batch, whatever the micro-batch.
+8. As a loss term, k3's gradient is not that of the KL divergence (it is a fine penalty all the same).
+9. Half of the prompts are harmless, scored by the helpful model: the paper's pool is harmful only, and refusing everything wins there.
+
+At the first update after a rollout rho is 1 and each group's advantages sum to 0: a loss near 0 is right, its gradient is not 0.
+"""
+import random
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from chat import Chat
+from data import CATEGORIES, HELPFUL
+from encoder import similarity, split_sentences
+from judge import judge
+from kernels import group_advantage
+from model import Batch, Transformer, frozen_copy, generate, logps_of_hidden, run_blocks
+from reward import RewardModels
+from sft import cycle, optimizer_for, set_lr, train_top
+
+SCALINGS = ("none", "data", "model", "product", "sum")
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """GRPO-S."""
+    updates: int = 12           # optimizer steps, each on `prompts` prompts
+    reuse: bool = True          # the first steps learn from the samples that IRL drew from this very start policy; no new rollout
+    prompts: int = 16           # P, prompts a step
+    samples: int = 6            # G, samples per prompt of new rollouts
+    micro: int = 16             # prompts a forward and backward pass; the result does not depend on it
+    lr: float = 1e-4
+    helpful_share: float = 0.4  # share of harmless prompts in new rollouts
+    clip: float = 0.2           # c of the clipped ratio
+    beta_kl: float = 0.02       # weight of the KL penalty to the warm start
+    scaling: str = "product"    # of the advantages: none | data | model | product | sum
+    per_sample: bool = False    # alphaD per sample instead of per prompt
+    drop: float = 0.2           # share of outlying gaps that alphaM leaves out
+    decay: float = 0.9          # of the moving averages in the denominators
+    std_eps: float = 0.1        # eps beside the std, in standard deviations of a category's rewards
+
+
+# ------------------------------------------------------------------------------------------------ the maths
+
+def data_hardness(W: Tensor, mean_delta: Tensor | float) -> Tensor:
+    """alphaD = sigma(1 - W) / sigma(mean_delta). W: similarities, any shape, in [-1, 1]; mean_delta: the category's mean of 1 - W."""
+    return torch.sigmoid(1 - W) / torch.sigmoid(torch.as_tensor(mean_delta, dtype=W.dtype, device=W.device))
+
+
+def model_responsiveness(gaps: Tensor, mean_gap: Tensor | float, drop: float = 0.2) -> Tensor:
+    """alphaM = sigma(mean of the inlying gaps) / sigma(mean_gap), a scalar.
+
+    gaps (n,): R(q, demonstration) - R(q, sample) of one category's batch, in reward units; the floor(drop * n) gaps
+    furthest from their mean are left out. mean_gap: the category's running mean of all gaps.
+    """
+    if gaps.ndim != 1 or len(gaps) == 0 or not 0 <= drop < 1:
+        raise ValueError(f"want gaps (n,) with n > 0 and 0 <= drop < 1, got {tuple(gaps.shape)} and {drop}")
+    keep = (gaps - gaps.mean()).abs().argsort(stable=True)[:len(gaps) - int(drop * len(gaps))]
+    return torch.sigmoid(gaps[keep].mean()) / torch.sigmoid(torch.as_tensor(mean_gap, dtype=gaps.dtype, device=gaps.device))
+
+
+def difficulty_scale(alpha_data: Tensor, alpha_model: Tensor, scaling: str = "product") -> Tensor:
+    """alpha from its two factors: none (1) | data | model | product (DR-IRL) | sum (their mean). Detached."""
+    both = torch.broadcast_tensors(torch.as_tensor(alpha_data), torch.as_tensor(alpha_model))
+    a, b = (z.detach() for z in both)
+    modes = {"none": torch.ones_like(a), "data": a, "model": b, "product": a * b, "sum": (a + b) / 2}
+    if scaling not in modes:
+        raise ValueError(f"scaling {scaling!r}: want one of {', '.join(SCALINGS)}")
+    return modes[scaling]
+
+
+def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
+    """k3 = exp(d) - d - 1 with d = logp_ref - logp: an unbiased, never negative estimate of KL(pi, pi_ref) per sampled token. d is clamped to +-20."""
+    d = (logp_ref - logp).clamp(-20, 20)
+    return torch.exp(d) - d - 1
+
+
+def loss(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, advantage: Tensor, mask: Tensor, clip: float = 0.2, beta_kl: float = 0.0,
+         sequences: int | None = None) -> tuple[Tensor, dict]:
+    """-J: the clipped surrogate with its KL penalty, and what to log. logp* and mask (B, T), advantage (B,).
+
+    sequences: the number to divide by, B if not given. A micro-batch passes the whole batch's, so that the sum over
+    micro-batches is the loss of the batch.
+    """
+    if not logp.shape == logp_old.shape == logp_ref.shape == mask.shape or advantage.shape != logp.shape[:1]:
+        raise ValueError(f"want (B, T) four times and (B,): {[tuple(z.shape) for z in (logp, logp_old, logp_ref, mask, advantage)]}")
+    ratio = torch.exp((logp - logp_old).masked_fill(~mask, 0.0).clamp(-20, 20))                 # (B, T)
+    A = advantage[:, None]
+    surrogate = torch.minimum(ratio * A, ratio.clamp(1 - clip, 1 + clip) * A)
+    kl = kl_k3(logp.masked_fill(~mask, 0.0), logp_ref.masked_fill(~mask, 0.0))
+    weight = mask / mask.sum(1, keepdim=True).clamp(min=1) / (sequences or len(mask))           # 1 / |o_i| / B
+    out = -((surrogate - beta_kl * kl) * weight).sum()
+    clipped = ((ratio - 1) * A.sign() > clip) & mask
+    return out, {"kl": (kl * weight).sum().item(), "clipped": (clipped * weight).sum().item()}
+
+
+class RunningMean:
+    """Per-category mean: batch means blended into a moving average. The first batch is its own mean."""
+
+    def __init__(self, decay: float):
+        self.decay, self.mean = decay, {}
+
+    def update(self, category: str, batch_mean: float) -> float:
+        self.mean[category] = self.decay * self.mean.get(category, batch_mean) + (1 - self.decay) * batch_mean
+        return self.mean[category]
+
+
+def difficulty(W: Tensor, gaps: Tensor, categories: list[str], deltas: RunningMean, gap_means: RunningMean, c: GRPOConfig) -> Tensor:
+    """alpha (P, G) from similarities W (P, G) and reward gaps (P, G), each category on its own."""
+    alpha = torch.ones_like(W)
+    for category in sorted(set(categories)):
+        rows = [p for p, name in enumerate(categories) if name == category]
+        similar = W[rows] if c.per_sample else W[rows].mean(1, keepdim=True).expand(-1, W.shape[1])
+        hard = data_hardness(similar, deltas.update(category, (1 - W[rows]).mean().item()))
+        responsive = model_responsiveness(gaps[rows].flatten(), gap_means.update(category, gaps[rows].mean().item()), c.drop)
+        alpha[rows] = difficulty_scale(hard, responsive, c.scaling)
+    return alpha
+
+
+# ------------------------------------------------------------------------------------------------ the loop
+
+def similarities(encoder, texts: list[list[str]], demonstrations: list[str]) -> Tensor:
+    """W (P, G) of each prompt's responses to its demonstration; every distinct sub-sentence is embedded once."""
+    split = {t: split_sentences(t) for group, d in zip(texts, demonstrations) for t in (*group, d)}
+    sentences = sorted({s for parts in split.values() for s in parts})
+    index, vectors = {s: i for i, s in enumerate(sentences)}, encoder.embed(sentences)
+    at = {t: vectors[[index[s] for s in parts]] for t, parts in split.items()}
+    return torch.stack([torch.stack([similarity(at[t], at[d]) for t in group]) for group, d in zip(texts, demonstrations)])
+
+
+def pick(rows: list[dict], c: GRPOConfig, rng: random.Random):
+    """Endless rollout batches of prompts: the harmful ones take their categories in turn, the harmless ones fill helpful_share."""
+    of = {name: cycle(mine, rng) for name in (*CATEGORIES, HELPFUL) if (mine := [r for r in rows if r["category"] == name])}
+    turn, helpful = cycle([name for name in of if name != HELPFUL], rng), round(c.prompts * c.helpful_share)
+    while True:
+        yield [next(of[next(turn)]) for _ in range(c.prompts - helpful)] + [next(of[HELPFUL]) for _ in range(helpful)]
+
+
+def reused(groups: list[dict], prompts: int, chat: Chat) -> list[list[dict]]:
+    """IRL's samples as training steps of about `prompts` prompts, each with its share of every category."""
+    by_category = sorted(groups, key=lambda g: g["category"])
+    n = max(1, len(groups) // prompts)
+    return [by_category[i::n] for i in range(n)] if groups else []
+
+
+def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows: list[dict], c: GRPOConfig, train_blocks: int, amp, temperature: float,
+          max_new_tokens: int, dtype: torch.dtype, seed: int = 0, drawn: list[dict] = (), log=lambda **record: None) -> None:
+    """Trains the policy in place against `rewards`, whose trunk is pi_ref, the policy's own start.
+
+    rows carry prompt, category and response (the demonstration). drawn: rows with `samples` (token lists) drawn from pi_ref,
+    their `rewards` and `reward_demo`; c.reuse takes them first. There rho is pi_theta / pi_ref: off-policy, held by the clip.
+    """
+    frozen, rng, reference = train_top(policy, train_blocks), random.Random(seed), rewards.trunk[0]
+    sampler, optimizer = frozen_copy(policy, dtype), optimizer_for(policy, c.lr)
+    deltas, gap_means, batches = RunningMean(c.decay), RunningMean(c.decay), pick(rows, c, rng)
+    known = reused(drawn, c.prompts, chat) if c.reuse else []
+    rng.shuffle(known)
+    bar = tqdm(range(c.updates), desc="grpo", unit="update")
+    for n in bar:
+        clock = [time.time()]
+        # 1. a group of samples per prompt
+        new = n >= len(known)
+        part = next(batches) if new else known[n]
+        prompts, categories = [chat.prompt(r["prompt"]) for r in part], [r["category"] for r in part]
+        if new:
+            sampler.load_state_dict(policy.state_dict())
+            tokens = generate(sampler, prompts, c.samples, max_new_tokens, temperature, seed=rng.randrange(2 ** 31), eos=chat.eos).rows()
+            groups = [tokens[i:i + c.samples] for i in range(0, len(tokens), c.samples)]
+        else:
+            groups = [r["samples"] for r in part]
+        clock.append(time.time())
+        # 2. rewards and reference log-probs; the blocks that policy, reference and reward models share run once
+        scored, R, gaps = [], [], []
+        for i in range(0, len(part), c.micro):
+            s = slice(i, i + c.micro)
+            batch = Batch(prompts[s], groups[s], policy.device)
+            with torch.no_grad(), amp():
+                shared = run_blocks(reference, batch, stop=min(frozen, rewards.below))
+                below = rewards.hidden(batch, shared, min(frozen, rewards.below))
+                logp_ref = logps_of_hidden(reference, run_blocks(reference, batch, below, rewards.below), batch, temperature)
+                if new:
+                    demos = Batch(prompts[s], [[chat.answer(r["response"])] for r in part[s]], policy.device)
+                    R.append(rewards(below, batch, categories[s]).view(len(prompts[s]), -1))
+                    gaps.append(rewards(rewards.hidden(demos), demos, categories[s])[:, None] - R[-1])  # demonstration minus sample
+            scored.append((batch, shared, logp_ref))
+        if new:
+            R, gaps = torch.cat(R), torch.cat(gaps)                                                     # (P, G)
+        else:
+            R = torch.tensor([r["rewards"] for r in part], device=policy.device)
+            gaps = torch.tensor([[r["reward_demo"]] for r in part], device=policy.device) - R
+        # 3. advantages, scaled by difficulty
+        texts = [[chat.decode(o) for o in group] for group in groups]
+        W = similarities(encoder, texts, [r["response"] for r in part]).to(R.device)
+        alpha = difficulty(W, gaps, categories, deltas, gap_means, c)
+        advantage = group_advantage(R, alpha, c.std_eps)                                                # (P, G)
+        clock.append(time.time())
+        # 4. update
+        set_lr(optimizer, c.lr, n / c.updates)
+        total, stats = 0.0, defaultdict(float)
+        for (batch, shared, logp_ref), A in zip(scored, advantage.split(c.micro)):
+            with amp():
+                logp = logps_of_hidden(policy, run_blocks(policy, batch, shared if frozen else None, min(frozen, rewards.below)), batch, temperature)
+            part_loss, part_stats = loss(logp, logp.detach() if new else logp_ref, logp_ref, A.flatten(), batch.mask, c.clip, c.beta_kl, R.numel())
+            part_loss.backward()
+            total += part_loss.item()
+            for key, value in part_stats.items():
+                stats[key] += value
+        norm = torch.nn.utils.clip_grad_norm_([p for p in policy.parameters() if p.requires_grad], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.append(time.time())
+        # 5. log
+        refused = torch.tensor([[judge(t) == "refuses" for t in group] for group in texts]).float()
+        harmful = torch.tensor([name != HELPFUL for name in categories])
+        flat = [o for group in groups for o in group]
+        shown = {"harmful_refused": refused[harmful].mean().item(), "helpful_refused": refused[~harmful].mean().item(),
+                 "reward_harmful": R.cpu()[harmful].mean().item(), "reward_helpful": R.cpu()[~harmful].mean().item()}
+        log(stage="grpo", step=n + 1, new=new, loss=total, grad_norm=norm.item(), **stats, **shown, reward_std=R.std(1, correction=0).mean().item(),
+            gap_demo_minus_sample=gaps.mean().item(), similarity=W.mean().item(), alpha=[round(a, 4) for a in alpha[:, 0].tolist()],
+            advantage_abs=advantage.abs().mean().item(), length=sum(map(len, flat)) / len(flat), ended=sum(map(chat.ended, flat)) / len(flat),
+            seconds=dict(zip(("rollout", "score", "train"), (round(b - a, 2) for a, b in zip(clock, clock[1:])))))
+        bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if "refused" in k}, refresh=False)

@@ -1,0 +1,222 @@
+"""Stage 2: maximum-likelihood inverse RL. From demonstrations alone, one shadow reward model per harm category.
+
+The likelihood of the demonstrations under pi_theta(y|x) = pi_ref(y|x) exp(r(x,y;theta)/beta) / Z(x), the best response to r
+under a KL penalty, has the maximum-entropy gradient (Li et al. 2024, arXiv 2405.17888)
+
+    grad l = (1/beta) E_(x,y)~D [ grad r(x,y) - E_y~~pi_theta(.|x) grad r(x,y~) ]:
+
+up with the demonstration's reward, down with what the model would say instead. How irl_loss estimates the second term is its
+`estimator`. Decisions where the paper is silent:
+1. A shadow model is the top `reward_blocks` blocks of the warm start, copied and trained, and a linear head whose values are
+   averaged over the response's tokens: reading the last token alone learned more slowly, and invites tricks with the
+   end of text. The blocks below are shared and frozen.
+2. An eighth model, helpful, learns from harmless prompts; refusals among its samples are what it learns to dislike.
+3. r has a free constant, and between categories a free scale: after fitting, each model's rewards of the samples it was
+   fitted on are brought to mean 0 and standard deviation 1.
+4. A penalty `l2` on r^2 keeps the rewards finite: demonstrations and samples are separable, so the likelihood alone would
+   send their gap to infinity.
+"""
+import copy
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from data import CATEGORIES, HELPFUL, UserError
+from model import Batch, Transformer, run_blocks
+
+ESTIMATORS = ("importance", "linear", "logistic")
+
+
+@dataclass(frozen=True)
+class IRLConfig:
+    """Reward models by inverse reinforcement learning."""
+    prompts: int = 14           # prompts per harm category that samples are drawn for
+    helpful_prompts: int = 70   # harmless prompts likewise
+    samples: int = 3            # K, samples per prompt
+    temperature: float = 0.8    # of these samples and of GRPO-S's rollouts
+    estimator: str = "importance"   # importance (samples of pi_ref, weighted) | linear | logistic
+    rounds: int = 1             # more than 1: alternate with `policy_steps` GRPO steps against the current rewards (Li et al.)
+    policy_steps: int = 2       # GRPO steps between two rounds; the policy is thrown away afterwards
+    epochs: int = 2             # passes over the prompts in each round
+    lr: float = 3e-4            # of the blocks; the head's is ten times that
+    beta: float = 1.0           # temperature of the reward: KL weight of the inner problem
+    l2: float = 0.01            # weight of the mean squared reward
+    group: int = 6              # prompts a step
+    reward_models: int = 8      # 8: one per category and a helpful one (the paper's 7RW) | 1: a single one for all (1RW)
+    reward_blocks: int = 4      # top blocks each model owns; 0: all, which is separate models as in the paper
+    integration: str = "categorized"  # categorized: a prompt is scored by its own category's model | linear: by the mean of all
+
+
+def irl_loss(r_demo: Tensor, r_samples: Tensor, beta: float = 1.0, estimator: str = "importance", log_ratio: Tensor | float = 0.0) -> Tensor:
+    """A loss whose gradient estimates minus the maximum-entropy gradient above, mean over prompts.
+
+    r_demo (P,): rewards of the demonstrations; r_samples (P, K): of sampled responses.
+    importance: samples come from some q; pi_theta's expectation weighs them by softmax_k(r_k/beta + log_ratio_k) with
+        log_ratio = log pi_ref - log q (0 when sampled from pi_ref). Exact as K grows, or when all responses are listed once
+        and log_ratio = log pi_ref.  loss = -r_demo/beta + logsumexp_k(r_k/beta + log_ratio_k), whose gradient is that.
+    linear: samples come from a policy already improved against r: plain mean.  loss = (mean_k r_k - r_demo) / beta
+    logistic: its bounded form.  loss = -mean_k log sigma((r_demo - r_k) / beta)
+    """
+    if r_demo.ndim != 1 or r_samples.ndim != 2 or len(r_demo) != len(r_samples):
+        raise ValueError(f"want r_demo (P,) and r_samples (P, K), got {tuple(r_demo.shape)} and {tuple(r_samples.shape)}")
+    if estimator == "importance":
+        return (torch.logsumexp(r_samples / beta + log_ratio, dim=1) - r_demo / beta).mean()
+    if estimator == "linear":
+        return (r_samples.mean(1) - r_demo).mean() / beta
+    if estimator == "logistic":
+        return -F.logsigmoid((r_demo[:, None] - r_samples) / beta).mean()
+    raise ValueError(f"estimator {estimator!r}: want one of {', '.join(ESTIMATORS)}")
+
+
+def integrate(rewards: Tensor, own: Tensor, how: str) -> Tensor:
+    """The two strategies of SRMIR (v1): rewards (C, B) by every model, own (B,) each row's category -> (B,)."""
+    if how == "categorized":
+        return rewards.gather(0, own[None])[0]
+    if how == "linear":
+        return rewards.mean(0)
+    raise ValueError(f"integration {how!r}: want categorized or linear")
+
+
+class Shadow(nn.Module):
+    """One shadow reward model: copies of the trunk's top blocks and last norm, and a linear head."""
+
+    def __init__(self, trunk: Transformer, blocks: int):
+        super().__init__()
+        top = trunk.layers[trunk.c.layers - blocks:] if blocks else []
+        self.layers, self.norm = nn.ModuleList(copy.deepcopy(b) for b in top).float(), copy.deepcopy(trunk.norm).float()
+        self.value = nn.Linear(trunk.c.hidden_size, 1)
+        nn.init.zeros_(self.value.weight)                    # every reward starts at 0
+        nn.init.zeros_(self.value.bias)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+        self.requires_grad_(True)
+
+    def forward(self, x: Tensor, rope, batch: Batch) -> Tensor:
+        """x (N, D) below this model's blocks -> rewards (B,), float32, in standard deviations of the fitted samples."""
+        for block in self.layers:
+            x = block(x, rope, batch.attend)
+        value = self.value(self.norm(x[batch.first:]))[:, 0].float()     # of every completion token
+        total = value.new_zeros(batch.mask.shape).masked_scatter(batch.mask, value).sum(1)
+        return (total / batch.mask.sum(1) - self.mean) / self.std
+
+
+class RewardModels(nn.Module):
+    """The shadow models of all categories over one frozen trunk (the reference policy)."""
+
+    def __init__(self, trunk: Transformer, c: IRLConfig):
+        super().__init__()
+        if c.reward_models not in (1, len(CATEGORIES) + 1):
+            raise UserError(f"--reward-models {c.reward_models}: want {len(CATEGORIES) + 1} (one per category and a helpful one) or 1")
+        self.names = [*CATEGORIES, HELPFUL] if c.reward_models > 1 else ["all"]
+        blocks = c.reward_blocks or trunk.c.layers
+        self.below, self.integration = trunk.c.layers - min(blocks, trunk.c.layers), c.integration
+        self.trunk = [trunk]                                 # in a list: shared, so neither saved nor trained here
+        self.shadows = nn.ModuleDict({name: Shadow(trunk, trunk.c.layers - self.below) for name in self.names}).to(trunk.device)
+
+    def name(self, category: str) -> str:
+        return category if category in self.shadows else "all"
+
+    def hidden(self, batch: Batch, x: Tensor | None = None, start: int = 0) -> Tensor:
+        """The frozen trunk: (N, D) below the models' own blocks."""
+        with torch.no_grad():
+            return run_blocks(self.trunk[0], batch, x, start, self.below)
+
+    def forward(self, x: Tensor, batch: Batch, categories: list[str]) -> Tensor:
+        """Rewards (B,) of a batch's completions, from hidden() states; categories: one per prompt."""
+        rope = self.trunk[0].rope(batch.positions)
+        if self.integration == "linear" or len(self.names) == 1:
+            own = torch.tensor([self.names.index(self.name(c)) for c in categories], device=x.device)[batch.owner]
+            return integrate(torch.stack([s(x, rope, batch) for s in self.shadows.values()]), own, self.integration)
+        out = x.new_zeros(len(batch.owner), dtype=torch.float32)
+        for category in sorted(set(categories)):             # categorized: each prompt runs through its own model only
+            mine = [p for p, c in enumerate(categories) if c == category]
+            part, tokens, rows = batch.select(mine)
+            out = out.index_copy(0, rows, self.shadows[category](x[tokens], self.trunk[0].rope(part.positions), part))
+        return out
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, shadow in self.shadows.items():
+            save_file({k: v.contiguous() for k, v in shadow.state_dict().items()}, folder / f"{name}.safetensors")
+
+    def load(self, folder: Path) -> "RewardModels":
+        for name, shadow in self.shadows.items():
+            if not (folder / f"{name}.safetensors").exists():
+                raise UserError(f"no reward model {folder / name}.safetensors; run the irl stage first, with the same --reward-models")
+            shadow.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        return self.requires_grad_(False)
+
+
+def fit(models: RewardModels, groups: list[dict], c: IRLConfig, amp, seed: int = 0, log=lambda **record: None) -> None:
+    """Fits every model on its categories' groups; normalises them at the end.
+
+    A group: {"category": str, "prompt_ids": ids, "demonstration": ids, "samples": K lists of ids}.
+    """
+    rng, batches = random.Random(seed), []
+    for name in models.names:                                # steps of `group` prompts of one model; the trunk runs once
+        mine = [g for g in groups if models.name(g["category"]) == name]
+        rng.shuffle(mine)
+        for i in range(0, len(mine), c.group):
+            part = mine[i:i + c.group]
+            batch = Batch([g["prompt_ids"] for g in part], [[g["demonstration"], *g["samples"]] for g in part], models.trunk[0].device)
+            with amp():
+                batches.append((name, batch, models.hidden(batch)))
+    models.requires_grad_(True)
+    for shadow in models.shadows.values():
+        shadow.mean.zero_(), shadow.std.fill_(1.0)
+    head = [p for name, p in models.named_parameters() if ".value." in name]
+    body = [p for name, p in models.named_parameters() if ".value." not in name]
+    optimizer = torch.optim.AdamW([{"params": body, "lr": c.lr}, {"params": head, "lr": 10 * c.lr}], weight_decay=0.0, fused=True)
+    for group in optimizer.param_groups:
+        group["peak"] = group["lr"]
+    steps, step = c.epochs * len(batches), 0
+    bar = tqdm(total=steps, desc="irl", unit="step")
+    for _ in range(c.epochs):
+        for name, batch, x in rng.sample(batches, len(batches)):
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * (1 - step / steps)
+            with amp():
+                r = models.shadows[name](x, models.trunk[0].rope(batch.positions), batch).view(len(batch.source[0]), -1)   # (P, 1 + K)
+            loss = irl_loss(r[:, 0], r[:, 1:], c.beta, c.estimator)
+            (loss + c.l2 * r.pow(2).mean()).backward()
+            torch.nn.utils.clip_grad_norm_(models.shadows[name].parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()                            # sets gradients to None: AdamW leaves the other models alone
+            step += 1
+            log(stage="irl", step=step, model=name, loss=loss.item(), accuracy=(r[:, :1] > r[:, 1:]).float().mean().item(),
+                gap_demo_minus_sample=(r[:, :1] - r[:, 1:]).mean().item())
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            bar.update()
+    bar.close()
+    models.requires_grad_(False)
+    with torch.no_grad(), amp():
+        for name, shadow in models.shadows.items():
+            r = torch.cat([shadow(x, models.trunk[0].rope(b.positions), b).view(len(b.source[0]), -1)[:, 1:].flatten() for n, b, x in batches if n == name])
+            shadow.mean.copy_(r.mean()), shadow.std.copy_(r.std(correction=0).clamp(min=1e-6))
+
+
+def score(models: RewardModels, groups: list[dict], size: int, amp) -> None:
+    """Adds `rewards` (of the samples) and `reward_demo` to every group."""
+    for i in range(0, len(groups), size):
+        part = groups[i:i + size]
+        batch = Batch([g["prompt_ids"] for g in part], [[g["demonstration"], *g["samples"]] for g in part], models.trunk[0].device)
+        with torch.no_grad(), amp():
+            r = models(models.hidden(batch), batch, [g["category"] for g in part]).view(len(part), -1).tolist()
+        for g, (first, *rest) in zip(part, r):
+            g["reward_demo"], g["rewards"] = first, rest
+
+
+def auc(positive: list[float], negative: list[float]) -> float:
+    """Chance that a positive scores above a negative, ties counting half; NaN if either is empty."""
+    if not positive or not negative:
+        return math.nan
+    p, n = torch.tensor(positive)[:, None], torch.tensor(negative)
+    return ((p > n).float() + 0.5 * (p == n).float()).mean().item()

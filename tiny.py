@@ -1,0 +1,44 @@
+"""A model small enough to align in a minute: a 1M-parameter Llama and a byte-level BPE tokenizer, both made from the corpus.
+
+It learns to answer every harmless training prompt, and nothing else: like a base model it never refuses. It shows that
+the pipeline works, not that the model knows anything.
+"""
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+import sft
+from chat import load_chat
+from data import HELPFUL
+from model import Config, Transformer, save_model
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+STEPS = 150
+
+
+def make(folder: Path, demonstrations: list[dict], benign: list[dict], seed: int = 0) -> None:
+    """Writes a Hugging Face folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=2048, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator([r[k] for r in demonstrations + benign for k in ("prompt", "response")], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 128,
+              "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+              "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 2, "torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}) + "\n")
+    torch.manual_seed(seed)
+    model = Transformer(Config.from_dict(config))
+    for p in model.parameters():
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, std=0.02)
+    print(f"tiny: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
+    rows = [r for r in benign if r["category"] == HELPFUL]
+    c = sft.SFTConfig(steps=STEPS, lr=3e-3, batch=32, harmful_share=0.0)
+    sft.train(model, load_chat(folder, system=""), rows, c, train_blocks=0, amp=lambda: torch.autocast("cpu", enabled=False), seed=seed)
+    save_model(model, folder)

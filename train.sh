@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# DR-IRL, stage by stage, on the model of your choice:
+#   bash train.sh                 SmolLM2-135M-Instruct (downloaded once, 90 MB), about 13 minutes on two CPU cores
+#   bash train.sh FOLDER          any local Llama, Qwen2 or Qwen3 folder
+#   bash train.sh tiny            a 1M-parameter model made on the spot, no download, under 2 minutes
+# Further flags go to every stage:   bash train.sh FOLDER --run runs/mine --device cuda --dtype bf16
+# All of them: python drirl.py --help. A stage can be run again by itself; it reads what the earlier ones wrote.
+set -euo pipefail
+case "${1:-}" in /*|""|--*|tiny) ;; *) set -- "$PWD/$1" "${@:2}" ;; esac
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+run=runs/default
+flags=()
+if [ "${1:-}" = tiny ]; then
+    shift
+    run=runs/tiny
+    flags=(--model runs/tiny/base --encoder words --train-blocks 0 --max-new-tokens 56 --dtype fp32)
+elif [ -n "${1:-}" ] && [[ "$1" != --* ]]; then
+    run=runs/$(basename "$1")
+    flags=(--model "$1")
+    shift
+fi
+flags=(--run "$run" "${flags[@]}" "$@")
+
+if [ "$run" = runs/tiny ]; then
+    "$PYTHON" drirl.py tiny "${flags[@]}"      # a base model and its tokenizer from the corpus
+fi
+rm -f "$run/metrics.jsonl"
+"$PYTHON" drirl.py data "${flags[@]}"          # 1. balanced Chain-of-Draft demonstrations                        (10 s)
+"$PYTHON" drirl.py sft "${flags[@]}"           #    warm start: supervised fine-tuning on them                   (4 min)
+"$PYTHON" drirl.py irl "${flags[@]}"           # 2. one shadow reward model per category by inverse RL           (2 min)
+"$PYTHON" drirl.py grpo "${flags[@]}"          # 3. GRPO-S against these rewards                                 (2 min)
+"$PYTHON" drirl.py baseline "${flags[@]}"      #    the rival: SFT continued for as long as 2. and 3. took       (4 min)
+"$PYTHON" drirl.py eval "${flags[@]}"          #    all four on held-out prompts: table, report.md, pictures     (3 min)
