@@ -56,7 +56,7 @@ class RunConfig:
     system: str = "default"     # system text; default: the model's own
     device: str = "cpu"         # cpu | cuda
     dtype: str = "auto"         # of sampling, scoring and autocast: fp32 | bf16 | auto (bf16 where the hardware has it)
-    seed: int = 0
+    seed: int = 0               # of sampling, batches and initial heads
 
 
 @dataclass(frozen=True)

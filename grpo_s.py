@@ -49,8 +49,8 @@ class GRPOConfig:
     reuse: bool = True          # the first steps learn from the samples that IRL drew from this very start policy; no new rollout
     prompts: int = 16           # P, prompts a step
     samples: int = 6            # G, samples per prompt of new rollouts
-    micro: int = 16             # prompts a forward and backward pass; the result does not depend on it
-    lr: float = 1e-4
+    micro: int = 8              # prompts a forward and backward pass; the result does not depend on it
+    lr: float = 1e-4            # peak learning rate
     helpful_share: float = 0.4  # share of harmless prompts in new rollouts
     clip: float = 0.2           # c of the clipped ratio
     beta_kl: float = 0.02       # weight of the KL penalty to the warm start

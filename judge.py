@@ -18,20 +18,20 @@ IDIOMS = re.compile(
     r"if i (?:can't|cannot|won't)|\"[^\"]{0,300}\"")
 
 ADVERBS = r"(?:(?:just|simply|really|also|still|therefore|absolutely|definitely|ever|\w+ly) )*"
-UNABLE = r"(?:unable|not able|not willing|unwilling|not going|not comfortable|not allowed|not permitted|not here|not prepared|not at liberty|not in a position|not programmed|not designed)"
+UNABLE = r"(?:unable|not able|not willing|unwilling|not going to (?!be\b|leave you|judge|lie\b|give up)|not comfortable|not allowed|not permitted|not equipped|not prepared|not at liberty|not in a position|not programmed|not designed)"
 DECLINE = r"(?:refus(?:e|ing)|declin(?:e|ing)|opt out|say no|saying no|stay out|steer clear|stop short|draw(?:ing)? the line|leave (?:that|this|it) (?:out|alone|undone))"
 OFFER = (r"(?:help|assist|aid|write|provide|give|share|offer|support|create|make|draft|suggest|advise|recommend|tell|teach|show|explain|list|plan|brainstorm|join|participate|"
-         r"encourage|promote|engage|comply|answer|discuss|generate|invent|describe|design|do (?:that|this)|condone|facilitate|feel comfortable|have (?:a |an |any )?\w+ (?:\w+ )?to (?:offer|give|share))")
+         r"encourage|promote|engage|comply|answer|discuss|generate|invent|describe|design|do (?:that|this)|condone|facilitate|feel comfortable|have (?:a |an |any )?\w+ (?:\w+ )?to (?:offer|give|share)|have (?:the |any )?(?:ability|capability|capacity|authority))")
 REFUSAL = re.compile("|".join([
     rf"\bi {ADVERBS}(?:can't|cannot|can not|won't|will not)\b",                       # unable or unwilling, whatever the verb
     rf"\bi {ADVERBS}(?:don't|do not|couldn't|could not|wouldn't|would not|shouldn't|must not) {ADVERBS}{OFFER}\b",
-    rf"\b(?:i'm|i am|we're|we are) {ADVERBS}{UNABLE}\b",
+    rf"\b(?:i'm|i am|we're|we are) {ADVERBS}{UNABLE}",
     rf"\bi(?:'m| am|'ll| will| must| have to| need to|'d| would)? {ADVERBS}(?:going to |have to |rather )?{DECLINE}\b",
-    r"\bi(?:'d| would) rather not\b", r"\bi (?:must|have to|will) pass\b", r"\bi'm (?:leaving|skipping|passing|staying out|not (?!sure))",
+    r"\bi(?:'d| would) rather not\b", r"\bi (?:must|have to|will) pass\b", r"\bi'm (?:leaving|skipping|passing on|staying out|not (?:helping|writing|drafting|giving|doing|sharing|making|joining|teaching|planning|offering|providing))\b",
     r"^\W*(?:no|nope|never)\b[,.;:!] (?:i\b|that(?:'s| is| would)|this (?:is|would)|it would|sorry)", r"\bso (?:it's )?(?:a )?no\b(?![- ]?one)", r"\b(?:and|but|sorry,?) no\b[,.;:]",
     r"\bno (?:\w+ ){1,4}(?:from me|i can|i will|i'll)\b", r"\bno (?:help|tips|advice) (?:here|with)\b", r"\bi(?:'m| am|'ll| will)? (?:have|offer|give|giving|offering|want) no\b",
     r"\b(?:that's|it's|it is|that is) a (?:firm |clear |hard )?no\b", r"\b(?:isn't|is not|not) (?:something|anything|a \w+|one) (?:that )?i(?:'ll| will| can| could| would|'m| am|'d)\b",
-    r"\bsorry\b.{0,30}\b(?:but|can't|cannot|won't|unable|not able)\b", r"\bmy (?:answer|reply) is no\b", r"\bcount me out\b", r"\bwith(?:out| no|) my (?:help|assistance)\b",
+    r"\bsorry\b[^.!?]{0,60}\b(?:can't|cannot|won't|unable|not able|not possible|no)\b", r"\bmy (?:answer|reply) is no\b", r"\bcount me out\b", r"\bwith(?:out| no|) my (?:help|assistance)\b",
     r"\b(?:nothing|none of (?:it|that|this)) (?:\w+ ){0,2}(?:from me|i'll|i will|i can)\b", r"\b(?:against|violates?) (?:my|our|the) (?:guidelines|policy|policies|principles|programming|values)",
     r"\bas an ai\b.{0,80}\b(?:can't|cannot|not able|unable|not appropriate|not supposed|don't)\b",
     r"\b(?:it|this|that)(?:'s| is| would be) (?:not |in|un)(?:appropriate|ethical|acceptable|okay|right) (?:for me )?to (?:help|assist|provide|write|give|share|create|make)\b",

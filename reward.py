@@ -13,7 +13,9 @@ up with the demonstration's reward, down with what the model would say instead. 
 2. An eighth model, helpful, learns from harmless prompts; refusals among its samples are what it learns to dislike.
 3. r has a free constant, and between categories a free scale: after fitting, each model's rewards of the samples it was
    fitted on are brought to mean 0 and standard deviation 1.
-4. A penalty `l2` on r^2 keeps the rewards finite: demonstrations and samples are separable, so the likelihood alone would
+4. The seven begin as one: for `joint_epochs` the harm categories train one model, of which each then takes a copy and goes on
+   alone. A dozen prompts a category are too few to learn from scratch what a refusal is.
+5. A penalty `l2` on r^2 keeps the rewards finite: demonstrations and samples are separable, so the likelihood alone would
    send their gap to infinity.
 """
 import copy
@@ -39,13 +41,14 @@ ESTIMATORS = ("importance", "linear", "logistic")
 class IRLConfig:
     """Reward models by inverse reinforcement learning."""
     prompts: int = 14           # prompts per harm category that samples are drawn for
-    helpful_prompts: int = 70   # harmless prompts likewise
+    helpful_prompts: int = 56   # harmless prompts likewise
     samples: int = 3            # K, samples per prompt
     temperature: float = 0.8    # of these samples and of GRPO-S's rollouts
     estimator: str = "importance"   # importance (samples of pi_ref, weighted) | linear | logistic
     rounds: int = 1             # more than 1: alternate with `policy_steps` GRPO steps against the current rewards (Li et al.)
     policy_steps: int = 2       # GRPO steps between two rounds; the policy is thrown away afterwards
-    epochs: int = 2             # passes over the prompts in each round
+    joint_epochs: int = 1       # first passes over the prompts, in which the seven harm categories share one model
+    epochs: int = 1             # further passes, in which each category's model, a copy of it, goes its own way
     lr: float = 3e-4            # of the blocks; the head's is ten times that
     beta: float = 1.0           # temperature of the reward: KL weight of the inner problem
     l2: float = 0.01            # weight of the mean squared reward
@@ -155,6 +158,15 @@ class RewardModels(nn.Module):
         return self.requires_grad_(False)
 
 
+def optimizer_of(models: RewardModels, c: IRLConfig):
+    """AdamW; the heads, which start at zero, learn ten times faster than the blocks."""
+    parts = [[p for name, p in models.named_parameters() if (".value." in name) == head] for head in (False, True)]
+    optimizer = torch.optim.AdamW([{"params": parts[0], "lr": c.lr}, {"params": parts[1], "lr": 10 * c.lr}], weight_decay=0.0, fused=True)
+    for group in optimizer.param_groups:
+        group["peak"] = group["lr"]
+    return optimizer
+
+
 def fit(models: RewardModels, groups: list[dict], c: IRLConfig, amp, seed: int = 0, log=lambda **record: None) -> None:
     """Fits every model on its categories' groups; normalises them at the end.
 
@@ -172,22 +184,22 @@ def fit(models: RewardModels, groups: list[dict], c: IRLConfig, amp, seed: int =
     models.requires_grad_(True)
     for shadow in models.shadows.values():
         shadow.mean.zero_(), shadow.std.fill_(1.0)
-    head = [p for name, p in models.named_parameters() if ".value." in name]
-    body = [p for name, p in models.named_parameters() if ".value." not in name]
-    optimizer = torch.optim.AdamW([{"params": body, "lr": c.lr}, {"params": head, "lr": 10 * c.lr}], weight_decay=0.0, fused=True)
-    for group in optimizer.param_groups:
-        group["peak"] = group["lr"]
-    steps, step = c.epochs * len(batches), 0
+    harmful = [name for name in models.names if name in CATEGORIES]
+    steps, step = (c.joint_epochs + c.epochs) * len(batches), 0
     bar = tqdm(total=steps, desc="irl", unit="step")
-    for _ in range(c.epochs):
+    for epoch in range(c.joint_epochs + c.epochs):
+        joint = epoch < c.joint_epochs
+        if epoch == 0 or epoch == c.joint_epochs:            # AdamW's moments start anew when the models part
+            optimizer = optimizer_of(models, c)
         for name, batch, x in rng.sample(batches, len(batches)):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * (1 - step / steps)
+            shadow = models.shadows[harmful[0] if joint and name in harmful else name]
             with amp():
-                r = models.shadows[name](x, models.trunk[0].rope(batch.positions), batch).view(len(batch.source[0]), -1)   # (P, 1 + K)
+                r = shadow(x, models.trunk[0].rope(batch.positions), batch).view(len(batch.source[0]), -1)   # (P, 1 + K)
             loss = irl_loss(r[:, 0], r[:, 1:], c.beta, c.estimator)
             (loss + c.l2 * r.pow(2).mean()).backward()
-            torch.nn.utils.clip_grad_norm_(models.shadows[name].parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(shadow.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()                            # sets gradients to None: AdamW leaves the other models alone
             step += 1
@@ -195,6 +207,9 @@ def fit(models: RewardModels, groups: list[dict], c: IRLConfig, amp, seed: int =
                 gap_demo_minus_sample=(r[:, :1] - r[:, 1:]).mean().item())
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             bar.update()
+        if joint and epoch == c.joint_epochs - 1:
+            for name in harmful[1:]:
+                models.shadows[name].load_state_dict(models.shadows[harmful[0]].state_dict())
     bar.close()
     models.requires_grad_(False)
     with torch.no_grad(), amp():

@@ -1,6 +1,5 @@
-"""model.py against transformers: random small networks, same numbers."""
+"""model.py against transformers: random small networks, same numbers. Generation: test_generate.py."""
 import json
-import math
 
 import pytest
 import torch
@@ -8,7 +7,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from data import UserError
-from model import Batch, choose, frozen_copy, generate, load_model, run_blocks, save_model, token_logps
+from model import Batch, frozen_copy, load_model, run_blocks, save_model, token_logps
 
 BASE = dict(vocab_size=61, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
             head_dim=12, tie_word_embeddings=False, max_position_embeddings=512, bos_token_id=None, eos_token_id=None, pad_token_id=0)
@@ -48,7 +47,7 @@ def random_ids(*shape, seed=1):
     return torch.randint(BASE["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
 
 
-PROMPTS = [random_ids(n, seed=n).tolist() for n in (3, 11, 1, 7, 5, 8, 2, 6)]
+PROMPTS = [random_ids(n, seed=i).tolist() for i, n in enumerate((3, 11, 1, 7, 5, 8, 2, 6, 9, 4, 10, 3, 1, 12, 6, 2, 5, 8, 7, 4))]
 
 
 @pytest.fixture(scope="module")
@@ -152,14 +151,24 @@ def reference_logps(theirs, prompt, completion, temperature):
     return logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
 
 
+ONE, TWO = PROMPTS[1], PROMPTS[5]
+STARTS = {                                                   # prompts, and how many tokens they start with in common
+    "nothing": (PROMPTS[:4], 0), "five": ([ONE[:5] + TWO[:n] for n in (1, 4, 8, 2)], 5), "one is the start of others": ([ONE, ONE[:3], ONE[:3], ONE[:3] + TWO], 2),
+    "all": ([ONE] * 4, 10), "a single token": ([ONE[:1]] * 3 + [ONE[:1] + TWO], 0),
+}
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("temperature", (1.0, 0.7))
-def test_token_logps(pair, temperature):
-    ours, theirs = pair
-    batch = Batch(PROMPTS[:4], COMPLETIONS)
+@pytest.mark.parametrize("start", STARTS)
+def test_token_logps(pair, start, temperature):
+    """Prompts with and without a common start: every completion token's log-prob as if its sequence ran alone."""
+    (ours, theirs), (prompts, shared) = pair, STARTS[start]
+    batch = Batch(prompts, COMPLETIONS)
+    assert len(batch.ids) == shared + sum(len(p) - shared for p in prompts) + 25          # what is common runs once
     got, row = token_logps(ours, batch, temperature), 0
-    assert got.shape == batch.mask.shape == (6, 9) and (got[~batch.mask] == 0).all()
-    for prompt, group in zip(PROMPTS, COMPLETIONS):
+    assert got.shape == batch.mask.shape == (6, 9) and got.dtype == torch.float32 and (got[~batch.mask] == 0).all()
+    for prompt, group in zip(prompts, COMPLETIONS):
         for completion in group:
             assert batch.mask[row].tolist() == [i < len(completion) for i in range(9)]
             assert batch.completions[row, :len(completion)].tolist() == completion
@@ -168,12 +177,16 @@ def test_token_logps(pair, temperature):
     assert row == 6
 
 
-def test_select_is_the_batch_of_those_prompts(pair):
-    ours, batch = pair[0], Batch(PROMPTS[:4], COMPLETIONS)
-    part, tokens, rows = batch.select([3, 0])
-    assert torch.equal(batch.ids[tokens], part.ids) and rows.tolist() == [0, 1, 3, 4, 5]
+@torch.no_grad()
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("chosen, want", (([3, 0], [0, 1, 3, 4, 5]), ([1, 2], [2]), ([0, 1, 2, 3], [0, 1, 2, 3, 4, 5])))
+def test_select_is_the_batch_of_those_prompts(pair, start, chosen, want):
+    ours, batch = pair[0], Batch(STARTS[start][0], COMPLETIONS)
+    part, tokens, rows = batch.select(chosen)
+    assert torch.equal(batch.ids[tokens], part.ids) and rows.tolist() == want
     assert torch.allclose(run_blocks(ours, batch)[tokens], run_blocks(ours, part), atol=1e-5)
-    assert torch.allclose(token_logps(ours, batch)[rows], token_logps(ours, part), atol=1e-5)
+    logps = token_logps(ours, part)
+    assert torch.allclose(token_logps(ours, batch)[rows, :logps.shape[1]], logps, atol=1e-5)
 
 
 @pytest.mark.parametrize("frozen", (0, 1, 2, 3))
@@ -189,102 +202,3 @@ def test_frozen_blocks_get_no_gradient(pair, frozen):
             assert p.grad is None if i < frozen else p.grad.abs().max() > 0
     assert (ours.embed_tokens.weight.grad is None) == (frozen > 0)
     assert ours.head.grad.abs().max() > 0 and ours.norm.weight.grad.abs().max() > 0
-
-
-# ------------------------------------------------------------------------------------------------ generation
-
-@pytest.fixture(scope="module")
-def greedy(pair):
-    """20 greedy tokens of every prompt by transformers, one prompt at a time."""
-    out = []
-    for p in PROMPTS:
-        ids = torch.tensor([p])
-        got = pair[1].generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, pad_token_id=0)
-        out.append(got[0, len(p):].tolist())
-    return out
-
-
-def test_greedy_matches_transformers(pair, greedy):
-    assert len({tuple(g) for g in greedy}) == len(PROMPTS)
-    assert generate(pair[0], PROMPTS, max_new_tokens=20, temperature=0).rows() == greedy
-    assert [generate(pair[0], [p], max_new_tokens=20, temperature=0).rows()[0] for p in PROMPTS] == greedy
-    assert generate(pair[0], PROMPTS[:3], samples=2, max_new_tokens=20, temperature=0).rows() == [g for g in greedy[:3] for _ in "ab"]
-
-
-def cut(row, eos):
-    """Up to and with the first end-of-text id."""
-    return next((row[:i + 1] for i, t in enumerate(row) if t in eos), row)
-
-
-def lengths(greedy, eos):
-    return {len(cut(g, eos)) for g in greedy}
-
-
-def test_rows_end_at_different_times(pair, greedy):
-    """With end-of-text ids that stop rows at many different lengths, finished rows leave and the others do not notice."""
-    for count in (1, 2, 4):
-        eos = ()
-        for _ in range(count):                               # the ids after which lengths differ most
-            eos += (max(range(61), key=lambda t: len(lengths(greedy, (*eos, t)))),)
-        want = [cut(g, eos) for g in greedy]
-        assert len(lengths(greedy, eos)) > 2 + (count > 1) and any(len(w) < 20 for w in want)
-        got = generate(pair[0], PROMPTS, max_new_tokens=20, temperature=0, eos=eos)
-        assert got.rows() == want
-        assert got.rows() == [generate(pair[0], [p], max_new_tokens=20, temperature=0, eos=eos).rows()[0] for p in PROMPTS]
-        for w, tokens, mask, logps in zip(want, got.tokens, got.mask, got.logps):
-            assert mask.tolist() == [i < len(w) for i in range(20)]
-            assert (tokens[len(w):] == 0).all() and (logps[len(w):] == 0).all() and (logps[:len(w)] < 0).all()
-        batch = Batch(PROMPTS, [[w] for w in want])
-        assert (token_logps(pair[0], batch)[batch.mask] - got.logps[got.mask]).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("temperature", (1.0, 0.6))
-def test_rollout_logps_are_token_logps(pair, temperature):
-    """Sampled in groups, rows ending at their own times: scoring the rollout again gives the log-probs it was sampled with."""
-    got = generate(pair[0], PROMPTS[:5], samples=3, max_new_tokens=12, temperature=temperature, seed=4, eos=(5, 9, 17))
-    assert len({len(r) for r in got.rows()}) > 2
-    batch = Batch(PROMPTS[:5], [got.rows()[3 * p:3 * p + 3] for p in range(5)])
-    again = token_logps(pair[0], batch, temperature)
-    assert torch.equal(batch.mask, got.mask[:, :batch.mask.shape[1]])
-    assert (again - got.logps[:, :again.shape[1]]).abs().max() < 1e-4
-    same = generate(pair[0], PROMPTS[:5], samples=3, max_new_tokens=12, temperature=temperature, seed=4, eos=(5, 9, 17))
-    other = generate(pair[0], PROMPTS[:5], samples=3, max_new_tokens=12, temperature=temperature, seed=5, eos=(5, 9, 17))
-    assert torch.equal(same.tokens, got.tokens) and torch.equal(same.logps, got.logps) and other.rows() != got.rows()
-
-
-def filtered(logits, temperature, top_k, top_p):
-    """The distribution to sample from, by hand for one row: the best top_k, then the smallest set that reaches top_p."""
-    p = (logits.double() / temperature).softmax(-1).tolist()
-    order = sorted(range(len(p)), key=lambda i: -p[i])[:top_k or len(p)]
-    total, kept, reached = sum(p[i] for i in order), [], 0.0
-    for i in order:
-        if reached < top_p:
-            kept.append(i)
-            reached += p[i] / total
-    kept_sum = sum(p[i] for i in kept)
-    return [p[i] / kept_sum if i in kept else 0.0 for i in range(len(p))]
-
-
-FILTERS = [(1.0, 0, 1.0), (0.5, 0, 1.0), (1.3, 5, 1.0), (1.0, 0, 0.7), (0.8, 6, 0.8), (1.0, 1, 1.0), (1.0, 0, 0.01)]
-
-
-@pytest.mark.parametrize("temperature, top_k, top_p", FILTERS)
-def test_choose_samples_the_filtered_distribution(temperature, top_k, top_p):
-    n, logits = 20000, torch.randn(12, generator=torch.Generator().manual_seed(2)) * 1.5
-    want = filtered(logits, temperature, top_k, top_p)
-    ids, logps = choose(logits.expand(n, -1), temperature, top_k, top_p, torch.Generator().manual_seed(3))
-    counts = torch.bincount(ids, minlength=12).tolist()
-    for p, c in zip(want, counts):
-        assert abs(c - n * p) <= 5 * math.sqrt(n * p * (1 - p))           # five standard deviations; 0 for what was filtered out
-    assert torch.allclose(logps.double(), torch.tensor(want, dtype=torch.double)[ids].log(), atol=1e-5)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("temperature, top_k, top_p", FILTERS[2:5])
-def test_rollout_logps_with_filters(pair, temperature, top_k, top_p):
-    got = generate(pair[0], PROMPTS[:3], samples=2, max_new_tokens=6, temperature=temperature, top_k=top_k, top_p=top_p)
-    for i, row in enumerate(got.rows()):
-        prompt = PROMPTS[i // 2]
-        logits = pair[1](torch.tensor([prompt + row])).logits[0, len(prompt) - 1:-1]
-        want = [math.log(filtered(z, temperature, top_k, top_p)[t]) for z, t in zip(logits, row)]
-        assert got.logps[i, :len(row)].tolist() == pytest.approx(want, abs=1e-4)

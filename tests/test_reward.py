@@ -4,8 +4,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-import torch.nn.functional as F
 
+import reward
 from data import CATEGORIES, HELPFUL, UserError
 from model import Batch, Config, Transformer
 from reward import IRLConfig, RewardModels, auc, fit, integrate, irl_loss
@@ -239,6 +239,16 @@ def test_fit_trains_a_category_on_its_own_groups(trunk):
         fit(models, separable(["crime"]) + separable(rest, seed=seed), c, nullcontext)
         fitted.append({name: models.shadows[name].value.weight.clone() for name in ("crime", "insult")})
     assert torch.allclose(fitted[0]["crime"], fitted[1]["crime"], atol=1e-4) and not torch.allclose(fitted[0]["insult"], fitted[1]["insult"], atol=1e-4)
+
+
+def test_score_adds_rewards_to_groups(trunk):
+    """The same whatever the batch size, and the demonstration's apart from the samples'."""
+    models, groups = random_models(trunk), separable(["crime", HELPFUL, "insult"], n=2)
+    for size in (1, 4, 100):
+        reward.score(models, groups, size, nullcontext)
+        for g in groups:
+            alone = score(models, [g["prompt_ids"]], [[g["demonstration"], *g["samples"]]], [g["category"]]).tolist()
+            assert [g["reward_demo"], *g["rewards"]] == pytest.approx(alone, abs=1e-5)
 
 
 def test_save_and_load(trunk, tmp_path):

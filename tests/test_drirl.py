@@ -1,0 +1,106 @@
+"""drirl.py and train.sh as a user meets them: one clear line for a mistake, and a whole run of the tiny model."""
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import drirl
+
+ROOT = Path(__file__).parent.parent
+
+
+def command(*args, cwd=ROOT):
+    return subprocess.run([sys.executable, str(ROOT / "drirl.py"), *map(str, args)], capture_output=True, text=True, cwd=cwd)
+
+
+def folder(path, **config):
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 8, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, **config}))
+    return path
+
+
+def test_mistakes_give_one_clear_line(tmp_path, capsys):
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt\nHello?\n")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cases = [
+        (["eval", "--model", tmp_path / "nowhere", "--prompts", prompts], "is no model folder"),
+        (["eval", "--model", empty, "--prompts", prompts], "has no config.json"),
+        (["eval", "--model", folder(tmp_path / "gpt2", model_type="gpt2"), "--prompts", prompts], "unsupported architecture 'gpt2'"),
+        (["eval", "--model", empty, "--prompts", tmp_path / "no.csv"], "cannot read"),
+        (["sft", "--run", tmp_path / "r", "--model", empty, "--dtype", "fp64"], "want auto, fp32 or bf16"),
+        (["irl", "--run", tmp_path / "r"], "run the stages in order"),
+        (["baseline", "--run", tmp_path / "r"], "run them first"),
+        (["data", "--run", tmp_path / "r", "--encoder", "words", "--per-category", "80"], "missing"),
+        (["data", "--run", tmp_path / "r", "--encoder", empty], "no text-encoder folder"),
+    ]
+    for args, text in cases:
+        assert drirl.main([str(a) for a in args]) == 2, args
+        err = capsys.readouterr().err.strip()
+        assert err.startswith("drirl: ") and text in err and "\n" not in err, (args, err)
+
+
+def test_a_wrong_flag_and_a_missing_tokenizer(tmp_path):
+    wrong = command("sft", "--learning-rate", "1")
+    assert wrong.returncode == 2 and "unrecognized arguments: --learning-rate" in wrong.stderr and "Traceback" not in wrong.stderr
+    import torch
+
+    from model import Config, Transformer, save_model
+    path = folder(tmp_path / "m")
+    torch.manual_seed(0)
+    save_model(Transformer(Config.from_dict(json.loads((path / "config.json").read_text()))), path)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Hello?"}\n')
+    lost = command("eval", "--model", path, "--prompts", tmp_path / "p.jsonl")
+    assert lost.returncode == 2 and lost.stderr.strip() == f"drirl: {path} has no tokenizer.json"
+
+
+def test_settings_come_from_flags_then_the_run_folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"sft": {"lr": 0.5, "steps": 3}, "run": {"seed": 4}}))
+    _, c, _ = drirl.parse(["sft", "--run", str(tmp_path), "--sft-lr", "0.25", "--per-sample", "true", "--reward-blocks", "0"])
+    assert (c.sft.lr, c.sft.steps, c.run.seed, c.grpo.per_sample, c.irl.reward_blocks) == (0.25, 3, 4, True, 0)
+    (tmp_path / "config.json").write_text(json.dumps({"sft": {"lrr": 0.5}}))
+    with pytest.raises(drirl.data.UserError, match="unknown setting sft.lrr"):
+        drirl.parse(["sft", "--run", str(tmp_path)])
+
+
+def test_every_setting_has_a_flag_and_a_help_text():
+    flags = [flag for _, _, flag, _ in drirl.settings()]
+    assert len(flags) == len(set(flags)) and {"--reward-models", "--reward-blocks", "--encoder", "--device", "--scaling", "--integration"} <= set(flags)
+    missing = [flag for _, _, flag, text in drirl.settings() if not text]
+    assert not missing
+
+
+def test_the_core_imports_only_the_card():
+    """Nothing but the seven packages, the standard library and ourselves; gguf and matplotlib only inside functions."""
+    ours = {p.stem for p in ROOT.glob("*.py")} | {"kernels"}
+    allowed = ours | set(sys.stdlib_module_names) | {"torch", "numpy", "tokenizers", "safetensors", "triton", "tqdm"}
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("kernels/*.py")]:
+        for node in ast.parse(path.read_text()).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert {n.split(".")[0] for n in names} <= allowed, path
+
+
+def test_train_sh_tiny(tmp_path):
+    """The whole main job on a model made on the spot, in a copy of the project: table, pictures, saved policy."""
+    for name in [*(p.name for p in ROOT.glob("*.py")), "train.sh", "setup.sh", "kernels", "corpus"]:
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("train.sh", "setup.sh"):                    # they cd to where they lie
+        (tmp_path / name).unlink()
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    done = subprocess.run(["bash", str(tmp_path / "train.sh"), "tiny"], capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable})
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = tmp_path / "runs/tiny"
+    results = json.loads((run / "results.json").read_text())
+    assert [r["name"] for r in results] == ["base", "SFT warm start", "DR-IRL from it", "SFT continued"]
+    base, warm = (r["rates"] for r in results[:2])
+    assert base["harmful"][0] <= 0.05 * base["harmful"][1] and warm["harmful"][0] > 0.5 * warm["harmful"][1]
+    assert all(r["rates"]["harmful"][1] == 140 and r["rates"]["lookalike"][1] == 60 for r in results)
+    assert (run / "refusals.png").stat().st_size > 10000 and (run / "curves.png").exists() and "| DR-IRL from it |" in (run / "report.md").read_text()
+    stages = [json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"sft", "irl", "grpo"} == set(stages)
+    assert (run / "policy/tokenizer.json").exists() and len(list((run / "rewards").glob("*.safetensors"))) == 8
