@@ -80,9 +80,10 @@ def load_chat(folder: str | Path, chat_format: str = "auto", system: str | None 
     if not system:
         template = template.replace(SYSTEM_TURN.get(chat_format, "{system}"), "")
     template = template.replace("{system}", system)
-    if "enable_thinking" in str(jinja):                      # Qwen3: an empty thought, so that it answers at once
+    if "enable_thinking" in str(jinja) and chat_format in FORMATS:                      # Qwen3: an empty thought, so that it answers at once
         template += "<think>\n\n</think>\n\n"
-    eos = settings["generation_config.json"].get("eos_token_id", settings["config.json"].get("eos_token_id"))
+    eos = settings["generation_config.json"].get("eos_token_id")
+    eos = settings["config.json"].get("eos_token_id") if eos is None else eos
     eos = [eos] if isinstance(eos, int) else list(eos or [])
     turn_end = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}.get(chat_format)
     if turn_end and (i := tokenizer.token_to_id(turn_end)) is not None:      # the one that ends a turn comes first: it is trained on

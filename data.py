@@ -8,6 +8,7 @@ A demonstration is a prompt with a response that first drafts, a few terse steps
     #### I won't mock him, since that would hurt him; a calm word in private works better.
 """
 import csv
+import io
 import json
 import math
 import re
@@ -40,6 +41,8 @@ class UserError(ValueError):
 
 def format_draft(draft: list[str], answer: str) -> str:
     """Steps, one a line, then `#### answer`. Raises ValueError for text that parse_draft could not take apart again."""
+    if isinstance(draft, str):
+        raise ValueError("draft must be a list of steps, not one string")
     text = "\n".join(draft) + f"\n{SEPARATOR} {answer}"
     if parse_draft(text) != (list(draft), answer):
         raise ValueError(f"not a draft and an answer: {draft!r}, {answer!r}")
@@ -147,10 +150,14 @@ def load_rows(path: str | Path) -> list[dict]:
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: not UTF-8 at byte {e.start}") from None
     if path.suffix.lower() == ".csv":
-        numbered = list(enumerate(csv.DictReader(text.splitlines(keepends=True)), 2))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            numbered = [(reader.line_num, row) for row in reader]
+        except csv.Error as e:
+            raise UserError(f"{path}:{reader.line_num}: not CSV: {e}") from None
     else:
         numbered = []
-        for n, line in enumerate(text.splitlines(), 1):
+        for n, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
                     numbered.append((n, json.loads(line)))

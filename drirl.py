@@ -177,8 +177,10 @@ def stage_irl(run: Run) -> None:
         models, policy = reward.RewardModels(trunk, c), trunk
         for n in range(c.rounds):
             groups = sample_groups(run, policy, chat, seed + n)
-            held = len(groups) // 8                          # kept out of the fit, to see what the rewards are worth
-            reward.fit(models, groups[held:], c, run.amp, seed + n, run.log)
+            by_category = sorted(groups, key=lambda g: g["category"])
+            held = by_category[::8]                          # kept out of the fit, to see what the rewards are worth
+            fitted = [g for i, g in enumerate(by_category) if i % 8]
+            reward.fit(models, fitted, c if n == 0 else dataclasses.replace(c, joint_epochs=0), run.amp, seed + n, run.log)
             if n + 1 < c.rounds:                             # estimator b: improve a throw-away policy against these rewards
                 improved = run.load(folder)
                 grpo = dataclasses.replace(run.c.grpo, updates=c.policy_steps, scaling="none")
@@ -190,7 +192,7 @@ def stage_irl(run: Run) -> None:
     keep = ("prompt", "category", "response", "samples", "rewards", "reward_demo")
     lines = [json.dumps({k: g[k] for k in keep}, ensure_ascii=False) + "\n" for g in groups] if c.rounds == 1 else []
     (run.folder / "rewards/samples.jsonl").write_text("".join(lines), encoding="utf-8")
-    run.write("rewards/report.json", report := reward_report(groups[:held], chat))
+    run.write("rewards/report.json", report := reward_report(held, chat))
     for kind, r in report.items():
         print(f"rewards, held-out {kind} prompts: AUC of {r['wanted']} samples {r['auc']:.2f} (by length alone {r['auc_length']:.2f}; {r['good']} : {r['bad']} samples)")
 

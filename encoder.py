@@ -2,6 +2,7 @@
 
 DR-IRL v3 names CLIP's text tower, a later version "a text encoder"; both kinds load here from a local folder.
 """
+import hashlib
 import re
 from pathlib import Path
 
@@ -140,7 +141,7 @@ class WordEncoder:
         self.width = width
 
     def word(self, w: str) -> Tensor:
-        seed = int.from_bytes(w.encode()[:8].ljust(8, b"\0"), "little") % (2 ** 63)
+        seed = int.from_bytes(hashlib.sha256(w.encode()).digest()[:7], "little")
         return F.normalize(torch.randn(self.width, generator=torch.Generator().manual_seed(seed)), dim=0)
 
     def embed(self, texts: list[str]) -> Tensor:
@@ -160,7 +161,10 @@ def load_encoder(folder: str | Path, device="cpu"):
     if kind == "clip":                                       # the text half of a whole CLIP
         c = {"num_hidden_layers": 12, "num_attention_heads": 8, "hidden_size": 512, "intermediate_size": 2048, "hidden_act": "quick_gelu",
              "layer_norm_eps": 1e-5, "max_position_embeddings": 77, **c.get("text_config", {}), "model_type": "clip"}
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as e:
+        raise UserError(f"cannot read {folder / 'tokenizer.json'}: {e}") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tensors = {k.removeprefix("bert.").removeprefix("text_model."): v.float() for k, v in load_tensors(folder).items() if not k.startswith("vision_model.")}

@@ -136,7 +136,7 @@ def pictures(folder: Path, results: list[dict], records: list[dict]) -> list[str
     plt.close(fig)
 
     wanted = [("sft", "loss", "SFT: loss"), ("irl", "gap_demo_minus_sample", "IRL: reward gap, demonstration − sample"),
-              ("grpo", "reward_harmful", "GRPO-S: reward, harmful"), ("grpo", "reward_helpful", "GRPO-S: reward, harmless"),
+              ("grpo", "harmful_reward", "GRPO-S: reward, harmful"), ("grpo", "helpful_reward", "GRPO-S: reward, harmless"),
               ("grpo", "harmful_refused", "GRPO-S: samples refused, harmful"), ("grpo", "helpful_refused", "GRPO-S: samples refused, harmless"),
               ("grpo", "kl", "GRPO-S: KL to the warm start (k3)"), ("grpo", "alpha", "GRPO-S: alpha, each prompt")]
     fig, axes = plt.subplots(2, 4, figsize=(15, 6))
@@ -148,7 +148,8 @@ def pictures(folder: Path, results: list[dict], records: list[dict]) -> list[str
             for model in dict.fromkeys(r["model"] for r in mine):
                 part = [r for r in mine if r["model"] == model]
                 ax.plot([r["step"] for r in part], [r[key] for r in part], ".-", ms=3, lw=0.7, label=model)
-            ax.legend(fontsize=6)
+            if mine:
+                ax.legend(fontsize=6)
         else:
             ax.plot([r["step"] for r in mine], [r[key] for r in mine])
         ax.set(title=title, xlabel="step")

@@ -45,12 +45,12 @@ SCALINGS = ("none", "data", "model", "product", "sum")
 @dataclass(frozen=True)
 class GRPOConfig:
     """GRPO-S."""
-    updates: int = 12           # optimizer steps, each on `prompts` prompts
+    updates: int = 9            # optimizer steps, each on `prompts` prompts
     reuse: bool = True          # the first steps learn from the samples that IRL drew from this very start policy; no new rollout
     prompts: int = 16           # P, prompts a step
     samples: int = 6            # G, samples per prompt of new rollouts
     micro: int = 8              # prompts a forward and backward pass; the result does not depend on it
-    lr: float = 1e-4            # peak learning rate
+    lr: float = 2e-4            # peak learning rate
     helpful_share: float = 0.4  # share of harmless prompts in new rollouts
     clip: float = 0.2           # c of the clipped ratio
     beta_kl: float = 0.02       # weight of the KL penalty to the warm start
@@ -109,7 +109,7 @@ def loss(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, advantage: Tensor, ma
     A = advantage[:, None]
     surrogate = torch.minimum(ratio * A, ratio.clamp(1 - clip, 1 + clip) * A)
     kl = kl_k3(logp.masked_fill(~mask, 0.0), logp_ref.masked_fill(~mask, 0.0))
-    weight = mask / mask.sum(1, keepdim=True).clamp(min=1) / (sequences or len(mask))           # 1 / |o_i| / B
+    weight = mask.to(logp.dtype) / mask.sum(1, keepdim=True).clamp(min=1) / (sequences or len(mask))         # 1 / |o_i| / B
     out = -((surrogate - beta_kl * kl) * weight).sum()
     clipped = ((ratio - 1) * A.sign() > clip) & mask
     return out, {"kl": (kl * weight).sum().item(), "clipped": (clipped * weight).sum().item()}
@@ -157,7 +157,7 @@ def pick(rows: list[dict], c: GRPOConfig, rng: random.Random):
         yield [next(of[next(turn)]) for _ in range(c.prompts - helpful)] + [next(of[HELPFUL]) for _ in range(helpful)]
 
 
-def reused(groups: list[dict], prompts: int, chat: Chat) -> list[list[dict]]:
+def reused(groups: list[dict], prompts: int) -> list[list[dict]]:
     """IRL's samples as training steps of about `prompts` prompts, each with its share of every category."""
     by_category = sorted(groups, key=lambda g: g["category"])
     n = max(1, len(groups) // prompts)
@@ -174,7 +174,7 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
     frozen, rng, reference = train_top(policy, train_blocks), random.Random(seed), rewards.trunk[0]
     sampler, optimizer = frozen_copy(policy, dtype), optimizer_for(policy, c.lr)
     deltas, gap_means, batches = RunningMean(c.decay), RunningMean(c.decay), pick(rows, c, rng)
-    known = reused(drawn, c.prompts, chat) if c.reuse else []
+    known = reused(drawn, c.prompts) if c.reuse else []
     rng.shuffle(known)
     bar = tqdm(range(c.updates), desc="grpo", unit="update")
     for n in bar:
@@ -234,8 +234,8 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         refused = torch.tensor([[judge(t) == "refuses" for t in group] for group in texts]).float()
         harmful = torch.tensor([name != HELPFUL for name in categories])
         flat = [o for group in groups for o in group]
-        shown = {"harmful_refused": refused[harmful].mean().item(), "helpful_refused": refused[~harmful].mean().item(),
-                 "reward_harmful": R.cpu()[harmful].mean().item(), "reward_helpful": R.cpu()[~harmful].mean().item()}
+        shown = {f"{kind}_{name}": values[which].mean().item() for kind, which in (("harmful", harmful), ("helpful", ~harmful)) if which.any()
+                 for name, values in (("refused", refused), ("reward", R.cpu()))}
         log(stage="grpo", step=n + 1, new=new, loss=total, grad_norm=norm.item(), **stats, **shown, reward_std=R.std(1, correction=0).mean().item(),
             gap_demo_minus_sample=gaps.mean().item(), similarity=W.mean().item(), alpha=[round(a, 4) for a in alpha[:, 0].tolist()],
             advantage_abs=advantage.abs().mean().item(), length=sum(map(len, flat)) / len(flat), ended=sum(map(chat.ended, flat)) / len(flat),

@@ -60,6 +60,9 @@ class Config:
             raise UserError(f"unsupported architecture {kind!r}: model_type must be llama, qwen2 or qwen3")
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}  # transformers 5 / 4 spell it so
         rope_type = rope.get("rope_type", rope.get("type", "default"))
+        lost = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"} - rope.keys() if rope_type == "llama3" else ()
+        if lost:
+            raise UserError(f"config.json: llama3 rope scaling lacks {', '.join(sorted(lost))}")
         if rope_type not in ("default", "llama3"):
             raise UserError(f"unsupported rope scaling {rope_type!r}: plain and llama3 are implemented")
         if raw.get("use_sliding_window"):
@@ -188,7 +191,7 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
         if c.tied:
             self.lm_head.weight = self.embed_tokens.weight
-        self.register_buffer("frequencies", rope_frequencies(c), persistent=False)
+        self.frequencies = rope_frequencies(c)   # no buffer: .to(bfloat16) would round it, and far positions with it
         self.source: Path | None = None          # the folder it came from: save_model copies its tokenizer
 
     @property
@@ -201,7 +204,7 @@ class Transformer(nn.Module):
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin (N, 1, E) for positions (N,), in float32."""
-        angle = positions[:, None, None].float() * self.frequencies.float()
+        angle = positions[:, None, None].float() * self.frequencies.to(positions.device)
         angle = torch.cat((angle, angle), dim=-1)
         return angle.cos(), angle.sin()
 
@@ -252,6 +255,8 @@ class Batch:
     def __init__(self, prompts: list[list[int]], completions: list[list[list[int]]], device="cpu", shared: int | None = None):
         """completions[p] lists the token lists that answer prompts[p]; groups may differ in size. shared: length of the common start, found if None."""
         if shared is None:
+            if not all(prompts) or not prompts:
+                raise ValueError("every prompt needs at least one token")
             shared = len(os.path.commonprefix(prompts))
             shared = max(0, min(shared, min(map(len, prompts)) - 1))             # every prompt keeps a token of its own
         self.source, self.shared = (prompts, completions), shared
@@ -266,7 +271,8 @@ class Batch:
         self.first = len(start.slots) + len(middle.slots)    # packed index of the first completion token
         self.prompt_last = len(start.slots) + middle.mask.sum(1).cumsum(0) - 1   # (P,) packed index of each prompt's last token
         self.before = torch.arange(self.first - 1, len(self.ids) - 1, device=device)             # the token before each completion token:
-        self.before[end.mask.sum(1).cumsum(0) - end.mask.sum(1)] = self.prompt_last[self.owner]  # for its first, the end of its prompt
+        sizes = end.mask.sum(1)
+        self.before[(sizes.cumsum(0) - sizes)[sizes > 0]] = self.prompt_last[self.owner][sizes > 0]  # for its first, the end of its prompt
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keep=None) -> Tensor:
         """Each level looks at its ancestors' keys and its own past. keep: collects the prompts' keys and values, (P, K, S, E) each."""
@@ -457,6 +463,7 @@ def save_model(model: Transformer, folder: str | Path, dtype: torch.dtype | None
     state = {(k if k.startswith("lm_head") else "model." + k): v.detach().to("cpu", dtype or v.dtype).contiguous()
              for k, v in model.state_dict().items() if not (model.c.tied and k == "lm_head.weight")}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)            # one file now; old shards must not be read again
     raw = dict(model.c.raw)
     raw["dtype" if "dtype" in raw else "torch_dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(raw, indent=1) + "\n")

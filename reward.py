@@ -175,6 +175,8 @@ def fit(models: RewardModels, groups: list[dict], c: IRLConfig, amp, seed: int =
     rng, batches = random.Random(seed), []
     for name in models.names:                                # steps of `group` prompts of one model; the trunk runs once
         mine = [g for g in groups if models.name(g["category"]) == name]
+        if not mine:
+            raise UserError(f"no samples to fit the reward model {name!r} on; raise --irl-prompts")
         rng.shuffle(mine)
         for i in range(0, len(mine), c.group):
             part = mine[i:i + c.group]

@@ -7,17 +7,17 @@ import torch
 from tqdm import tqdm
 
 from chat import Chat
-from data import HELPFUL
+from data import HELPFUL, UserError
 from model import Batch, Transformer, token_logps
 
 
 @dataclass(frozen=True)
 class SFTConfig:
     """Supervised fine-tuning."""
-    steps: int = 70            # optimizer steps
-    lr: float = 3e-4           # peak learning rate; 5% warm-up, then linear to zero
+    steps: int = 78            # optimizer steps
+    lr: float = 4e-4           # peak learning rate; 5% warm-up, then linear to zero
     batch: int = 16            # demonstrations a step
-    harmful_share: float = 0.45 # share of them that are refusals of harmful prompts
+    harmful_share: float = 0.5  # share of them that are refusals of harmful prompts
 
 
 def train_top(policy: Transformer, blocks: int) -> int:
@@ -42,6 +42,8 @@ def set_lr(optimizer, lr: float, progress: float) -> None:
 
 def cycle(items: list, rng: random.Random):
     """Endless: every item once in random order, then all again."""
+    if not items:
+        raise UserError("no demonstrations of a kind that training needs (harmful and harmless ones)")
     while True:
         yield from rng.sample(items, len(items))
 
@@ -54,7 +56,7 @@ def train(policy: Transformer, chat: Chat, rows: list[dict], c: SFTConfig, train
           seconds: float | None = None, log=lambda **record: None) -> None:
     """Maximises the mean over demonstrations of their mean token log-prob. seconds: train for that long instead of c.steps."""
     frozen, rng, start = train_top(policy, train_blocks), random.Random(seed), time.time()
-    refusals, helpful = (cycle([r for r in rows if (r["category"] == HELPFUL) == wanted], rng) for wanted in (False, True))
+    refusals, helpful = (cycle([r for r in rows if (r["category"] == HELPFUL) == wanted], rng) for wanted in (False, True))  # lazy: unused ones may be empty
     harmful = round(c.batch * c.harmful_share)
     optimizer = optimizer_for(policy, c.lr)
     bar, step = tqdm(total=c.steps if seconds is None else round(seconds), desc="sft", unit="step" if seconds is None else "s"), 0

@@ -7,12 +7,12 @@ def group_advantage(rewards: Tensor, alpha: Tensor | float = 1.0, eps: float = 1
     """A_i = alpha * (R_i - mean R) / (std R + eps) within each group (DR-IRL v3; alpha = 1 is GRPO's).
 
     rewards (P, G), alpha a number, (P, 1) per prompt or (P, G) per sample; returns (P, G). std is the population's
-    (divisor G). A group of equal rewards gets exactly 0: its differences are zeroed before the division, since
-    mean(R, ..., R) need not round to R. alpha multiplies the normalised advantage; scaling R instead would cancel.
+    (divisor G). A group of equal rewards gets exactly 0, whatever eps, though mean(R, ..., R) need not
+    round to R. alpha multiplies the normalised advantage; scaling R instead would cancel.
     """
     if rewards.ndim != 2:
         raise ValueError(f"rewards must be (P, G), got shape {tuple(rewards.shape)}")
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     equal = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
-    centred = centred.masked_fill(equal, 0.0)
-    return alpha * centred / (centred.pow(2).mean(dim=1, keepdim=True).sqrt() + eps)
+    normalised = centred / (centred.pow(2).mean(dim=1, keepdim=True).sqrt() + eps)
+    return alpha * normalised.masked_fill(equal, 0.0)

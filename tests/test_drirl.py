@@ -35,7 +35,7 @@ def test_mistakes_give_one_clear_line(tmp_path, capsys):
         (["eval", "--model", empty, "--prompts", tmp_path / "no.csv"], "cannot read"),
         (["sft", "--run", tmp_path / "r", "--model", empty, "--dtype", "fp64"], "want auto, fp32 or bf16"),
         (["irl", "--run", tmp_path / "r"], "run the stages in order"),
-        (["baseline", "--run", tmp_path / "r"], "run them first"),
+        (["baseline", "--run", tmp_path / "r"], "run the stages in order"),
         (["data", "--run", tmp_path / "r", "--encoder", "words", "--per-category", "80"], "missing"),
         (["data", "--run", tmp_path / "r", "--encoder", empty], "no text-encoder folder"),
     ]

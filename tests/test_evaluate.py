@@ -26,7 +26,7 @@ def result(name, refused):
 
 
 RECORDS = [{"stage": "sft", "step": 1, "loss": 2.0}, {"stage": "sft", "step": 2, "loss": 1.0}, {"stage": "irl", "step": 1, "model": "crime", "gap_demo_minus_sample": 0.1},
-           {"stage": "grpo", "step": 1, "reward_harmful": 0.0, "reward_helpful": 0.1, "harmful_refused": 0.5, "helpful_refused": 0.0, "kl": 0.01, "alpha": [1.0, 0.9]}]
+           {"stage": "grpo", "step": 1, "harmful_reward": 0.0, "helpful_reward": 0.1, "harmful_refused": 0.5, "helpful_refused": 0.0, "kl": 0.01, "alpha": [1.0, 0.9]}]
 
 
 @pytest.mark.parametrize("hits, n, low, high", [

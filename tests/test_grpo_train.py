@@ -93,7 +93,7 @@ def test_train_changes_only_the_top_blocks(updates, blocks, below):
     changed = {k.rsplit(".", 1)[0] if not k.startswith("layers") else k[:8] for k, v in policy.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == ({"layers.1", "norm"} if blocks == 1 else {"layers.0", "layers.1", "norm", "embed_tokens", "lm_head"})
     assert [r["step"] for r in records] == list(range(1, updates + 1))
-    wanted = {"stage", "loss", "grad_norm", "kl", "clipped", "reward_harmful", "reward_helpful", "harmful_refused", "helpful_refused", "reward_std", "similarity", "alpha", "length", "ended"}
+    wanted = {"stage", "loss", "grad_norm", "kl", "clipped", "harmful_reward", "helpful_reward", "harmful_refused", "helpful_refused", "reward_std", "similarity", "alpha", "length", "ended"}
     assert wanted <= set(records[0]) and len(records[0]["alpha"]) == 4
     assert abs(records[0]["loss"]) < 1e-6 and records[0]["kl"] < 1e-9 and records[0]["grad_norm"] > 0
 
@@ -115,14 +115,14 @@ def test_micro_batches_do_not_change_training():
         done.append((policy.state_dict(), records))
     for state, records in done[1:]:
         assert all(torch.allclose(v, done[0][0][k], atol=1e-7) for k, v in state.items())
-        for key in ("loss", "kl", "clipped", "grad_norm", "reward_harmful"):
+        for key in ("loss", "kl", "clipped", "grad_norm", "harmful_reward"):
             assert [r[key] for r in records] == pytest.approx([r[key] for r in done[0][1]], abs=1e-7), key
 
 
 def test_reused_samples_are_dealt_evenly():
     groups = [{"category": c, "n": i} for c in ("crime", "insult", HELPFUL) for i in range(8)]
     random.Random(0).shuffle(groups)
-    steps = grpo_s.reused(groups, 6, Letters())
+    steps = grpo_s.reused(groups, 6)
     assert len(steps) == 4 and all(Counter(g["category"] for g in s) == {"crime": 2, "insult": 2, HELPFUL: 2} for s in steps)
     assert sorted((g["category"], g["n"]) for s in steps for g in s) == sorted((g["category"], g["n"]) for g in groups)
     assert grpo_s.reused([], 6, Letters()) == []
@@ -142,7 +142,7 @@ def test_reused_samples_come_first_and_weigh_as_new_ones():
         done.append(run(policy, rewards, replace(SMALL, reuse=reuse), drawn=drawn))
     first, second = done
     assert [r["new"] for r in first] == [False, True] and [r["new"] for r in second] == [True, True]
-    for key in ("loss", "grad_norm", "reward_harmful", "reward_helpful", "gap_demo_minus_sample", "similarity", "advantage_abs", "length"):
+    for key in ("loss", "grad_norm", "harmful_reward", "helpful_reward", "gap_demo_minus_sample", "similarity", "advantage_abs", "length"):
         assert first[0][key] == pytest.approx(second[0][key], abs=1e-6), key
     assert sorted(first[0]["alpha"]) == pytest.approx(sorted(second[0]["alpha"]), abs=2e-4)
 
@@ -150,5 +150,5 @@ def test_reused_samples_come_first_and_weigh_as_new_ones():
 def test_training_increases_what_the_reward_counts():
     policy, rewards = start(0)
     records = run(policy, rewards, GRPOConfig(updates=30, prompts=4, samples=8, lr=1e-2, helpful_share=0.5, beta_kl=0.0), blocks=0)
-    share = [(r["reward_harmful"] + r["reward_helpful"]) / 2 for r in records]
+    share = [(r["harmful_reward"] + r["helpful_reward"]) / 2 for r in records]
     assert sum(share[:3]) / 3 < 0.25 and sum(share[-3:]) / 3 > 0.6

@@ -215,7 +215,7 @@ def separable(categories, n=6, seed=0):
 @pytest.mark.parametrize("estimator", ["importance", "linear", "logistic"])
 def test_fit(trunk, estimator):
     """Accuracy rises; rewards of the fitted samples are brought to mean 0 and std 1; the trunk stays as it was."""
-    c = IRLConfig(lr=3e-3, epochs=8, group=3, reward_blocks=1, estimator=estimator)
+    c = IRLConfig(lr=3e-3, joint_epochs=3, epochs=5, group=3, reward_blocks=1, estimator=estimator)
     models, groups, records, before = RewardModels(trunk, c), separable(NAMES), [], {k: v.clone() for k, v in trunk.state_dict().items()}
     fit(models, groups, c, nullcontext, log=lambda **r: records.append(r))
     assert len(records) == 8 * 16 and {r["model"] for r in records} == set(NAMES) and records[-1]["step"] == 128
@@ -232,13 +232,25 @@ def test_fit(trunk, estimator):
 
 def test_fit_trains_a_category_on_its_own_groups(trunk):
     """The same groups for crime, but other groups for insult: crime's model must not change."""
-    c, fitted = IRLConfig(lr=1e-3, epochs=2, group=8, reward_blocks=1), []
+    c, fitted = IRLConfig(lr=1e-3, joint_epochs=0, epochs=2, group=8, reward_blocks=1), []
     for seed in (1, 2):
         models = RewardModels(trunk, c)
         rest = [name for name in NAMES if name != "crime"]
         fit(models, separable(["crime"]) + separable(rest, seed=seed), c, nullcontext)
         fitted.append({name: models.shadows[name].value.weight.clone() for name in ("crime", "insult")})
     assert torch.allclose(fitted[0]["crime"], fitted[1]["crime"], atol=1e-4) and not torch.allclose(fitted[0]["insult"], fitted[1]["insult"], atol=1e-4)
+
+
+def test_joint_epochs_share_one_harm_model(trunk):
+    """With no further epochs the seven are one model, but for their normalisation; helpful is its own. Further epochs part them."""
+    for epochs, same in ((0, True), (1, False)):
+        c = IRLConfig(lr=1e-3, joint_epochs=2, epochs=epochs, group=8, reward_blocks=1)
+        models, steps = RewardModels(trunk, c), []
+        fit(models, separable(NAMES), c, nullcontext, log=lambda **r: steps.append(r["model"]))
+        weights = {name: dict(shadow.named_parameters()) for name, shadow in models.shadows.items()}
+        equal = lambda a, b: all(torch.equal(weights[a][k], weights[b][k]) for k in weights[a])
+        assert all(equal(a, b) == (same or a == b) for a in CATEGORIES for b in CATEGORIES) and not equal("crime", HELPFUL)
+        assert all(w["value.weight"].abs().max() > 0 for w in weights.values()) and sorted(steps) == sorted(NAMES * (2 + epochs))
 
 
 def test_score_adds_rewards_to_groups(trunk):
