@@ -312,12 +312,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def alone(stage: str, given: dict) -> bool:
+    """eval of one --model folder, apart from any run."""
+    return stage == "eval" and "run.model" in given and "run.run" not in given
+
+
 def parse(argv: list[str]) -> tuple[str, Config, dict]:
     """Flags over the run folder's config.json over the defaults. An unknown key in config.json is an error."""
     given = {k: v for k, v in vars(build_parser().parse_args(argv)).items() if v is not None}
     stage, values = given.pop("stage"), {s.name: {} for s in dataclasses.fields(Config)}
     path = Path(given.get("run.run", RunConfig.run)) / "config.json"
-    saved = json.loads(path.read_text()) if path.exists() and not (stage == "eval" and "run.model" in given) else {}
+    saved = json.loads(path.read_text()) if path.exists() and not alone(stage, given) else {}
     for section, content in saved.items():
         for key, value in content.items():
             if section not in values or key not in {f.name for f in dataclasses.fields(dict((s.name, s.type) for s in dataclasses.fields(Config))[section])}:
@@ -333,7 +338,7 @@ def main(argv: list[str]) -> int:
     try:
         stage, c, given = parse(argv)
         run = Run(c)
-        standalone = stage == "eval" and "run.model" in given
+        standalone = alone(stage, given)
         if stage not in ("chat", "tiny") and not standalone:
             run.write("config.json", dataclasses.asdict(c))
         start = time.time()

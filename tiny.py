@@ -15,7 +15,7 @@ from data import HELPFUL
 from model import Config, Transformer, save_model
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-STEPS = 150
+STEPS = 350
 
 
 def make(folder: Path, demonstrations: list[dict], benign: list[dict], seed: int = 0) -> None:
@@ -39,6 +39,6 @@ def make(folder: Path, demonstrations: list[dict], benign: list[dict], seed: int
             torch.nn.init.normal_(p, std=0.02)
     print(f"tiny: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
     rows = [r for r in benign if r["category"] == HELPFUL]
-    c = sft.SFTConfig(steps=STEPS, lr=3e-3, batch=32, harmful_share=0.0)
+    c = sft.SFTConfig(steps=STEPS, lr=5e-3, batch=8, harmful_share=0.0)
     sft.train(model, load_chat(folder, system=""), rows, c, train_blocks=0, amp=lambda: torch.autocast("cpu", enabled=False), seed=seed)
     save_model(model, folder)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # DR-IRL, stage by stage, on the model of your choice:
-#   bash train.sh                 SmolLM2-135M-Instruct (downloaded once, 90 MB), about 13 minutes on two CPU cores
+#   bash train.sh                 SmolLM2-135M-Instruct (downloaded once, 90 MB), about 17 minutes on two CPU cores
 #   bash train.sh FOLDER          any local Llama, Qwen2 or Qwen3 folder
-#   bash train.sh tiny            a 1M-parameter model made on the spot, no download, under 2 minutes
+#   bash train.sh tiny            a 1M-parameter model made on the spot, no download, two to three minutes
 # Further flags go to every stage:   bash train.sh FOLDER --run runs/mine --device cuda --dtype bf16
 # All of them: python drirl.py --help. A stage can be run again by itself; it reads what the earlier ones wrote.
 set -euo pipefail
@@ -14,7 +14,8 @@ flags=()
 if [ "${1:-}" = tiny ]; then
     shift
     run=runs/tiny
-    flags=(--model runs/tiny/base --encoder words --train-blocks 0 --max-new-tokens 56 --dtype fp32)
+    flags=(--model runs/tiny/base --encoder words --train-blocks 0 --max-new-tokens 56 --dtype fp32
+           --steps 150 --batch 8 --sft-lr 2.5e-3 --irl-prompts 8 --helpful-prompts 32 --grpo-lr 5e-4)
 elif [ -n "${1:-}" ] && [[ "$1" != --* ]]; then
     run=runs/$(basename "$1")
     flags=(--model "$1")
@@ -27,7 +28,7 @@ if [ "$run" = runs/tiny ]; then
 fi
 rm -f "$run/metrics.jsonl"
 "$PYTHON" drirl.py data "${flags[@]}"          # 1. balanced Chain-of-Draft demonstrations                        (10 s)
-"$PYTHON" drirl.py sft "${flags[@]}"           #    warm start: supervised fine-tuning on them                   (4 min)
+"$PYTHON" drirl.py sft "${flags[@]}"           #    warm start: supervised fine-tuning on them                   (5 min)
 "$PYTHON" drirl.py irl "${flags[@]}"           # 2. one shadow reward model per category by inverse RL           (2 min)
 "$PYTHON" drirl.py grpo "${flags[@]}"          # 3. GRPO-S against these rewards                                 (2 min)
 "$PYTHON" drirl.py baseline "${flags[@]}"      #    the rival: SFT continued for as long as 2. and 3. took       (4 min)
