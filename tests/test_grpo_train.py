@@ -125,7 +125,7 @@ def test_reused_samples_are_dealt_evenly():
     steps = grpo_s.reused(groups, 6)
     assert len(steps) == 4 and all(Counter(g["category"] for g in s) == {"crime": 2, "insult": 2, HELPFUL: 2} for s in steps)
     assert sorted((g["category"], g["n"]) for s in steps for g in s) == sorted((g["category"], g["n"]) for g in groups)
-    assert grpo_s.reused([], 6, Letters()) == []
+    assert grpo_s.reused([], 6) == []
 
 
 def test_reused_samples_come_first_and_weigh_as_new_ones():
