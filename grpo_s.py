@@ -17,7 +17,7 @@ Decisions where the paper is silent:
 6. std is the population's; a group of equal rewards has zero advantage.
 7. The loss is a mean over sequences of a mean over tokens; both divisors are those of the whole batch, whatever the micro-batch.
 8. As a loss term, k3's gradient is not that of the KL divergence (it is a fine penalty all the same).
-9. Half of the prompts are harmless, scored by the helpful model: the paper's pool is harmful only, and refusing everything wins there.
+9. A share of the prompts is harmless, scored by the helpful model: the paper's pool is harmful only, and refusing everything wins there.
 
 At the first update after a rollout rho is 1 and each group's advantages sum to 0: a loss near 0 is right, its gradient is not 0.
 """

@@ -276,7 +276,7 @@ class Batch:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keep=None) -> Tensor:
         """Each level looks at its ancestors' keys and its own past. keep: collects the prompts' keys and values, (P, K, S, E) each."""
-        sizes, out = [len(level.slots) for level in self.levels], []
+        sizes, out, keys, values = [len(level.slots) for level in self.levels], [], None, None
         for level, ql, kl, vl in zip(self.levels, q.split(sizes), k.split(sizes), v.split(sizes)):
             ql, kl, vl = level.spread(ql), level.spread(kl), level.spread(vl)
             if level.look is not None:

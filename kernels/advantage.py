@@ -1,5 +1,4 @@
 """GRPO-S's advantage: each group's rewards normalised, then scaled by its difficulty alpha."""
-import torch
 from torch import Tensor
 
 
