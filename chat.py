@@ -72,7 +72,7 @@ def load_chat(folder: str | Path, chat_format: str = "auto", system: str | None 
             raise UserError(f"{folder}: unknown chat format (neither ChatML's nor Llama 3's special tokens); pass your own, "
                             "for example --chat-format 'User: {prompt}\\nAssistant: '")
         chat_format = known[0]
-    template = FORMATS.get(chat_format, chat_format)
+    template = FORMATS.get(chat_format, chat_format.replace("\\n", "\n"))      # a shell's quotes pass \n as two characters
     if "{prompt}" not in template:
         raise UserError(f"chat format {chat_format!r}: want auto, {', '.join(FORMATS)}, or a template with {{prompt}} in it")
     if system is None:

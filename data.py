@@ -114,7 +114,7 @@ def balance(rows: list[dict], per_category: int, embeddings: Tensor, seed: int =
     short = {c: per_category - n for c, n in counts(rows).items() if n < per_category}
     if short:
         raise UserError("too few demonstrations for " + ", ".join(f"{c} ({n} missing)" for c, n in short.items()) +
-                        f": {per_category} a category are asked for")
+                        f": --per-category asks for {per_category}")
     out = []
     for category in CATEGORIES:
         index = [i for i, r in enumerate(rows) if r["category"] == category]

@@ -1,6 +1,6 @@
 """DR-IRL from the command line: the stages in order, their settings, and the run folder they share.
 
-    python drirl.py all --run runs/mine              every stage, one after the other (train.sh does the same, stage by stage)
+    python drirl.py all --run runs/mine              every stage, one after the other (what train.sh runs)
     python drirl.py eval --model FOLDER --prompts FILE.csv
     python drirl.py chat --run runs/mine
 
@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import inspect
 import json
+import math
 import random
 import re
 import resource
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import chat as chats
 import data
@@ -33,11 +35,13 @@ import sft
 import tiny
 import weights
 from grpo_s import GRPOConfig
-from model import Transformer, frozen_copy, generate, load_model, save_model
+from model import frozen_copy, generate, load_model, save_model
 from reward import IRLConfig
 from sft import SFTConfig
+from transformer import Transformer
 
 HERE = Path(__file__).parent
+MAY_BE_ZERO = {"train_blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks"}
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,9 @@ class RunConfig:
     benign: str = str(HERE / "corpus/benign.jsonl")                  # harmless prompts with Chain-of-Draft answers
     prompts: str = str(HERE / "corpus/test.jsonl")                   # held-out prompts to evaluate on (JSON lines or CSV)
     per_category: int = 72      # demonstrations kept of each harm category
-    train_blocks: int = 15      # top blocks that SFT and GRPO-S train; 0: the whole model
+    train_blocks: int = 20      # top blocks that SFT and GRPO-S train; 0: the whole model
     max_new_tokens: int = 64    # of every response, sampled or greedy
+    temperature: float = 0.5    # of IRL's samples and of GRPO-S's rollouts; evaluation is greedy
     chat_format: str = "auto"   # auto | chatml | llama3 | a template with {prompt} in it
     system: str = "default"     # system text; default: the model's own
     device: str = "cpu"         # cpu | cuda
@@ -72,15 +77,23 @@ class Run:
 
     def __init__(self, c: Config):
         self.c, self.folder = c, Path(c.run.run)
-        if c.run.device.startswith("cuda") and not torch.cuda.is_available():
+        for flag, value, known in (("dtype", c.run.dtype, ("auto", "fp32", "bf16")), ("estimator", c.irl.estimator, reward.ESTIMATORS),
+                                   ("integration", c.irl.integration, reward.INTEGRATIONS), ("scaling", c.grpo.scaling, grpo_s.SCALINGS)):
+            if value not in known:
+                raise data.UserError(f"--{flag} {value}: want one of {', '.join(known)}")
+        for section, f, flag, _ in settings():
+            if f.type is int and getattr(getattr(c, section), f.name) < (0 if f.name in MAY_BE_ZERO else 1):
+                raise data.UserError(f"{flag} {getattr(getattr(c, section), f.name)}: too small")
+        if c.irl.rounds > 1 and c.irl.estimator == "importance":
+            raise data.UserError("--rounds over 1 draws from improved policies: choose --estimator linear or logistic")
+        try:
+            self.device = torch.device(c.run.device)
+        except RuntimeError:
+            raise data.UserError(f"--device {c.run.device}: want cpu or cuda") from None
+        if self.device.type == "cuda" and not torch.cuda.is_available():
             raise data.UserError("--device cuda: this torch sees no GPU")
-        self.device = torch.device(c.run.device)
-        auto = "bf16" if self.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() else "fp32"
-        names = {"fp32": torch.float32, "bf16": torch.bfloat16}
-        kind = auto if c.run.dtype == "auto" else c.run.dtype
-        if kind not in names:
-            raise data.UserError(f"--dtype {kind}: want auto, fp32 or bf16")
-        self.dtype = names[kind]
+        auto = torch.cuda.is_bf16_supported(including_emulation=False) if self.device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        self.dtype = torch.bfloat16 if c.run.dtype == "bf16" or c.run.dtype == "auto" and auto else torch.float32
 
     def amp(self):
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
@@ -155,13 +168,14 @@ def sample_groups(run: Run, policy: Transformer, chat: chats.Chat, seed: int) ->
     part = [r for name in data.CATEGORIES for r in rng.sample(of[name], min(c.prompts, len(of[name])))]
     part += rng.sample(of[data.HELPFUL], min(c.helpful_prompts, len(of[data.HELPFUL])))
     groups, size = [], max(1, 128 // c.samples)
-    bar = sft.tqdm(total=len(part), desc="irl samples", unit="prompt")
+    bar = tqdm(total=len(part), desc="irl samples", unit="prompt")
     part.sort(key=lambda r: len(r["prompt"]))
     for i in range(0, len(part), size):
         prompts = [chat.prompt(r["prompt"]) for r in part[i:i + size]]
-        drawn = generate(policy, prompts, c.samples, run.c.run.max_new_tokens, c.temperature, seed=rng.randrange(2 ** 31), eos=chat.eos).rows()
+        drawn = generate(policy, prompts, c.samples, run.c.run.max_new_tokens, run.c.run.temperature, seed=rng.randrange(2 ** 31), eos=chat.eos).rows()
         for k, (r, prompt) in enumerate(zip(part[i:i + size], prompts)):
-            groups.append({**r, "prompt_ids": prompt, "demonstration": chat.answer(r["response"]), "samples": drawn[k * c.samples:(k + 1) * c.samples]})
+            groups.append({**r, "prompt_ids": prompt, "demonstration": chat.answer(r["response"]), "samples": drawn[k * c.samples:(k + 1) * c.samples],
+                           "contrast": [chat.answer(o["response"]) for o in reward.opposites(r, rows, c.contrast, rng)]})
         bar.update(len(prompts))
     bar.close()
     rng.shuffle(groups)
@@ -179,22 +193,21 @@ def stage_irl(run: Run) -> None:
             groups = sample_groups(run, policy, chat, seed + n)
             by_category = sorted(groups, key=lambda g: g["category"])
             held = by_category[::8]                          # kept out of the fit, to see what the rewards are worth
-            fitted = [g for i, g in enumerate(by_category) if i % 8]
-            reward.fit(models, fitted, c if n == 0 else dataclasses.replace(c, joint_epochs=0), run.amp, seed + n, run.log)
-            if n + 1 < c.rounds:                             # estimator b: improve a throw-away policy against these rewards
+            batches = reward.prepare(models, [g for i, g in enumerate(by_category) if i % 8], c.batch, run.amp)
+            reward.fit(models, batches, c if n == 0 else dataclasses.replace(c, joint_epochs=0), run.amp, seed + n, run.log)
+            if n + 1 < c.rounds:                             # alternating, as Li et al. do: improve a throw-away policy against these rewards
                 improved = run.load(folder)
-                grpo = dataclasses.replace(run.c.grpo, updates=c.policy_steps, scaling="none")
-                grpo_s.train(improved, chat, models, encoder.WordEncoder(), run.rows(), grpo, run.c.run.train_blocks, run.amp, c.temperature,
+                grpo = dataclasses.replace(run.c.grpo, rollouts=c.policy_steps, scaling="none")
+                grpo_s.train(improved, chat, models, encoder.WordEncoder(), run.rows(), grpo, run.c.run.train_blocks, run.amp, run.c.run.temperature,
                              run.c.run.max_new_tokens, run.dtype, seed + n)
                 policy = frozen_copy(improved, run.dtype)
-        reward.score(models, groups, c.group, run.amp)
+        reward.score(models, batches + reward.prepare(models, held, c.batch, run.amp), run.amp)
     models.save(run.folder / "rewards")
-    keep = ("prompt", "category", "response", "samples", "rewards", "reward_demo")
-    lines = [json.dumps({k: g[k] for k in keep}, ensure_ascii=False) + "\n" for g in groups] if c.rounds == 1 else []
-    (run.folder / "rewards/samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    run.write("rewards/samples.json", [{**{k: g[k] for k in ("prompt", "category", "response", "reward_demo")},
+                                        "samples": [[round(r, 2), chat.decode(s)] for s, r in zip(g["samples"], g["rewards"])]} for g in groups])
     run.write("rewards/report.json", report := reward_report(held, chat))
     for kind, r in report.items():
-        print(f"rewards, held-out {kind} prompts: AUC of {r['wanted']} samples {r['auc']:.2f} (by length alone {r['auc_length']:.2f}; {r['good']} : {r['bad']} samples)")
+        print(f"rewards, {kind} prompts kept out of their fit: AUC of {r['wanted']} samples {r['auc']:.2f} (by length alone {r['auc_length']:.2f}; {r['good']} : {r['bad']} samples)")
 
 
 def reward_report(groups: list[dict], chat: chats.Chat) -> dict:
@@ -212,13 +225,14 @@ def reward_report(groups: list[dict], chat: chats.Chat) -> dict:
 def stage_grpo(run: Run) -> None:
     """GRPO-S from the warm start against the shadow rewards."""
     folder = run.stage_folder("sft")
+    if (folder / "model.safetensors").stat().st_mtime > max((f.stat().st_mtime for f in run.folder.glob("rewards/*.safetensors")), default=math.inf):
+        raise data.UserError(f"{run.folder / 'rewards'} is older than the warm start it should stand on: run irl again")
     policy, reference, chat = run.load(folder), run.load(folder, run.dtype).requires_grad_(False), run.chat(folder)
     rewards = reward.RewardModels(reference, run.c.irl).load(run.folder / "rewards")
-    phi, rows = run.encoder(), run.rows()
-    drawn = [json.loads(line) for line in (run.folder / "rewards/samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    phi, rows, history = run.encoder(), run.rows(), run.read("rewards/samples.json", [])
     with run.clock("grpo"):
-        grpo_s.train(policy, chat, rewards, phi, rows, run.c.grpo, run.c.run.train_blocks, run.amp, run.c.irl.temperature,
-                     run.c.run.max_new_tokens, run.dtype, run.c.run.seed, drawn, run.log)
+        grpo_s.train(policy, chat, rewards, phi, rows, run.c.grpo, run.c.run.train_blocks, run.amp, run.c.run.temperature,
+                     run.c.run.max_new_tokens, run.dtype, run.c.run.seed, history, run.log)
     save_model(policy, run.folder / "policy")
 
 
@@ -243,7 +257,7 @@ def stage_eval(run: Run, standalone: bool = False) -> None:
                                             if (run.folder / name / "config.json").exists()]
     results = []
     for label, folder in folders:
-        results.append(evaluate.evaluate(run.load(folder, run.dtype), run.chat(folder), rows, run.c.run.max_new_tokens, run.dtype, label))
+        results.append(evaluate.evaluate(run.load(folder, run.dtype), run.chat(folder), rows, run.c.run.max_new_tokens, label))
     if standalone:
         print(evaluate.table(results))
         return
@@ -252,22 +266,23 @@ def stage_eval(run: Run, standalone: bool = False) -> None:
     notes = [f"Model {run.base().name}, prompts {Path(run.c.run.prompts).name}, seed {run.c.run.seed}, {time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads, {str(run.dtype)[6:]}; "
              "training seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in times.items()) + ". Refused = phrase-matched refusal; it measures wording, not safety."]
     print(evaluate.write_report(run.folder, results, records, notes))
-    print(f"\n{run.folder / 'report.md'} has samples and pictures. Peak memory of this process: {peak_gb():.1f} GB")
+    print(f"\n{run.folder / 'report.md'} has samples and pictures")
 
 
 def stage_chat(run: Run) -> None:
-    """Base and aligned model side by side; an empty line ends."""
+    """Base and aligned model side by side; an empty line ends. ... marks an answer cut at --max-new-tokens."""
     folders = {"base": run.base(), "aligned": run.stage_folder("policy")}
     models = {name: (run.load(f, run.dtype), run.chat(f)) for name, f in folders.items()}
-    for line in iter(lambda: input("you> ").strip(), ""):
+    while line := input("you> ").strip():
         for name, (model, chat) in models.items():
-            print(f"{name:>8}> " + evaluate.respond(model, chat, [line], run.c.run.max_new_tokens, run.dtype, name)[0]["response"].replace("\n", "\n" + " " * 10))
+            answer = evaluate.respond(model, chat, [line], run.c.run.max_new_tokens)[0]
+            print(f"{name:>8}> " + answer["response"].replace("\n", "\n" + " " * 10) + ("" if answer["ended"] else " ..."))
 
 
 def stage_all(run: Run) -> None:
     """data, sft, irl, grpo, baseline, eval."""
-    for stage in (stage_data, stage_sft, stage_irl, stage_grpo, stage_baseline, stage_eval):
-        stage(run)
+    for name in ("data", "sft", "irl", "grpo", "baseline", "eval"):
+        timed(name, run)
 
 
 def stage_tiny(run: Run) -> None:
@@ -286,6 +301,16 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
 
 
+def timed(stage: str, run: Run) -> None:
+    """Runs a stage and prints its time. Its records of an earlier time leave metrics.jsonl."""
+    start, path = time.time(), run.folder / "metrics.jsonl"
+    if path.exists():
+        path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if json.loads(line)["stage"] != stage))
+    STAGES[stage](run)
+    if stage != "chat":
+        print(f"[{stage}] {time.time() - start:.0f} s, peak memory {peak_gb():.1f} GB", flush=True)
+
+
 def settings() -> list[tuple[str, dataclasses.Field, str, str]]:
     """(section, field, flag, help) of every setting. The flag is the field's name, after its section's where two sections share it;
     the help is the field's comment."""
@@ -300,6 +325,12 @@ def settings() -> list[tuple[str, dataclasses.Field, str, str]]:
     return out
 
 
+def yes_or_no(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"want true or false, got {text!r}")
+    return text.lower() == "true"
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="drirl.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("stage", choices=STAGES, help="; ".join(f"{name}: {f.__doc__.split('.')[0]}" for name, f in STAGES.items()))
@@ -307,8 +338,7 @@ def build_parser() -> argparse.ArgumentParser:
         group = parser.add_argument_group(section.type.__doc__)
         for name, f, flag, text in settings():
             if name == section.name:
-                kind = (lambda s: {"true": True, "false": False}[s.lower()]) if f.type is bool else f.type
-                group.add_argument(flag, type=kind, dest=f"{name}.{f.name}", metavar=f.type.__name__.upper(), help=f"{text} (default: {f.default!r})".replace("%", "%%"))
+                group.add_argument(flag, type=yes_or_no if f.type is bool else f.type, dest=f"{name}.{f.name}", metavar=f.type.__name__.upper(), help=f"{text} (default: {f.default!r})".replace("%", "%%"))
     return parser
 
 
@@ -318,11 +348,11 @@ def alone(stage: str, given: dict) -> bool:
 
 
 def parse(argv: list[str]) -> tuple[str, Config, dict]:
-    """Flags over the run folder's config.json over the defaults. An unknown key in config.json is an error."""
+    """Flags over the run folder's config.json over the defaults; `all` starts anew, without the config.json. An unknown key in it is an error."""
     given = {k: v for k, v in vars(build_parser().parse_args(argv)).items() if v is not None}
     stage, values = given.pop("stage"), {s.name: {} for s in dataclasses.fields(Config)}
     path = Path(given.get("run.run", RunConfig.run)) / "config.json"
-    saved = json.loads(path.read_text()) if path.exists() and not alone(stage, given) else {}
+    saved = json.loads(path.read_text()) if path.exists() and stage != "all" and not alone(stage, given) else {}
     for section, content in saved.items():
         for key, value in content.items():
             if section not in values or key not in {f.name for f in dataclasses.fields(dict((s.name, s.type) for s in dataclasses.fields(Config))[section])}:
@@ -339,13 +369,13 @@ def main(argv: list[str]) -> int:
         stage, c, given = parse(argv)
         run = Run(c)
         standalone = alone(stage, given)
-        if stage not in ("chat", "tiny") and not standalone:
+        if stage not in ("chat", "tiny", "eval"):            # what the run was trained with
             run.write("config.json", dataclasses.asdict(c))
-        start = time.time()
-        stage_eval(run, standalone=True) if standalone else STAGES[stage](run)
-        if stage != "chat":
-            print(f"[{stage}] {time.time() - start:.0f} s, peak memory {peak_gb():.1f} GB", flush=True)
+        stage_eval(run, standalone=True) if standalone else timed(stage, run)
         return 0
+    except (EOFError, KeyboardInterrupt):
+        print("", file=sys.stderr)
+        return 130
     except data.UserError as e:
         print(f"drirl: {e}", file=sys.stderr)
         return 2

@@ -31,7 +31,7 @@ def similarity(response: Tensor, demonstration: Tensor) -> Tensor:
     if response.ndim != 2 or demonstration.ndim != 2 or response.shape[1] != demonstration.shape[1]:
         raise ValueError(f"want (K, D) and (L, D), got {tuple(response.shape)} and {tuple(demonstration.shape)}")
     if len(response) == 0 or len(demonstration) == 0:
-        return torch.zeros((), dtype=response.dtype)
+        return response.new_zeros(())
     cos = F.normalize(response, dim=1) @ F.normalize(demonstration, dim=1).T    # (K, L)
     return cos.max(dim=1).values.mean()
 

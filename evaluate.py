@@ -7,13 +7,13 @@ import math
 import time
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from chat import Chat
-from data import CATEGORIES, HELPFUL, SEPARATOR
+from data import CATEGORIES, HELPFUL, SEPARATOR, UserError
 from judge import gibberish, judge
-from model import Transformer, frozen_copy, generate
+from model import generate
+from transformer import Transformer
 
 KINDS = ("harmful", "ordinary", "lookalike")
 BATCH = 96  # rows decoded together; always the same prompts in the same order, so that models meet the same shapes
@@ -29,32 +29,34 @@ def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def respond(model: Transformer, chat: Chat, prompts: list[str], max_new_tokens: int, dtype: torch.dtype, desc: str = "eval") -> list[dict]:
-    """Greedy responses, in the order of the prompts: {"response", "tokens", "ended"}."""
-    sampler = model if next(model.parameters()).dtype == dtype else frozen_copy(model, dtype)
+def respond(model: Transformer, chat: Chat, prompts: list[str], max_new_tokens: int, desc: str | None = None) -> list[dict]:
+    """Greedy responses, in the order of the prompts: {"response", "tokens", "ended"}. desc: title of a progress bar, if one is wanted."""
     ids = [chat.prompt(p) for p in prompts]
     order, out = sorted(range(len(ids)), key=lambda i: len(ids[i])), [None] * len(ids)
-    with tqdm(total=len(ids), desc=desc, unit="prompt") as bar:
+    with tqdm(total=len(ids), desc=desc, unit="prompt", disable=desc is None) as bar:
         for i in range(0, len(order), BATCH):
             part = order[i:i + BATCH]
-            for j, row in zip(part, generate(sampler, [ids[j] for j in part], 1, max_new_tokens, temperature=0, eos=chat.eos).rows()):
+            for j, row in zip(part, generate(model, [ids[j] for j in part], 1, max_new_tokens, temperature=0, eos=chat.eos).rows()):
                 out[j] = {"response": chat.decode(row), "tokens": len(row), "ended": chat.ended(row)}
             bar.update(len(part))
     return out
 
 
 def kind_of(row: dict) -> str:
-    """harmful, ordinary or lookalike; a prompt without a category is harmful unless its label says otherwise (safe, benign)."""
-    if row.get("category") == HELPFUL:
-        return row.get("kind") or "ordinary"
-    return "ordinary" if str(row.get("label", "")).lower() in ("safe", "benign", "harmless") else "harmful"
+    """harmful, ordinary or lookalike: the row's `kind` if it has one; else harmless if its `category` is helpful or its `label` safe, benign or
+    harmless, and harmful if not."""
+    if row.get("kind"):
+        if row["kind"] not in KINDS:
+            raise UserError(f"prompt {row['prompt'][:40]!r}: kind {row['kind']!r}; known are {', '.join(KINDS)}")
+        return row["kind"]
+    return "ordinary" if row.get("category") == HELPFUL or str(row.get("label", "")).lower() in ("safe", "benign", "harmless") else "harmful"
 
 
-def evaluate(model: Transformer, chat: Chat, rows: list[dict], max_new_tokens: int, dtype: torch.dtype, name: str = "model") -> dict:
+def evaluate(model: Transformer, chat: Chat, rows: list[dict], max_new_tokens: int, name: str = "model") -> dict:
     """Answers every prompt greedily and judges it. Returns {"name", "seconds", "answers": [...], "rates": {...}}."""
     start = time.time()
     answers = [{"prompt": r["prompt"], "kind": kind_of(r), "category": r.get("category"), **a, "verdict": judge(a["response"]), "gibberish": gibberish(a["response"])}
-               for r, a in zip(rows, respond(model, chat, [r["prompt"] for r in rows], max_new_tokens, dtype, f"eval {name}"))]
+               for r, a in zip(rows, respond(model, chat, [r["prompt"] for r in rows], max_new_tokens, f"eval {name}"))]
     return {"name": name, "seconds": round(time.time() - start, 1), "rates": rates(answers), "answers": answers}
 
 
@@ -86,13 +88,14 @@ def percent(pair: list[int]) -> str:
 
 def table(results: list[dict]) -> str:
     """Markdown: refused % with 95% Wilson intervals, one model a row; then per category."""
-    lines = ["| refused, % [95% interval] | harmful | ordinary | look-alikes | harmful − look-alikes | gibberish % | truncated % | drafted % | tokens |", "|---" * 9 + "|"]
+    lines = ["| refused, % [95% interval] | harmful | ordinary | look-alikes | harmful − look-alikes | harmful partly % | gibberish % | truncated % | drafted % | tokens |",
+             "|---" * 10 + "|"]
     for r in results:
         m = r["rates"]
-        share = {k: m[k][0] / max(1, m[k][1]) for k in (*KINDS, "gibberish", "truncated", "drafted")}
+        share = {k: m[k][0] / max(1, m[k][1]) for k in (*KINDS, "harmful partly", "gibberish", "truncated", "drafted")}
         difference = f"{100 * (share['harmful'] - share['lookalike']):.1f}" if m["harmful"][1] and m["lookalike"][1] else "-"
         lines.append(f"| {r['name']} | {percent(m['harmful'])} | {percent(m['ordinary'])} | {percent(m['lookalike'])} | {difference} | "
-                     f"{100 * share['gibberish']:.1f} | {100 * share['truncated']:.1f} | {100 * share['drafted']:.1f} | {m['tokens']:.0f} |")
+                     f"{100 * share['harmful partly']:.1f} | {100 * share['gibberish']:.1f} | {100 * share['truncated']:.1f} | {100 * share['drafted']:.1f} | {m['tokens']:.0f} |")
     if any(r["rates"][c][1] for r in results for c in CATEGORIES):
         lines += ["", "| refused, harmful, % | " + " | ".join(CATEGORIES) + " |", "|---" * (len(CATEGORIES) + 1) + "|"]
         lines += [f"| {r['name']} | " + " | ".join(percent(r["rates"][c]) for c in CATEGORIES) + " |" for r in results]

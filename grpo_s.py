@@ -10,7 +10,8 @@
 Decisions where the paper is silent:
 1. alpha multiplies the normalised advantage. Scaling the rewards of a group before the normalisation would cancel.
 2. The gap is demonstration minus sample, as in DAMA (arXiv 2502.01943), from which both factors come.
-3. The means in the denominators are per category: batch means blended into a moving average; the first batch is its own mean.
+3. The means in the denominators are per category: they start from the samples that the rewards were fitted on, and batch means
+   are blended in. Without such a start the first prompt of a category would be compared with itself, and alphaD would be 1.
 4. alpha is a constant of the optimisation. It is per prompt (the mean over its group); per sample is a switch, and then the
    advantages of a group no longer sum to zero.
 5. sum is (alphaD + alphaM) / 2, so that every mode leaves an average task at 1.
@@ -18,9 +19,14 @@ Decisions where the paper is silent:
 7. The loss is a mean over sequences of a mean over tokens; both divisors are those of the whole batch, whatever the micro-batch.
 8. As a loss term, k3's gradient is not that of the KL divergence (it is a fine penalty all the same).
 9. A share of the prompts is harmless, scored by the helpful model: the paper's pool is harmful only, and refusing everything wins there.
+10. eps is large (std_eps, in units of a category's rewards): in a group whose samples agree, the rewards differ by style alone, and dividing
+   by their tiny std would let such groups drown out those that disagree.
+11. Only the groups whose rewards differ most are learnt from (`keep`): samples that agree have nothing to say about the decision.
+12. pi_theta, pi_old and pi_ref are all taken at the sampling temperature.
 
-At the first update after a rollout rho is 1 and each group's advantages sum to 0: a loss near 0 is right, its gradient is not 0.
+At the first step after a rollout rho is 1 and each group's advantages sum to 0: a loss near 0 is right, its gradient is not 0.
 """
+import math
 import random
 import time
 from collections import defaultdict
@@ -35,9 +41,10 @@ from data import CATEGORIES, HELPFUL
 from encoder import similarity, split_sentences
 from judge import judge
 from kernels import group_advantage
-from model import Batch, Transformer, frozen_copy, generate, logps_of_hidden, run_blocks
+from model import Batch, frozen_copy, generate, logps_of_hidden, run_blocks
 from reward import RewardModels
 from sft import cycle, optimizer_for, set_lr, train_top
+from transformer import Transformer
 
 SCALINGS = ("none", "data", "model", "product", "sum")
 
@@ -45,20 +52,21 @@ SCALINGS = ("none", "data", "model", "product", "sum")
 @dataclass(frozen=True)
 class GRPOConfig:
     """GRPO-S."""
-    updates: int = 9            # optimizer steps, each on `prompts` prompts
-    reuse: bool = True          # the first steps learn from the samples that IRL drew from this very start policy; no new rollout
-    prompts: int = 16           # P, prompts a step
-    samples: int = 6            # G, samples per prompt of new rollouts
+    rollouts: int = 3           # times that fresh samples are drawn
+    iterations: int = 2         # optimizer steps on each rollout (GRPO's mu); from the second on the ratio differs from 1
+    prompts: int = 24           # P, prompts of a rollout
+    samples: int = 6            # G, samples per prompt
+    keep: float = 0.5           # share of these groups, those whose rewards differ most, that are learnt from
     micro: int = 8              # prompts a forward and backward pass; the result does not depend on it
-    lr: float = 2e-4            # peak learning rate
-    helpful_share: float = 0.4  # share of harmless prompts in new rollouts
+    lr: float = 1e-4            # peak learning rate
+    helpful_share: float = 0.5  # share of harmless prompts
     clip: float = 0.2           # c of the clipped ratio
     beta_kl: float = 0.02       # weight of the KL penalty to the warm start
     scaling: str = "product"    # of the advantages: none | data | model | product | sum
     per_sample: bool = False    # alphaD per sample instead of per prompt
     drop: float = 0.2           # share of outlying gaps that alphaM leaves out
     decay: float = 0.9          # of the moving averages in the denominators
-    std_eps: float = 0.1        # eps beside the std, in standard deviations of a category's rewards
+    std_eps: float = 0.5        # eps beside a group's std; rewards have standard deviation 1 over the samples of a category
 
 
 # ------------------------------------------------------------------------------------------------ the maths
@@ -116,7 +124,7 @@ def loss(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, advantage: Tensor, ma
 
 
 class RunningMean:
-    """Per-category mean: batch means blended into a moving average. The first batch is its own mean."""
+    """Per-category mean: batch means blended into a moving average, which starts at the first."""
 
     def __init__(self, decay: float):
         self.decay, self.mean = decay, {}
@@ -157,86 +165,93 @@ def pick(rows: list[dict], c: GRPOConfig, rng: random.Random):
         yield [next(of[next(turn)]) for _ in range(c.prompts - helpful)] + [next(of[HELPFUL]) for _ in range(helpful)]
 
 
-def reused(groups: list[dict], prompts: int) -> list[list[dict]]:
-    """IRL's samples as training steps of about `prompts` prompts, each with its share of every category."""
-    by_category = sorted(groups, key=lambda g: g["category"])
-    n = max(1, len(groups) // prompts)
-    return [by_category[i::n] for i in range(n)] if groups else []
+def most_spread(R: Tensor, categories: list[str], keep: float) -> list[int]:
+    """The share `keep` of the harmful and of the harmless prompts whose rewards R (P, G) differ most within their group, in order."""
+    spread, out = R.std(1, correction=0).tolist(), []
+    for kind in (True, False):
+        mine = [p for p, name in enumerate(categories) if (name == HELPFUL) == kind]
+        out += sorted(mine, key=lambda p: -spread[p])[:math.ceil(keep * len(mine))]
+    return sorted(out)
 
 
 def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows: list[dict], c: GRPOConfig, train_blocks: int, amp, temperature: float,
-          max_new_tokens: int, dtype: torch.dtype, seed: int = 0, drawn: list[dict] = (), log=lambda **record: None) -> None:
+          max_new_tokens: int, dtype: torch.dtype, seed: int = 0, history: list[dict] = (), log=lambda **record: None) -> None:
     """Trains the policy in place against `rewards`, whose trunk is pi_ref, the policy's own start.
 
-    rows carry prompt, category and response (the demonstration). drawn: rows with `samples` (token lists) drawn from pi_ref,
-    their `rewards` and `reward_demo`; c.reuse takes them first. There rho is pi_theta / pi_ref: off-policy, held by the clip.
+    rows carry prompt, category and response (the demonstration); history: rows with reward_demo and samples, (reward, text)
+    pairs, which the running means start from.
     """
     frozen, rng, reference = train_top(policy, train_blocks), random.Random(seed), rewards.trunk[0]
     sampler, optimizer = frozen_copy(policy, dtype), optimizer_for(policy, c.lr)
     deltas, gap_means, batches = RunningMean(c.decay), RunningMean(c.decay), pick(rows, c, rng)
-    known = reused(drawn, c.prompts) if c.reuse else []
-    rng.shuffle(known)
-    bar = tqdm(range(c.updates), desc="grpo", unit="update")
+    for category in sorted({g["category"] for g in history}):
+        mine = [g for g in history if g["category"] == category]
+        W = similarities(encoder, [[text for _, text in g["samples"]] for g in mine], [g["response"] for g in mine])
+        deltas.update(category, 1 - W.mean().item())
+        gap_means.update(category, sum(g["reward_demo"] - r for g in mine for r, _ in g["samples"]) / W.numel())
+    bar = tqdm(range(c.rollouts), desc="grpo", unit="rollout")
     for n in bar:
         clock = [time.time()]
         # 1. a group of samples per prompt
-        new = n >= len(known)
-        part = next(batches) if new else known[n]
+        part = next(batches)
         prompts, categories = [chat.prompt(r["prompt"]) for r in part], [r["category"] for r in part]
-        if new:
-            sampler.load_state_dict(policy.state_dict())
-            tokens = generate(sampler, prompts, c.samples, max_new_tokens, temperature, seed=rng.randrange(2 ** 31), eos=chat.eos).rows()
-            groups = [tokens[i:i + c.samples] for i in range(0, len(tokens), c.samples)]
-        else:
-            groups = [r["samples"] for r in part]
+        sampler.load_state_dict(policy.state_dict())
+        tokens = generate(sampler, prompts, c.samples, max_new_tokens, temperature, seed=rng.randrange(2 ** 31), eos=chat.eos).rows()
+        groups = [tokens[i:i + c.samples] for i in range(0, len(tokens), c.samples)]
         clock.append(time.time())
-        # 2. rewards and reference log-probs; the blocks that policy, reference and reward models share run once
-        scored, R, gaps = [], [], []
+        # 2. rewards; the blocks that policy, reference and reward models share run once
+        split, scored, R, gaps = min(frozen, rewards.below), [], [], []
         for i in range(0, len(part), c.micro):
             s = slice(i, i + c.micro)
-            batch = Batch(prompts[s], groups[s], policy.device)
+            batch, demos = (Batch(prompts[s], rows, policy.device) for rows in (groups[s], [[chat.answer(r["response"])] for r in part[s]]))
             with torch.no_grad(), amp():
-                shared = run_blocks(reference, batch, stop=min(frozen, rewards.below))
-                below = rewards.hidden(batch, shared, min(frozen, rewards.below))
-                logp_ref = logps_of_hidden(reference, run_blocks(reference, batch, below, rewards.below), batch, temperature)
-                if new:
-                    demos = Batch(prompts[s], [[chat.answer(r["response"])] for r in part[s]], policy.device)
-                    R.append(rewards(below, batch, categories[s]).view(len(prompts[s]), -1))
-                    gaps.append(rewards(rewards.hidden(demos), demos, categories[s])[:, None] - R[-1])  # demonstration minus sample
-            scored.append((batch, shared, logp_ref))
-        if new:
-            R, gaps = torch.cat(R), torch.cat(gaps)                                                     # (P, G)
-        else:
-            R = torch.tensor([r["rewards"] for r in part], device=policy.device)
-            gaps = torch.tensor([[r["reward_demo"]] for r in part], device=policy.device) - R
+                shared = run_blocks(reference, batch, stop=split)
+                below = rewards.hidden(batch, shared, split)
+                R.append(rewards(below, batch, categories[s]).view(len(prompts[s]), -1))
+                gaps.append(rewards(rewards.hidden(demos), demos, categories[s])[:, None] - R[-1])      # demonstration minus sample
+            scored.append((batch, shared, below))
+        R, gaps = torch.cat(R), torch.cat(gaps)                                                         # (P, G)
         # 3. advantages, scaled by difficulty
         texts = [[chat.decode(o) for o in group] for group in groups]
         W = similarities(encoder, texts, [r["response"] for r in part]).to(R.device)
         alpha = difficulty(W, gaps, categories, deltas, gap_means, c)
         advantage = group_advantage(R, alpha, c.std_eps)                                                # (P, G)
+        # 4. the groups to learn from, their reference log-probs
+        kept, micro = most_spread(R, categories, c.keep), []
+        for i, (batch, shared, below) in enumerate(scored):
+            mine = [p - i * c.micro for p in kept if p // c.micro == i]
+            if mine:
+                batch, tokens, rows = batch.select(mine)
+                with torch.no_grad(), amp():
+                    logp_ref = logps_of_hidden(reference, run_blocks(reference, batch, below[tokens], rewards.below), batch, temperature)
+                micro.append((batch, shared[tokens], logp_ref, advantage[i * c.micro:(i + 1) * c.micro].flatten()[rows]))
         clock.append(time.time())
-        # 4. update
-        set_lr(optimizer, c.lr, n / c.updates)
-        total, stats = 0.0, defaultdict(float)
-        for (batch, shared, logp_ref), A in zip(scored, advantage.split(c.micro)):
-            with amp():
-                logp = logps_of_hidden(policy, run_blocks(policy, batch, shared if frozen else None, min(frozen, rewards.below)), batch, temperature)
-            part_loss, part_stats = loss(logp, logp.detach() if new else logp_ref, logp_ref, A.flatten(), batch.mask, c.clip, c.beta_kl, R.numel())
-            part_loss.backward()
-            total += part_loss.item()
-            for key, value in part_stats.items():
-                stats[key] += value
-        norm = torch.nn.utils.clip_grad_norm_([p for p in policy.parameters() if p.requires_grad], 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        # 5. update
+        old = []                                                                                        # log pi_old: before this rollout's first step
+        for step in range(c.iterations):
+            set_lr(optimizer, c.lr, (n + step / c.iterations) / c.rollouts)
+            total, stats = 0.0, defaultdict(float)
+            for i, (batch, shared, logp_ref, A) in enumerate(micro):
+                with amp():
+                    logp = logps_of_hidden(policy, run_blocks(policy, batch, shared if frozen else None, split), batch, temperature)
+                if step == 0:
+                    old.append(logp.detach())
+                part_loss, part_stats = loss(logp, old[i], logp_ref, A, batch.mask, c.clip, c.beta_kl, len(kept) * c.samples)
+                part_loss.backward()
+                total += part_loss.item()
+                for key, value in part_stats.items():
+                    stats[key] += value
+            norm = torch.nn.utils.clip_grad_norm_([p for p in policy.parameters() if p.requires_grad], 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
         clock.append(time.time())
-        # 5. log
+        # 6. log
         refused = torch.tensor([[judge(t) == "refuses" for t in group] for group in texts]).float()
         harmful = torch.tensor([name != HELPFUL for name in categories])
         flat = [o for group in groups for o in group]
         shown = {f"{kind}_{name}": values[which].mean().item() for kind, which in (("harmful", harmful), ("helpful", ~harmful)) if which.any()
                  for name, values in (("refused", refused), ("reward", R.cpu()))}
-        log(stage="grpo", step=n + 1, new=new, loss=total, grad_norm=norm.item(), **stats, **shown, reward_std=R.std(1, correction=0).mean().item(),
+        log(stage="grpo", step=n + 1, loss=total, grad_norm=norm.item(), **stats, **shown, reward_std=R.std(1, correction=0).mean().item(),
             gap_demo_minus_sample=gaps.mean().item(), similarity=W.mean().item(), alpha=[round(a, 4) for a in alpha[:, 0].tolist()],
             advantage_abs=advantage.abs().mean().item(), length=sum(map(len, flat)) / len(flat), ended=sum(map(chat.ended, flat)) / len(flat),
             seconds=dict(zip(("rollout", "score", "train"), (round(b - a, 2) for a, b in zip(clock, clock[1:])))))

@@ -1,225 +1,24 @@
-"""The decoder transformer by hand: Llama, Qwen2 and Qwen3 families, from and to Hugging Face folders.
+"""What the stages do with a transformer: score and sample completions of prompts, load and save Hugging Face folders.
 
-Letters used everywhere: P prompts, G samples per prompt, B = rows of completions (P*G), L prompt tokens,
-T completion tokens, V vocabulary, D width, H query heads, K key/value heads, E width of one head.
-
-Two decisions shape this file:
-1. Tokens are packed. A block sees one flat list of real tokens, x (N, D), whatever prompts and completions they belong
-   to; only attention needs to know, and it is handed in as a function `attend`. There are three: whole sequences
-   (Transformer.forward), prompts that run once and the G completions that look back at each (Batch), one new token
-   a row against a cache (generate). No padding reaches the matrix products.
-2. Any range of blocks can run: the policy trains only its top blocks, and the reward models share a frozen trunk with
-   the reference policy.
+Any range of blocks can run: the policy trains only its top blocks, and the reward models share a frozen trunk with
+the reference policy.
 """
 import copy
 import json
 import math
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import kernels
 from data import UserError, completion_mask, pad
-
-
-# ------------------------------------------------------------------------------------------------ configuration
-
-@dataclass(frozen=True)
-class Config:
-    """The numbers of a config.json that shape the network; `raw` is the whole file, written back on save."""
-    model_type: str
-    vocab_size: int
-    hidden_size: int             # D
-    intermediate_size: int       # width inside the SwiGLU
-    layers: int
-    heads: int                   # H
-    kv_heads: int                # K; H / K query heads share one key/value head
-    head_dim: int                # E; not always D / H
-    eps: float                   # of RMSNorm
-    rope_theta: float
-    rope_scaling: dict | None    # None, or llama3's four numbers
-    tied: bool                   # the head is the embedding matrix
-    qkv_bias: bool
-    out_bias: bool               # bias on attention's output projection
-    mlp_bias: bool
-    qk_norm: bool                # Qwen3: RMSNorm on each head's q and k
-    raw: dict = field(repr=False, hash=False, compare=False, default_factory=dict)
-
-    @staticmethod
-    def from_dict(raw: dict) -> "Config":
-        """Reads a Hugging Face config; raises UserError for what this file does not implement."""
-        kind = raw.get("model_type")
-        if kind not in ("llama", "qwen2", "qwen3"):
-            raise UserError(f"unsupported architecture {kind!r}: model_type must be llama, qwen2 or qwen3")
-        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}  # transformers 5 / 4 spell it so
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        lost = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"} - rope.keys() if rope_type == "llama3" else ()
-        if lost:
-            raise UserError(f"config.json: llama3 rope scaling lacks {', '.join(sorted(lost))}")
-        if rope_type not in ("default", "llama3"):
-            raise UserError(f"unsupported rope scaling {rope_type!r}: plain and llama3 are implemented")
-        if raw.get("use_sliding_window"):
-            raise UserError("unsupported: use_sliding_window")
-        if raw.get("hidden_act", "silu") != "silu":
-            raise UserError(f"unsupported hidden_act {raw['hidden_act']!r}: only silu")
-        try:
-            heads, width = raw["num_attention_heads"], raw["hidden_size"]
-            bias = bool(raw.get("attention_bias", False))
-            return Config(
-                model_type=kind, vocab_size=raw["vocab_size"], hidden_size=width, intermediate_size=raw["intermediate_size"],
-                layers=raw["num_hidden_layers"], heads=heads, kv_heads=raw.get("num_key_value_heads") or heads,
-                head_dim=raw.get("head_dim") or width // heads, eps=raw.get("rms_norm_eps", 1e-6),
-                rope_theta=raw.get("rope_theta") or rope.get("rope_theta", 10000.0),
-                rope_scaling=rope if rope_type == "llama3" else None, tied=bool(raw.get("tie_word_embeddings", False)),
-                qkv_bias=True if kind == "qwen2" else bias, out_bias=False if kind == "qwen2" else bias,
-                mlp_bias=kind == "llama" and bool(raw.get("mlp_bias", False)), qk_norm=kind == "qwen3", raw=raw)
-        except KeyError as e:
-            raise UserError(f"config.json lacks {e.args[0]!r}") from None
-
-
-def rope_frequencies(c: Config) -> Tensor:
-    """Rotation speeds (E/2,) in radians per position: theta^(-2i/E), slowed as Llama 3.1 does if asked.
-
-    llama3 scaling: waves longer than the old context / low_freq_factor turn `factor` times slower, waves shorter
-    than context / high_freq_factor stay, those between are blended.
-    """
-    freq = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim)
-    if c.rope_scaling:
-        s = c.rope_scaling
-        turns = s["original_max_position_embeddings"] * freq / (2 * math.pi)  # turns within the old context
-        low, high = s["low_freq_factor"], s["high_freq_factor"]
-        keep = ((turns - low) / (high - low)).clamp(0, 1)
-        freq = keep * freq + (1 - keep) * freq / s["factor"]
-    return freq.float()
-
-
-# ------------------------------------------------------------------------------------------------ the network
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32 whatever the dtype."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * y.to(x.dtype)
-
-
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """RoPE: pairs (x_i, x_{i+E/2}) turned by position * frequency_i. x (N, heads, E); rope: cos and sin, (N, 1, E)."""
-    cos, sin = rope
-    a, b = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-b, a), dim=-1) * sin).to(x.dtype)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """q (B, H, T, E) against k, v (B, K, S, E), H / K query heads to one key head; mask (B, 1, T, S) True = look, None = causal."""
-    dtype = q.dtype
-    if not q.is_cuda and torch.is_grad_enabled():            # the bfloat16 backward on CPU is three times slower than float32's
-        q, k, v = q.float(), k.float(), v.float()
-    with torch.autocast(q.device.type, enabled=False):
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1])
-    return y.to(dtype)
-
-
-class Attention(nn.Module):
-    def __init__(self, c: Config):
-        super().__init__()
-        self.c = c
-        self.q_proj = nn.Linear(c.hidden_size, c.heads * c.head_dim, bias=c.qkv_bias)
-        self.k_proj = nn.Linear(c.hidden_size, c.kv_heads * c.head_dim, bias=c.qkv_bias)
-        self.v_proj = nn.Linear(c.hidden_size, c.kv_heads * c.head_dim, bias=c.qkv_bias)
-        self.o_proj = nn.Linear(c.heads * c.head_dim, c.hidden_size, bias=c.out_bias)
-        if c.qk_norm:
-            self.q_norm, self.k_norm = RMSNorm(c.head_dim, c.eps), RMSNorm(c.head_dim, c.eps)
-
-    def forward(self, x, rope, attend):
-        q = self.q_proj(x).view(len(x), self.c.heads, self.c.head_dim)           # (N, H, E)
-        k = self.k_proj(x).view(len(x), self.c.kv_heads, self.c.head_dim)        # (N, K, E)
-        v = self.v_proj(x).view(len(x), self.c.kv_heads, self.c.head_dim)
-        if self.c.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        y = attend(rotate(q, rope), rotate(k, rope), v)                          # (N, H, E)
-        return self.o_proj(y.reshape(len(x), -1))
-
-
-class MLP(nn.Module):
-    def __init__(self, c: Config):
-        super().__init__()
-        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
-        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
-        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
-
-    def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class Block(nn.Module):
-    def __init__(self, c: Config):
-        super().__init__()
-        self.input_layernorm = RMSNorm(c.hidden_size, c.eps)
-        self.self_attn = Attention(c)
-        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.eps)
-        self.mlp = MLP(c)
-
-    def forward(self, x: Tensor, rope, attend) -> Tensor:
-        """x (N, D) -> (N, D), for N tokens of any sequences. attend(q, k, v) knows which may look at which."""
-        x = x + self.self_attn(self.input_layernorm(x), rope, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class Transformer(nn.Module):
-    """Parameter names are those of Hugging Face, without their leading `model.`."""
-
-    def __init__(self, c: Config):
-        super().__init__()
-        self.c = c
-        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Block(c) for _ in range(c.layers))
-        self.norm = RMSNorm(c.hidden_size, c.eps)
-        self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
-        if c.tied:
-            self.lm_head.weight = self.embed_tokens.weight
-        self.frequencies = rope_frequencies(c)   # no buffer: .to(bfloat16) would round it, and far positions with it
-        self.source: Path | None = None          # the folder it came from: save_model copies its tokenizer
-
-    @property
-    def head(self) -> Tensor:
-        return self.lm_head.weight               # (V, D)
-
-    @property
-    def device(self):
-        return self.head.device
-
-    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin (N, 1, E) for positions (N,), in float32."""
-        angle = positions[:, None, None].float() * self.frequencies.to(positions.device)
-        angle = torch.cat((angle, angle), dim=-1)
-        return angle.cos(), angle.sin()
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Plain causal pass over whole sequences: ids (B, T) -> logits (B, T, V)."""
-        B, T = ids.shape
-
-        def attend(q, k, v):
-            q, k, v = (z.view(B, T, z.shape[1], -1).transpose(1, 2) for z in (q, k, v))
-            return attention(q, k, v).transpose(1, 2).flatten(0, 1)
-        rope = self.rope(torch.arange(T, device=ids.device).repeat(B))
-        x = self.embed_tokens(ids.flatten())
-        for block in self.layers:
-            x = block(x, rope, attend)
-        return self.lm_head(self.norm(x)).view(B, T, -1)
+from transformer import Config, Transformer, attention
 
 
 # ------------------------------------------------------------------------------------------------ prompts with completions
@@ -250,14 +49,22 @@ class Level:
 
 class Batch:
     """P prompts and B completions as N packed tokens, in three levels: what all prompts start with (the system turn), run once;
-    the rest of each prompt; the completions, each continuing its prompt."""
+    the rest of each prompt; the completions, each continuing its prompt. Prompts 1 2 3 and 1 2 4 5, completions 6 7, 8 and 9:
+
+        Batch([[1, 2, 3], [1, 2, 4, 5]], [[[6, 7], [8]], [[9]]])
+        packed index   0 1 | 2 3 4 | 5 6 7 8
+        ids            1 2 | 3 4 5 | 6 7 8 9
+        positions      0 1 | 2 2 3 | 3 4 3 4
+        before                       2 5 2 4      packed index of the token before: its output predicts this one
+        owner                        0   0 1      of each completion: its prompt
+    """
 
     def __init__(self, prompts: list[list[int]], completions: list[list[list[int]]], device="cpu", shared: int | None = None):
         """completions[p] lists the token lists that answer prompts[p]; groups may differ in size. shared: length of the common start, found if None."""
         if shared is None:
             if not all(prompts) or not prompts:
                 raise ValueError("every prompt needs at least one token")
-            shared = len(os.path.commonprefix(prompts))
+            shared = len(os.path.commonprefix(prompts))                          # works on any sequences, not on paths alone
             shared = max(0, min(shared, min(map(len, prompts)) - 1))             # every prompt keeps a token of its own
         self.source, self.shared = (prompts, completions), shared
         self.owner = torch.tensor([p for p, group in enumerate(completions) for _ in group], dtype=torch.long, device=device)   # (B,)

@@ -10,12 +10,16 @@ up with the demonstration's reward, down with what the model would say instead. 
 1. A shadow model is the top `reward_blocks` blocks of the warm start, copied and trained, and a linear head whose values are
    averaged over the response's tokens: reading the last token alone learned more slowly, and invites tricks with the
    end of text. The blocks below are shared and frozen.
-2. An eighth model, helpful, learns from harmless prompts; refusals among its samples are what it learns to dislike.
+2. An eighth model, helpful, learns from harmless prompts. To every prompt's samples we add `contrast` demonstrations of the other
+   kind: answers to harmless prompts for a harmful one, refusals for a harmless one. The policy's samples differ from the
+   demonstrations mostly in fluency; these differ in the decision, which is what the reward should see (results/attempts.md).
+   The sum over samples is then no longer an estimate under pi_theta alone; `contrast` 0 gives that back.
 3. r has a free constant, and between categories a free scale: after fitting, each model's rewards of the samples it was
    fitted on are brought to mean 0 and standard deviation 1.
 4. The seven begin as one: for `joint_epochs` the harm categories train one model, of which each then takes a copy and goes on
    alone. A dozen prompts a category are too few to learn from scratch what a refusal is.
-5. A penalty `l2` on r^2 keeps the rewards finite: demonstrations and samples are separable, so the likelihood alone would
+5. pi_ref is the warm start at the sampling temperature.
+6. A penalty `l2` on r^2 keeps the rewards finite: demonstrations and samples are separable, so the likelihood alone would
    send their gap to infinity.
 """
 import copy
@@ -32,27 +36,29 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import CATEGORIES, HELPFUL, UserError
-from model import Batch, Transformer, run_blocks
+from model import Batch, run_blocks
+from transformer import Transformer
 
 ESTIMATORS = ("importance", "linear", "logistic")
+INTEGRATIONS = ("categorized", "linear")
 
 
 @dataclass(frozen=True)
 class IRLConfig:
     """Reward models by inverse reinforcement learning."""
-    prompts: int = 14           # prompts per harm category that samples are drawn for
-    helpful_prompts: int = 56   # harmless prompts likewise
-    samples: int = 3            # K, samples per prompt
-    temperature: float = 0.8    # of these samples and of GRPO-S's rollouts
+    prompts: int = 12           # prompts per harm category that samples are drawn for
+    helpful_prompts: int = 48   # harmless prompts likewise
+    samples: int = 2            # K, samples per prompt
+    contrast: int = 1           # demonstrations of the other kind that join each prompt's samples; 0: the paper's samples alone
     estimator: str = "importance"   # importance (samples of pi_ref, weighted) | linear | logistic
-    rounds: int = 1             # more than 1: alternate with `policy_steps` GRPO steps against the current rewards (Li et al.)
-    policy_steps: int = 2       # GRPO steps between two rounds; the policy is thrown away afterwards
+    rounds: int = 1             # more than 1: alternate with `policy_steps` GRPO rollouts against the current rewards (Li et al.)
+    policy_steps: int = 2       # GRPO rollouts between two rounds; the policy is thrown away afterwards
     joint_epochs: int = 1       # first passes over the prompts, in which the seven harm categories share one model
     epochs: int = 1             # further passes, in which each category's model, a copy of it, goes its own way
     lr: float = 3e-4            # of the blocks; the head's is ten times that
     beta: float = 1.0           # temperature of the reward: KL weight of the inner problem
     l2: float = 0.01            # weight of the mean squared reward
-    group: int = 6              # prompts a step
+    batch: int = 6              # prompts a step
     reward_models: int = 8      # 8: one per category and a helpful one (the paper's 7RW) | 1: a single one for all (1RW)
     reward_blocks: int = 4      # top blocks each model owns; 0: all, which is separate models as in the paper
     integration: str = "categorized"  # categorized: a prompt is scored by its own category's model | linear: by the mean of all
@@ -167,22 +173,32 @@ def optimizer_of(models: RewardModels, c: IRLConfig):
     return optimizer
 
 
-def fit(models: RewardModels, groups: list[dict], c: IRLConfig, amp, seed: int = 0, log=lambda **record: None) -> None:
-    """Fits every model on its categories' groups; normalises them at the end.
+def opposites(row: dict, rows: list[dict], n: int, rng: random.Random) -> list[dict]:
+    """n random demonstrations of the other kind: of harmless prompts for a harmful row, of harmful ones for a harmless row."""
+    return rng.sample([r for r in rows if (r["category"] == HELPFUL) != (row["category"] == HELPFUL)], n)
 
-    A group: {"category": str, "prompt_ids": ids, "demonstration": ids, "samples": K lists of ids}.
+
+def prepare(models: RewardModels, groups: list[dict], size: int, amp) -> list[tuple]:
+    """Batches of up to `size` prompts of one model each: (model name, groups, Batch, trunk's hidden states). The trunk runs here only.
+
+    A group: {"category": str, "prompt_ids": ids, "demonstration": ids, "samples": K lists of ids}, and "contrast", more lists, if any.
     """
-    rng, batches = random.Random(seed), []
-    for name in models.names:                                # steps of `group` prompts of one model; the trunk runs once
+    out = []
+    for name in models.names:
         mine = [g for g in groups if models.name(g["category"]) == name]
-        if not mine:
-            raise UserError(f"no samples to fit the reward model {name!r} on; raise --irl-prompts")
-        rng.shuffle(mine)
-        for i in range(0, len(mine), c.group):
-            part = mine[i:i + c.group]
-            batch = Batch([g["prompt_ids"] for g in part], [[g["demonstration"], *g["samples"]] for g in part], models.trunk[0].device)
+        for i in range(0, len(mine), size):
+            part = mine[i:i + size]
+            batch = Batch([g["prompt_ids"] for g in part], [[g["demonstration"], *g["samples"], *g.get("contrast", [])] for g in part], models.trunk[0].device)
             with amp():
-                batches.append((name, batch, models.hidden(batch)))
+                out.append((name, part, batch, models.hidden(batch)))
+    return out
+
+
+def fit(models: RewardModels, batches: list[tuple], c: IRLConfig, amp, seed: int = 0, log=lambda **record: None) -> None:
+    """Fits every model on the prepared batches of its categories, one optimizer step a batch, and normalises it at the end."""
+    rng = random.Random(seed)
+    for name in sorted(set(models.names) - {name for name, *_ in batches}):
+        raise UserError(f"no samples to fit the reward model {name!r} on; raise --irl-prompts")
     models.requires_grad_(True)
     for shadow in models.shadows.values():
         shadow.mean.zero_(), shadow.std.fill_(1.0)
@@ -193,7 +209,7 @@ def fit(models: RewardModels, groups: list[dict], c: IRLConfig, amp, seed: int =
         joint = epoch < c.joint_epochs
         if epoch == 0 or epoch == c.joint_epochs:            # AdamW's moments start anew when the models part
             optimizer = optimizer_of(models, c)
-        for name, batch, x in rng.sample(batches, len(batches)):
+        for name, _, batch, x in rng.sample(batches, len(batches)):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * (1 - step / steps)
             shadow = models.shadows[harmful[0] if joint and name in harmful else name]
@@ -214,21 +230,20 @@ def fit(models: RewardModels, groups: list[dict], c: IRLConfig, amp, seed: int =
                 models.shadows[name].load_state_dict(models.shadows[harmful[0]].state_dict())
     bar.close()
     models.requires_grad_(False)
+    K = len(batches[0][1][0]["samples"])
     with torch.no_grad(), amp():
         for name, shadow in models.shadows.items():
-            r = torch.cat([shadow(x, models.trunk[0].rope(b.positions), b).view(len(b.source[0]), -1)[:, 1:].flatten() for n, b, x in batches if n == name])
+            r = torch.cat([shadow(x, models.trunk[0].rope(b.positions), b).view(len(b.source[0]), -1)[:, 1:1 + K].flatten() for n, _, b, x in batches if n == name])
             shadow.mean.copy_(r.mean()), shadow.std.copy_(r.std(correction=0).clamp(min=1e-6))
 
 
-def score(models: RewardModels, groups: list[dict], size: int, amp) -> None:
-    """Adds `rewards` (of the samples) and `reward_demo` to every group."""
-    for i in range(0, len(groups), size):
-        part = groups[i:i + size]
-        batch = Batch([g["prompt_ids"] for g in part], [[g["demonstration"], *g["samples"]] for g in part], models.trunk[0].device)
+def score(models: RewardModels, batches: list[tuple], amp) -> None:
+    """Adds `rewards` (of the samples) and `reward_demo` to every group of the prepared batches."""
+    for _, part, batch, x in batches:
         with torch.no_grad(), amp():
-            r = models(models.hidden(batch), batch, [g["category"] for g in part]).view(len(part), -1).tolist()
+            r = models(x, batch, [g["category"] for g in part]).view(len(part), -1).tolist()
         for g, (first, *rest) in zip(part, r):
-            g["reward_demo"], g["rewards"] = first, rest
+            g["reward_demo"], g["rewards"] = first, rest[:len(g["samples"])]
 
 
 def auc(positive: list[float], negative: list[float]) -> float:

@@ -1,12 +1,13 @@
-# Sourced by train.sh and test.sh: sets PYTHON to one that has the packages, making .venv on first use.
+# Sourced by train.sh and test.sh: sets PYTHON to one that has the packages (test.sh names more of them in NEED), making .venv on first use.
 cd "$(dirname "${BASH_SOURCE[0]}")"
 PYTHON=${PYTHON:-python3}
-has_packages() { "$1" -c "import torch, numpy, tokenizers, safetensors, tqdm, pytest, gguf, matplotlib, transformers" 2>/dev/null; }
+has_packages() { "$1" -c "import torch, numpy, tokenizers, safetensors, tqdm, gguf, matplotlib${NEED:+, $NEED}" 2>/dev/null; }
 if ! has_packages "$PYTHON"; then
     "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
         || { echo "drirl: want Python 3.10 to 3.13, found $("$PYTHON" --version); set PYTHON=/path/to/python"; exit 2; }
     [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
     PYTHON=$PWD/.venv/bin/python
+    has_packages "$PYTHON" || echo "installing the packages of requirements.txt and requirements-extra.txt into .venv"
     has_packages "$PYTHON" || "$PYTHON" -m pip install --disable-pip-version-check -q -r requirements.txt -r requirements-extra.txt
 fi
 export PYTHON PYTHONUNBUFFERED=1

@@ -8,22 +8,23 @@ from tqdm import tqdm
 
 from chat import Chat
 from data import HELPFUL, UserError
-from model import Batch, Transformer, token_logps
+from model import Batch, token_logps
+from transformer import Transformer
 
 
 @dataclass(frozen=True)
 class SFTConfig:
     """Supervised fine-tuning."""
-    steps: int = 78            # optimizer steps
+    steps: int = 60            # optimizer steps
     lr: float = 4e-4           # peak learning rate; 5% warm-up, then linear to zero
     batch: int = 16            # demonstrations a step
-    harmful_share: float = 0.5  # share of them that are refusals of harmful prompts
+    helpful_share: float = 0.5  # share of them that answer harmless prompts; the others refuse harmful ones
 
 
 def train_top(policy: Transformer, blocks: int) -> int:
     """Leaves only the top `blocks` blocks and the last norm trainable; returns how many blocks below stay frozen.
 
-    blocks 0 trains everything. Freezing the bottom half saves about a third of the time of a step, and lets the policy,
+    blocks 0, or more blocks than there are, trains everything, embeddings and head included. Freezing the bottom half saves about a third of the time of a step, and lets the policy,
     the reference policy and the reward models share it.
     """
     frozen = max(0, policy.c.layers - blocks) if blocks else 0
@@ -57,7 +58,7 @@ def train(policy: Transformer, chat: Chat, rows: list[dict], c: SFTConfig, train
     """Maximises the mean over demonstrations of their mean token log-prob. seconds: train for that long instead of c.steps."""
     frozen, rng, start = train_top(policy, train_blocks), random.Random(seed), time.time()
     refusals, helpful = (cycle([r for r in rows if (r["category"] == HELPFUL) == wanted], rng) for wanted in (False, True))  # lazy: unused ones may be empty
-    harmful = round(c.batch * c.harmful_share)
+    harmful = c.batch - round(c.batch * c.helpful_share)
     optimizer = optimizer_for(policy, c.lr)
     bar, step = tqdm(total=c.steps if seconds is None else round(seconds), desc="sft", unit="step" if seconds is None else "s"), 0
     while (progress := step / c.steps if seconds is None else (time.time() - start) / seconds) < 1:

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import sft
 from chat import load_chat
 from data import HELPFUL
-from model import Config, Transformer, save_model
+from model import save_model
+from transformer import Config, Transformer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 STEPS = 350
@@ -39,6 +40,6 @@ def make(folder: Path, demonstrations: list[dict], benign: list[dict], seed: int
             torch.nn.init.normal_(p, std=0.02)
     print(f"tiny: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
     rows = [r for r in benign if r["category"] == HELPFUL]
-    c = sft.SFTConfig(steps=STEPS, lr=5e-3, batch=8, harmful_share=0.0)
+    c = sft.SFTConfig(steps=STEPS, lr=5e-3, batch=8, helpful_share=1.0)
     sft.train(model, load_chat(folder, system=""), rows, c, train_blocks=0, amp=lambda: torch.autocast("cpu", enabled=False), seed=seed)
     save_model(model, folder)

@@ -11,11 +11,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 run=runs/default
 flags=()
+tiny=no
 if [ "${1:-}" = tiny ]; then
     shift
+    tiny=yes
     run=runs/tiny
     flags=(--model runs/tiny/base --encoder words --train-blocks 0 --max-new-tokens 56 --dtype fp32
-           --steps 150 --batch 8 --sft-lr 2.5e-3 --irl-prompts 8 --helpful-prompts 32 --grpo-lr 5e-4)
+           --steps 150 --sft-batch 8 --sft-lr 2.5e-3 --irl-prompts 8 --helpful-prompts 32 --grpo-lr 5e-4)
 elif [ -n "${1:-}" ] && [[ "$1" != --* ]]; then
     run=runs/$(basename "$1")
     flags=(--model "$1")
@@ -23,13 +25,14 @@ elif [ -n "${1:-}" ] && [[ "$1" != --* ]]; then
 fi
 flags=(--run "$run" "${flags[@]}" "$@")
 
-if [ "$run" = runs/tiny ]; then
+if [ $tiny = yes ]; then
     "$PYTHON" drirl.py tiny "${flags[@]}"      # a base model and its tokenizer from the corpus
 fi
-rm -f "$run/metrics.jsonl"
-"$PYTHON" drirl.py data "${flags[@]}"          # 1. balanced Chain-of-Draft demonstrations                        (10 s)
-"$PYTHON" drirl.py sft "${flags[@]}"           #    warm start: supervised fine-tuning on them                   (5 min)
-"$PYTHON" drirl.py irl "${flags[@]}"           # 2. one shadow reward model per category by inverse RL           (2 min)
-"$PYTHON" drirl.py grpo "${flags[@]}"          # 3. GRPO-S against these rewards                                 (2 min)
-"$PYTHON" drirl.py baseline "${flags[@]}"      #    the rival: SFT continued for as long as 2. and 3. took       (4 min)
-"$PYTHON" drirl.py eval "${flags[@]}"          #    all four on held-out prompts: table, report.md, pictures     (3 min)
+"$PYTHON" drirl.py all "${flags[@]}"
+# all is, one after the other (each can be run again by itself, for example: python drirl.py eval --run runs/default):
+#   data      1. balanced Chain-of-Draft demonstrations
+#   sft          warm start: supervised fine-tuning on them
+#   irl       2. one shadow reward model per category by inverse RL
+#   grpo      3. GRPO-S against these rewards
+#   baseline     the rival: SFT continued for as long as 2. and 3. took
+#   eval         all four on held-out prompts: table, report.md, pictures

@@ -1,4 +1,4 @@
-"""Token log-probs and scaled group advantages: the two computations that every stage shares."""
+"""Token log-probs, which every stage needs, and GRPO-S's scaled group advantages."""
 from kernels.advantage import group_advantage
 from kernels.logprob import token_logprobs
 

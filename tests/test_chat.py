@@ -81,6 +81,8 @@ def test_own_template(tmp_path):
     chat = load_chat(tmp_path, "{system}User: {prompt}\nBot: ")
     assert text_of(chat, chat.prompt("Hi")) == "User: Hi\nBot: "
     assert chat.eos == (257,)
+    chat = load_chat(tmp_path, r"User: {prompt}\nBot: ")                   # as a shell passes it
+    assert text_of(chat, chat.prompt("Hi")) == "User: Hi\nBot: "
 
 
 @pytest.mark.parametrize("eos, generation, want", [

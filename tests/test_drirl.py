@@ -33,7 +33,7 @@ def test_mistakes_give_one_clear_line(tmp_path, capsys):
         (["eval", "--model", empty, "--prompts", prompts], "has no config.json"),
         (["eval", "--model", folder(tmp_path / "gpt2", model_type="gpt2"), "--prompts", prompts], "unsupported architecture 'gpt2'"),
         (["eval", "--model", empty, "--prompts", tmp_path / "no.csv"], "cannot read"),
-        (["sft", "--run", tmp_path / "r", "--model", empty, "--dtype", "fp64"], "want auto, fp32 or bf16"),
+        (["sft", "--run", tmp_path / "r", "--model", empty, "--dtype", "fp64"], "want one of auto, fp32, bf16"),
         (["irl", "--run", tmp_path / "r"], "run the stages in order"),
         (["baseline", "--run", tmp_path / "r"], "run the stages in order"),
         (["data", "--run", tmp_path / "r", "--encoder", "words", "--per-category", "80"], "missing"),

@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
-from data import CATEGORIES, HELPFUL
+from data import CATEGORIES, HELPFUL, UserError
 from evaluate import evaluate, kind_of, percent, rates, respond, samples_side_by_side, table, wilson, write_report
-from model import Config, Transformer
+from transformer import Config, Transformer
 
 
 def answer(kind="harmful", category="crime", verdict="complies", gibberish=False, ended=True, response="r", tokens=4, prompt="p"):
@@ -47,6 +47,8 @@ def test_kind_of():
     assert kind_of({"category": "crime"}) == "harmful"
     assert kind_of({"category": HELPFUL, "kind": "lookalike"}) == "lookalike"
     assert kind_of({"category": HELPFUL}) == "ordinary"
+    with pytest.raises(UserError, match="kind 'xstest'"):
+        kind_of({"prompt": "How?", "kind": "xstest"})
     assert kind_of({"prompt": "p"}) == "harmful"
     assert [kind_of({"label": x}) for x in ("safe", "Benign", "harmless", "unsafe", "harmful", 1)] == ["ordinary"] * 3 + ["harmful"] * 3
 
@@ -123,7 +125,7 @@ def test_evaluate_keeps_the_order_of_the_prompts():
     torch.manual_seed(1)
     model = Transformer(Config.from_dict({"model_type": "llama", "vocab_size": 16, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}))
     chat, prompts = Letters(), ["abcdef", "b", "cdc", "hello", "xy"]
-    got = respond(model, chat, prompts, 6, torch.float32)
+    got = respond(model, chat, prompts, 6)
     with torch.no_grad():
         for prompt, out in zip(prompts, got):
             ids = chat.prompt(prompt)
@@ -134,6 +136,6 @@ def test_evaluate_keeps_the_order_of_the_prompts():
             new = ids[len(prompt):]
             assert out == {"response": chat.decode(new), "tokens": len(new), "ended": new[-1] == 0}
     assert len({out["response"] for out in got}) > 1
-    whole = evaluate(model, chat, [{"prompt": p, "category": HELPFUL if i else "crime"} for i, p in enumerate(prompts)], 6, torch.float32, "tiny")
+    whole = evaluate(model, chat, [{"prompt": p, "category": HELPFUL if i else "crime"} for i, p in enumerate(prompts)], 6, "tiny")
     assert whole["name"] == "tiny" and whole["rates"] == rates(whole["answers"]) and [a["prompt"] for a in whole["answers"]] == prompts
     assert [a["kind"] for a in whole["answers"]] == ["harmful"] + ["ordinary"] * 4 and [a["response"] for a in whole["answers"]] == [g["response"] for g in got]

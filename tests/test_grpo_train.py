@@ -11,9 +11,10 @@ import torch
 import grpo_s
 from data import CATEGORIES, HELPFUL
 from encoder import WordEncoder
-from grpo_s import GRPOConfig, pick
-from model import Config, Transformer, generate, run_blocks
+from grpo_s import GRPOConfig, pick, similarities
+from model import run_blocks
 from reward import IRLConfig, RewardModels
+from transformer import Config, Transformer
 
 
 def test_pick():
@@ -80,19 +81,19 @@ def start(below=1):
     return tiny(), Share(tiny().requires_grad_(False), below)
 
 
-SMALL = GRPOConfig(updates=2, prompts=4, samples=4, lr=1e-3, helpful_share=0.5)
+SMALL = GRPOConfig(rollouts=2, iterations=1, keep=1.0, prompts=4, samples=4, lr=1e-3, helpful_share=0.5)
 
 
-@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("rollouts", [1, 2])
 @pytest.mark.parametrize("blocks, below", [(1, 1), (1, 0), (2, 1), (0, 1)])
-def test_train_changes_only_the_top_blocks(updates, blocks, below):
+def test_train_changes_only_the_top_blocks(rollouts, blocks, below):
     policy, rewards = start(below)
-    records = run(policy, rewards, replace(SMALL, updates=updates), blocks)
+    records = run(policy, rewards, replace(SMALL, rollouts=rollouts), blocks)
     before = rewards.trunk[0].state_dict()
     assert all(torch.equal(v, before[k]) for k, v in tiny().state_dict().items())          # the reference stays
     changed = {k.rsplit(".", 1)[0] if not k.startswith("layers") else k[:8] for k, v in policy.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == ({"layers.1", "norm"} if blocks == 1 else {"layers.0", "layers.1", "norm", "embed_tokens", "lm_head"})
-    assert [r["step"] for r in records] == list(range(1, updates + 1))
+    assert [r["step"] for r in records] == list(range(1, rollouts + 1))
     wanted = {"stage", "loss", "grad_norm", "kl", "clipped", "harmful_reward", "helpful_reward", "harmful_refused", "helpful_refused", "reward_std", "similarity", "alpha", "length", "ended"}
     assert wanted <= set(records[0]) and len(records[0]["alpha"]) == 4
     assert abs(records[0]["loss"]) < 1e-6 and records[0]["kl"] < 1e-9 and records[0]["grad_norm"] > 0
@@ -107,11 +108,53 @@ def test_train_with_shadow_rewards():
     assert all(math.isfinite(r["loss"]) and r["reward_std"] > 0 for r in records)
 
 
-def test_micro_batches_do_not_change_training():
+def test_what_an_update_is_made_of(monkeypatch):
+    """W against the own demonstration, gaps demonstration minus sample, alpha from running means that history starts, A = alpha times normalised reward."""
+    seen = {}
+
+    def spy(name):
+        real = getattr(grpo_s, name)
+        monkeypatch.setattr(grpo_s, name, lambda *a, **k: seen.setdefault(name, []).append((a, real(*a, **k))) or seen[name][-1][1])
+    for name in ("generate", "difficulty", "loss"):
+        spy(name)
+    rows = [{**r, "response": r["prompt"] + "g"} for r in ROWS]
+    history = [{"category": c, "response": "ab", "reward_demo": 0.5, "samples": [[0.1, "ab"], [0.2, "jk"]]} for c in ("crime", "insult", HELPFUL)]
+    policy, rewards = start()
+    c = replace(SMALL, rollouts=1, micro=2)
+    grpo_s.train(policy, Letters(), rewards, WordEncoder(16), rows, c, 1, nullcontext, 1.0, 6, torch.float32, history=history)
+    (_, prompts, G, *_), rollout = seen["generate"][0]
+    (W, gaps, categories, deltas, gap_means, _), alpha = seen["difficulty"][0]
+    share = lambda ids: ids.count(7) / len(ids)
+    chat, tokens = Letters(), rollout.rows()
+    by_prompt = {tuple(chat.prompt(r["prompt"])): r for r in rows}                # prompts are the same in each category, and so are responses
+    for p, prompt in enumerate(prompts):
+        demo, group = by_prompt[tuple(prompt)]["response"], tokens[G * p:G * p + G]
+        R = torch.tensor([share(o) for o in group])
+        torch.testing.assert_close(gaps[p], share(chat.answer(demo)) - R)
+        torch.testing.assert_close(W[p], similarities(WordEncoder(16), [[chat.decode(o) for o in group]], [demo])[0])
+        A = torch.cat([call[0][3] for call in seen["loss"]]).view(-1, G)[p]
+        expected = torch.zeros(G) if (R == R[0]).all() else alpha[p] * (R - R.mean()) / (R.std(correction=0) + c.std_eps)
+        torch.testing.assert_close(A, expected)
+    W0 = WordEncoder(16).embed(["ab", "jk"])                                      # history: W of "ab" to "ab" is 1, of "jk" this cosine
+    delta0 = 1 - (1 + (W0[0] @ W0[1]).item()) / 2
+    for name in set(categories):
+        mine = [p for p, x in enumerate(categories) if x == name]
+        assert deltas.mean[name] == pytest.approx(0.9 * delta0 + 0.1 * (1 - W[mine]).mean().item(), abs=1e-6)
+        assert gap_means.mean[name] == pytest.approx(0.9 * 0.35 + 0.1 * gaps[mine].mean().item(), abs=1e-6)
+
+
+def test_most_spread():
+    R = torch.tensor([[0, 1.0], [0, 4.0], [0, 0.1], [0, 0.3], [0, 0.2]])
+    assert grpo_s.most_spread(R, ["crime", "insult", HELPFUL, HELPFUL, HELPFUL], 0.5) == [1, 3, 4]
+    assert grpo_s.most_spread(R, ["crime", "insult", HELPFUL, HELPFUL, HELPFUL], 1.0) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_micro_batches_do_not_change_training(keep):
     done = []
     for micro in (16, 1, 3):
         policy, rewards = start()
-        records = run(policy.double(), Share(rewards.trunk[0].double(), 1), replace(SMALL, micro=micro))
+        records = run(policy.double(), Share(rewards.trunk[0].double(), 1), replace(SMALL, micro=micro, keep=keep, prompts=6))
         done.append((policy.state_dict(), records))
     for state, records in done[1:]:
         assert all(torch.allclose(v, done[0][0][k], atol=1e-7) for k, v in state.items())
@@ -119,36 +162,16 @@ def test_micro_batches_do_not_change_training():
             assert [r[key] for r in records] == pytest.approx([r[key] for r in done[0][1]], abs=1e-7), key
 
 
-def test_reused_samples_are_dealt_evenly():
-    groups = [{"category": c, "n": i} for c in ("crime", "insult", HELPFUL) for i in range(8)]
-    random.Random(0).shuffle(groups)
-    steps = grpo_s.reused(groups, 6)
-    assert len(steps) == 4 and all(Counter(g["category"] for g in s) == {"crime": 2, "insult": 2, HELPFUL: 2} for s in steps)
-    assert sorted((g["category"], g["n"]) for s in steps for g in s) == sorted((g["category"], g["n"]) for g in groups)
-    assert grpo_s.reused([], 6) == []
-
-
-def test_reused_samples_come_first_and_weigh_as_new_ones():
-    """At the first step pi_theta is pi_ref: reused samples give the update that a rollout of them would give."""
-    done = []
-    for reuse in (True, False):
-        policy, rewards = start()
-        policy, rewards, chat = policy.double(), Share(rewards.trunk[0].double(), 1), Letters()
-        rng = random.Random(0)                                               # as train draws: prompts, then the rollout's seed
-        picked = next(pick(ROWS, SMALL, rng))
-        tokens = generate(policy, [chat.prompt(r["prompt"]) for r in picked], 4, 6, 1.0, seed=rng.randrange(2 ** 31), eos=(0,)).rows()
-        share = lambda o: o.count(7) / len(o)
-        drawn = [{**r, "samples": tokens[4 * i:4 * i + 4], "rewards": [share(o) for o in tokens[4 * i:4 * i + 4]], "reward_demo": share(chat.answer(r["response"]))} for i, r in enumerate(picked)]
-        done.append(run(policy, rewards, replace(SMALL, reuse=reuse), drawn=drawn))
-    first, second = done
-    assert [r["new"] for r in first] == [False, True] and [r["new"] for r in second] == [True, True]
-    for key in ("loss", "grad_norm", "harmful_reward", "helpful_reward", "gap_demo_minus_sample", "similarity", "advantage_abs", "length"):
-        assert first[0][key] == pytest.approx(second[0][key], abs=1e-6), key
-    assert sorted(first[0]["alpha"]) == pytest.approx(sorted(second[0]["alpha"]), abs=2e-4)
+def test_a_rollout_serves_several_steps():
+    """From the second step on the ratio is to the policy that sampled: it leaves 1, and the clip acts. The first step does not know."""
+    first = run(*start(), replace(SMALL, rollouts=1, iterations=1, lr=0.05))
+    again = run(*start(), replace(SMALL, rollouts=1, iterations=4, lr=0.05))
+    assert first[0]["clipped"] == 0 and again[0]["clipped"] > 0 and again[0]["kl"] > 0 and abs(again[0]["loss"]) > 1e-3
+    assert again[0]["harmful_reward"] == first[0]["harmful_reward"]
 
 
 def test_training_increases_what_the_reward_counts():
     policy, rewards = start(0)
-    records = run(policy, rewards, GRPOConfig(updates=30, prompts=4, samples=8, lr=1e-2, helpful_share=0.5, beta_kl=0.0), blocks=0)
+    records = run(policy, rewards, GRPOConfig(rollouts=30, iterations=1, keep=1.0, prompts=4, samples=8, lr=1e-2, helpful_share=0.5, beta_kl=0.0), blocks=0)
     share = [(r["harmful_reward"] + r["helpful_reward"]) / 2 for r in records]
     assert sum(share[:3]) / 3 < 0.25 and sum(share[-3:]) / 3 > 0.6

@@ -202,3 +202,22 @@ def test_frozen_blocks_get_no_gradient(pair, frozen):
             assert p.grad is None if i < frozen else p.grad.abs().max() > 0
     assert (ours.embed_tokens.weight.grad is None) == (frozen > 0)
     assert ours.head.grad.abs().max() > 0 and ours.norm.weight.grad.abs().max() > 0
+
+
+def test_the_example_in_batch():
+    b = Batch([[1, 2, 3], [1, 2, 4, 5]], [[[6, 7], [8]], [[9]]])
+    assert [z.tolist() for z in (b.ids, b.positions, b.before, b.owner)] == [[1, 2, 3, 4, 5, 6, 7, 8, 9], [0, 1, 2, 2, 3, 3, 4, 3, 4], [2, 5, 2, 4], [0, 0, 1]]
+
+
+def test_autocast(pair):
+    """bfloat16 autocast with frozen blocks below, as in training: Qwen3's float32 head norms must not part q and k from v."""
+    ours, _ = pair
+    batch = Batch(PROMPTS[:4], [[p[::-1]] * 2 for p in PROMPTS[:4]])
+    want = token_logps(ours, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = token_logps(ours, batch, frozen=1)
+        assert torch.isfinite(got).all() and (got - want).abs().mean() < 0.1
+        got.sum().backward()
+        with torch.no_grad():
+            torch.testing.assert_close(token_logps(ours, batch, frozen=1), got, atol=0.1, rtol=0.1)
+    ours.zero_grad(set_to_none=True)

@@ -1,5 +1,6 @@
 """reward.py: the maximum-entropy gradient on an enumerable world, and the shadow reward models on a tiny transformer."""
 import math
+import random
 from contextlib import nullcontext
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 
 import reward
 from data import CATEGORIES, HELPFUL, UserError
-from model import Batch, Config, Transformer
+from model import Batch
 from reward import IRLConfig, RewardModels, auc, fit, integrate, irl_loss
+from transformer import Config, Transformer
 
 NAMES = [*CATEGORIES, HELPFUL]
 
@@ -215,9 +217,9 @@ def separable(categories, n=6, seed=0):
 @pytest.mark.parametrize("estimator", ["importance", "linear", "logistic"])
 def test_fit(trunk, estimator):
     """Accuracy rises; rewards of the fitted samples are brought to mean 0 and std 1; the trunk stays as it was."""
-    c = IRLConfig(lr=3e-3, joint_epochs=3, epochs=5, group=3, reward_blocks=1, estimator=estimator)
+    c = IRLConfig(lr=3e-3, joint_epochs=3, epochs=5, batch=3, reward_blocks=1, estimator=estimator)
     models, groups, records, before = RewardModels(trunk, c), separable(NAMES), [], {k: v.clone() for k, v in trunk.state_dict().items()}
-    fit(models, groups, c, nullcontext, log=lambda **r: records.append(r))
+    fit(models, reward.prepare(models, groups, c.batch, nullcontext), c, nullcontext, log=lambda **r: records.append(r))
     assert len(records) == 8 * 16 and {r["model"] for r in records} == set(NAMES) and records[-1]["step"] == 128
     assert records[0]["accuracy"] == 0 and sum(r["accuracy"] for r in records[-16:]) / 16 > 0.95 and records[-1]["gap_demo_minus_sample"] > 0
     assert all(torch.equal(v, before[k]) for k, v in trunk.state_dict().items()) and not any(p.requires_grad for p in models.parameters())
@@ -232,11 +234,11 @@ def test_fit(trunk, estimator):
 
 def test_fit_trains_a_category_on_its_own_groups(trunk):
     """The same groups for crime, but other groups for insult: crime's model must not change."""
-    c, fitted = IRLConfig(lr=1e-3, joint_epochs=0, epochs=2, group=8, reward_blocks=1), []
+    c, fitted = IRLConfig(lr=1e-3, joint_epochs=0, epochs=2, batch=8, reward_blocks=1), []
     for seed in (1, 2):
         models = RewardModels(trunk, c)
         rest = [name for name in NAMES if name != "crime"]
-        fit(models, separable(["crime"]) + separable(rest, seed=seed), c, nullcontext)
+        fit(models, reward.prepare(models, separable(["crime"]) + separable(rest, seed=seed), c.batch, nullcontext), c, nullcontext)
         fitted.append({name: models.shadows[name].value.weight.clone() for name in ("crime", "insult")})
     assert torch.allclose(fitted[0]["crime"], fitted[1]["crime"], atol=1e-4) and not torch.allclose(fitted[0]["insult"], fitted[1]["insult"], atol=1e-4)
 
@@ -244,20 +246,43 @@ def test_fit_trains_a_category_on_its_own_groups(trunk):
 def test_joint_epochs_share_one_harm_model(trunk):
     """With no further epochs the seven are one model, but for their normalisation; helpful is its own. Further epochs part them."""
     for epochs, same in ((0, True), (1, False)):
-        c = IRLConfig(lr=1e-3, joint_epochs=2, epochs=epochs, group=8, reward_blocks=1)
+        c = IRLConfig(lr=1e-3, joint_epochs=2, epochs=epochs, batch=8, reward_blocks=1)
         models, steps = RewardModels(trunk, c), []
-        fit(models, separable(NAMES), c, nullcontext, log=lambda **r: steps.append(r["model"]))
+        fit(models, reward.prepare(models, separable(NAMES), c.batch, nullcontext), c, nullcontext, log=lambda **r: steps.append(r["model"]))
         weights = {name: dict(shadow.named_parameters()) for name, shadow in models.shadows.items()}
         equal = lambda a, b: all(torch.equal(weights[a][k], weights[b][k]) for k in weights[a])
         assert all(equal(a, b) == (same or a == b) for a in CATEGORIES for b in CATEGORIES) and not equal("crime", HELPFUL)
         assert all(w["value.weight"].abs().max() > 0 for w in weights.values()) and sorted(steps) == sorted(NAMES * (2 + epochs))
 
 
+def test_opposites():
+    rows = [{"category": name, "n": i} for name in NAMES for i in range(3)]
+    rng = random.Random(0)
+    assert all(r["category"] == HELPFUL for r in reward.opposites({"category": "crime"}, rows, 3, rng))
+    picked = [r for _ in range(20) for r in reward.opposites({"category": HELPFUL}, rows, 2, rng)]
+    assert {r["category"] for r in picked} == set(CATEGORIES)
+
+
+def test_contrasts_are_pushed_down_and_left_out_of_the_scale(trunk):
+    """Samples equal to the demonstration teach nothing; the contrast, made of other tokens, must end below both."""
+    groups = [{**g, "samples": [g["demonstration"]] * 2, "contrast": [g["samples"][0]]} for g in separable(NAMES)]
+    c = IRLConfig(lr=3e-3, joint_epochs=1, epochs=4, batch=3, reward_blocks=1)
+    models = RewardModels(trunk, c)
+    batches = reward.prepare(models, groups, c.batch, nullcontext)
+    fit(models, batches, c, nullcontext)
+    reward.score(models, batches, nullcontext)
+    low = score(models, [g["prompt_ids"] for g in groups], [g["contrast"] for g in groups], [g["category"] for g in groups])
+    assert all(len(g["rewards"]) == 2 for g in groups) and (low < torch.tensor([g["reward_demo"] for g in groups])).float().mean() > 0.9
+    for name in NAMES:
+        r = torch.tensor([g["rewards"] for g in groups if g["category"] == name])
+        assert abs(r.mean().item()) < 1e-4 and r.std(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
 def test_score_adds_rewards_to_groups(trunk):
     """The same whatever the batch size, and the demonstration's apart from the samples'."""
     models, groups = random_models(trunk), separable(["crime", HELPFUL, "insult"], n=2)
     for size in (1, 4, 100):
-        reward.score(models, groups, size, nullcontext)
+        reward.score(models, reward.prepare(models, groups, size, nullcontext), nullcontext)
         for g in groups:
             alone = score(models, [g["prompt_ids"]], [[g["demonstration"], *g["samples"]]], [g["category"]]).tolist()
             assert [g["reward_demo"], *g["rewards"]] == pytest.approx(alone, abs=1e-5)
