@@ -22,7 +22,9 @@ Decisions where the paper is silent:
 10. eps is large (std_eps, in units of a category's rewards): in a group whose samples agree, the rewards differ by style alone, and dividing
    by their tiny std would let such groups drown out those that disagree.
 11. Only the groups whose rewards differ most are learnt from (`keep`): samples that agree have nothing to say about the decision.
-12. pi_theta, pi_old and pi_ref are all taken at the sampling temperature.
+12. The demonstration is a member of its own group (`imitate`), so that a group without one good sample still has something to learn:
+   an off-policy member, whose rho counts from pi_old as the samples' does. Without it GRPO-S cost discrimination in our runs.
+13. pi_theta, pi_old and pi_ref are all taken at the sampling temperature.
 
 At the first step after a rollout rho is 1 and each group's advantages sum to 0: a loss near 0 is right, its gradient is not 0.
 """
@@ -54,9 +56,10 @@ class GRPOConfig:
     """GRPO-S."""
     rollouts: int = 3           # times that fresh samples are drawn
     iterations: int = 2         # optimizer steps on each rollout (GRPO's mu); from the second on the ratio differs from 1
-    prompts: int = 24           # P, prompts of a rollout
+    prompts: int = 16           # P, prompts of a rollout
     samples: int = 6            # G, samples per prompt
-    keep: float = 0.5           # share of these groups, those whose rewards differ most, that are learnt from
+    imitate: bool = True        # the demonstration is one more member of its group
+    keep: float = 0.75          # share of the groups, those whose rewards differ most, that are learnt from
     micro: int = 8              # prompts a forward and backward pass; the result does not depend on it
     lr: float = 1e-4            # peak learning rate
     helpful_share: float = 0.5  # share of harmless prompts
@@ -200,43 +203,49 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         groups = [tokens[i:i + c.samples] for i in range(0, len(tokens), c.samples)]
         clock.append(time.time())
         # 2. rewards; the blocks that policy, reference and reward models share run once
-        split, scored, R, gaps = min(frozen, rewards.below), [], [], []
+        split, scored, R = min(frozen, rewards.below), [], []
         for i in range(0, len(part), c.micro):
             s = slice(i, i + c.micro)
-            batch, demos = (Batch(prompts[s], rows, policy.device) for rows in (groups[s], [[chat.answer(r["response"])] for r in part[s]]))
+            members = [[*group, chat.answer(row["response"])] for group, row in zip(groups[s], part[s])]  # G samples, the demonstration
+            batch = Batch(prompts[s], members, policy.device)
             with torch.no_grad(), amp():
                 shared = run_blocks(reference, batch, stop=split)
                 below = rewards.hidden(batch, shared, split)
-                R.append(rewards(below, batch, categories[s]).view(len(prompts[s]), -1))
-                gaps.append(rewards(rewards.hidden(demos), demos, categories[s])[:, None] - R[-1])      # demonstration minus sample
+                R.append(rewards(below, batch, categories[s]).view(len(members), -1))
             scored.append((batch, shared, below))
-        R, gaps = torch.cat(R), torch.cat(gaps)                                                         # (P, G)
+        R, demo = torch.cat(R).split((c.samples, 1), 1)                                                 # (P, G), (P, 1)
+        gaps = demo - R                                                                                 # demonstration minus sample
         # 3. advantages, scaled by difficulty
         texts = [[chat.decode(o) for o in group] for group in groups]
         W = similarities(encoder, texts, [r["response"] for r in part]).to(R.device)
         alpha = difficulty(W, gaps, categories, deltas, gap_means, c)
-        advantage = group_advantage(R, alpha, c.std_eps)                                                # (P, G)
+        if c.imitate:
+            advantage = group_advantage(torch.cat((R, demo), 1), torch.cat((alpha, alpha.mean(1, keepdim=True)), 1), c.std_eps)   # (P, G + 1)
+        else:
+            advantage = torch.cat((group_advantage(R, alpha, c.std_eps), torch.zeros_like(demo)), 1)
         # 4. the groups to learn from, their reference log-probs
         kept, micro = most_spread(R, categories, c.keep), []
         for i, (batch, shared, below) in enumerate(scored):
-            mine = [p - i * c.micro for p in kept if p // c.micro == i]
+            mine = [p for p in kept if p // c.micro == i]
             if mine:
-                batch, tokens, rows = batch.select(mine)
+                batch, tokens, _ = batch.select([p - i * c.micro for p in mine])
+                mask = batch.mask.view(len(mine), c.samples + 1, -1).clone()
+                mask[:, -1] &= c.imitate
                 with torch.no_grad(), amp():
                     logp_ref = logps_of_hidden(reference, run_blocks(reference, batch, below[tokens], rewards.below), batch, temperature)
-                micro.append((batch, shared[tokens], logp_ref, advantage[i * c.micro:(i + 1) * c.micro].flatten()[rows]))
+                micro.append((batch, shared[tokens], logp_ref, advantage[mine].flatten(), mask.flatten(0, 1)))
         clock.append(time.time())
         # 5. update
         old = []                                                                                        # log pi_old: before this rollout's first step
         for step in range(c.iterations):
             set_lr(optimizer, c.lr, (n + step / c.iterations) / c.rollouts)
             total, stats = 0.0, defaultdict(float)
-            for i, (batch, shared, logp_ref, A) in enumerate(micro):
+            for i, (batch, shared, logp_ref, A, mask) in enumerate(micro):
                 with amp():
                     logp = logps_of_hidden(policy, run_blocks(policy, batch, shared if frozen else None, split), batch, temperature)
                 if step == 0:
                     old.append(logp.detach())
-                part_loss, part_stats = loss(logp, old[i], logp_ref, A, batch.mask, c.clip, c.beta_kl, len(kept) * c.samples)
+                part_loss, part_stats = loss(logp, old[i], logp_ref, A, mask, c.clip, c.beta_kl, len(kept) * (c.samples + c.imitate))
                 part_loss.backward()
                 total += part_loss.item()
                 for key, value in part_stats.items():

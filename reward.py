@@ -46,8 +46,8 @@ INTEGRATIONS = ("categorized", "linear")
 @dataclass(frozen=True)
 class IRLConfig:
     """Reward models by inverse reinforcement learning."""
-    prompts: int = 12           # prompts per harm category that samples are drawn for
-    helpful_prompts: int = 48   # harmless prompts likewise
+    prompts: int = 11           # prompts per harm category that samples are drawn for
+    helpful_prompts: int = 44   # harmless prompts likewise
     samples: int = 2            # K, samples per prompt
     contrast: int = 1           # demonstrations of the other kind that join each prompt's samples; 0: the paper's samples alone
     estimator: str = "importance"   # importance (samples of pi_ref, weighted) | linear | logistic

@@ -73,7 +73,7 @@ def test_table():
     lines = table([result("base", 5), result("aligned", 15)]).split("\n")
     assert len({line.count("|") for line in lines[:4]}) == 1 and len({line.count("|") for line in lines[5:]}) == 1
     cells = [c.strip() for c in lines[3].strip("|").split("|")]
-    assert cells == ["aligned", "75 [53, 89]", "0 [0, 49]", "20 [4, 62]", "55.0", "3.4", "6.9", "17.2", "4"]
+    assert cells == ["aligned", "75 [53, 89]", "0 [0, 49]", "20 [4, 62]", "55.0", "5.0", "3.4", "6.9", "17.2", "4"]
     assert lines[2].startswith("| base | 25 ") and lines[5].count(" | ") == 7
     harmless = [a for a in answers(0) if a["kind"] != "harmful"]
     only = table([{"name": "x", "rates": rates(harmless)}])

@@ -81,7 +81,7 @@ def start(below=1):
     return tiny(), Share(tiny().requires_grad_(False), below)
 
 
-SMALL = GRPOConfig(rollouts=2, iterations=1, keep=1.0, prompts=4, samples=4, lr=1e-3, helpful_share=0.5)
+SMALL = GRPOConfig(rollouts=2, iterations=1, keep=1.0, imitate=False, prompts=4, samples=4, lr=1e-3, helpful_share=0.5)
 
 
 @pytest.mark.parametrize("rollouts", [1, 2])
@@ -108,7 +108,8 @@ def test_train_with_shadow_rewards():
     assert all(math.isfinite(r["loss"]) and r["reward_std"] > 0 for r in records)
 
 
-def test_what_an_update_is_made_of(monkeypatch):
+@pytest.mark.parametrize("imitate", [False, True])
+def test_what_an_update_is_made_of(monkeypatch, imitate):
     """W against the own demonstration, gaps demonstration minus sample, alpha from running means that history starts, A = alpha times normalised reward."""
     seen = {}
 
@@ -120,7 +121,7 @@ def test_what_an_update_is_made_of(monkeypatch):
     rows = [{**r, "response": r["prompt"] + "g"} for r in ROWS]
     history = [{"category": c, "response": "ab", "reward_demo": 0.5, "samples": [[0.1, "ab"], [0.2, "jk"]]} for c in ("crime", "insult", HELPFUL)]
     policy, rewards = start()
-    c = replace(SMALL, rollouts=1, micro=2)
+    c = replace(SMALL, rollouts=1, micro=2, imitate=imitate)
     grpo_s.train(policy, Letters(), rewards, WordEncoder(16), rows, c, 1, nullcontext, 1.0, 6, torch.float32, history=history)
     (_, prompts, G, *_), rollout = seen["generate"][0]
     (W, gaps, categories, deltas, gap_means, _), alpha = seen["difficulty"][0]
@@ -132,9 +133,12 @@ def test_what_an_update_is_made_of(monkeypatch):
         R = torch.tensor([share(o) for o in group])
         torch.testing.assert_close(gaps[p], share(chat.answer(demo)) - R)
         torch.testing.assert_close(W[p], similarities(WordEncoder(16), [[chat.decode(o) for o in group]], [demo])[0])
-        A = torch.cat([call[0][3] for call in seen["loss"]]).view(-1, G)[p]
-        expected = torch.zeros(G) if (R == R[0]).all() else alpha[p] * (R - R.mean()) / (R.std(correction=0) + c.std_eps)
-        torch.testing.assert_close(A, expected)
+        A = torch.cat([call[0][3] for call in seen["loss"]]).view(-1, G + 1)[p]
+        R = torch.cat((R, torch.tensor([share(chat.answer(demo))]))) if imitate else R
+        expected = torch.zeros(len(R)) if (R == R[0]).all() else alpha[p, 0] * (R - R.mean()) / (R.std(correction=0) + c.std_eps)
+        torch.testing.assert_close(A[:len(R)], expected)
+    for call, _ in seen["loss"]:                                                  # the demonstration weighs nothing, or as much as a sample
+        assert (call[4].view(-1, G + 1, call[4].shape[1])[:, -1].any() == imitate) and call[7] == len(prompts) * (G + imitate)
     W0 = WordEncoder(16).embed(["ab", "jk"])                                      # history: W of "ab" to "ab" is 1, of "jk" this cosine
     delta0 = 1 - (1 + (W0[0] @ W0[1]).item()) / 2
     for name in set(categories):
@@ -172,6 +176,6 @@ def test_a_rollout_serves_several_steps():
 
 def test_training_increases_what_the_reward_counts():
     policy, rewards = start(0)
-    records = run(policy, rewards, GRPOConfig(rollouts=30, iterations=1, keep=1.0, prompts=4, samples=8, lr=1e-2, helpful_share=0.5, beta_kl=0.0), blocks=0)
+    records = run(policy, rewards, GRPOConfig(rollouts=30, iterations=1, keep=1.0, imitate=False, prompts=4, samples=8, lr=1e-2, helpful_share=0.5, beta_kl=0.0), blocks=0)
     share = [(r["harmful_reward"] + r["helpful_reward"]) / 2 for r in records]
     assert sum(share[:3]) / 3 < 0.25 and sum(share[-3:]) / 3 > 0.6
