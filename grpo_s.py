@@ -60,7 +60,7 @@ class GRPOConfig:
     samples: int = 6            # G, samples per prompt
     imitate: bool = True        # the demonstration is one more member of its group
     keep: float = 0.75          # share of the groups, those whose rewards differ most, that are learnt from
-    micro: int = 8              # prompts a forward and backward pass; the result does not depend on it
+    micro: int = 4              # prompts a forward and backward pass; the result does not depend on it
     lr: float = 1e-4            # peak learning rate
     helpful_share: float = 0.5  # share of harmless prompts
     clip: float = 0.2           # c of the clipped ratio

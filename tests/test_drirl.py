@@ -9,8 +9,13 @@ from pathlib import Path
 import pytest
 
 import drirl
+import settings
 
 ROOT = Path(__file__).parent.parent
+
+
+def parse(argv):
+    return settings.parse(argv, drirl.STAGES)
 
 
 def command(*args, cwd=ROOT):
@@ -34,6 +39,12 @@ def test_mistakes_give_one_clear_line(tmp_path, capsys):
         (["eval", "--model", folder(tmp_path / "gpt2", model_type="gpt2"), "--prompts", prompts], "unsupported architecture 'gpt2'"),
         (["eval", "--model", empty, "--prompts", tmp_path / "no.csv"], "cannot read"),
         (["sft", "--run", tmp_path / "r", "--model", empty, "--dtype", "fp64"], "want one of auto, fp32, bf16"),
+        (["sft", "--run", tmp_path / "r", "--scaling", "both"], "want one of none, data, model, product, sum"),
+        (["sft", "--run", tmp_path / "r", "--estimator", "exact"], "want one of importance"),
+        (["sft", "--run", tmp_path / "r", "--integration", "sum"], "want one of categorized"),
+        (["sft", "--run", tmp_path / "r", "--device", "gpu"], "want cpu or cuda"),
+        (["sft", "--run", tmp_path / "r", "--steps", "0"], "--steps 0: too small"),
+        (["irl", "--run", tmp_path / "r", "--rounds", "2"], "choose --estimator linear"),
         (["irl", "--run", tmp_path / "r"], "run the stages in order"),
         (["baseline", "--run", tmp_path / "r"], "run the stages in order"),
         (["data", "--run", tmp_path / "r", "--encoder", "words", "--per-category", "80"], "missing"),
@@ -61,17 +72,21 @@ def test_a_wrong_flag_and_a_missing_tokenizer(tmp_path):
 
 def test_settings_come_from_flags_then_the_run_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"sft": {"lr": 0.5, "steps": 3}, "run": {"seed": 4}}))
-    _, c, _ = drirl.parse(["sft", "--run", str(tmp_path), "--sft-lr", "0.25", "--per-sample", "true", "--reward-blocks", "0"])
+    _, c, _ = parse(["sft", "--run", str(tmp_path), "--sft-lr", "0.25", "--per-sample", "true", "--reward-blocks", "0"])
     assert (c.sft.lr, c.sft.steps, c.run.seed, c.grpo.per_sample, c.irl.reward_blocks) == (0.25, 3, 4, True, 0)
+    _, c, _ = parse(["all", "--run", str(tmp_path), "--seed", "2"])                  # a whole run starts anew
+    assert (c.sft, c.run.seed) == (settings.SFTConfig(), 2)
+    with pytest.raises(SystemExit):
+        parse(["sft", "--per-sample", "yes"])
     (tmp_path / "config.json").write_text(json.dumps({"sft": {"lrr": 0.5}}))
     with pytest.raises(drirl.data.UserError, match="unknown setting sft.lrr"):
-        drirl.parse(["sft", "--run", str(tmp_path)])
+        parse(["sft", "--run", str(tmp_path)])
 
 
 def test_every_setting_has_a_flag_and_a_help_text():
-    flags = [flag for _, _, flag, _ in drirl.settings()]
+    flags = [flag for _, _, flag, _ in settings.settings()]
     assert len(flags) == len(set(flags)) and {"--reward-models", "--reward-blocks", "--encoder", "--device", "--scaling", "--integration"} <= set(flags)
-    missing = [flag for _, _, flag, text in drirl.settings() if not text]
+    missing = [flag for _, _, flag, text in settings.settings() if not text]
     assert not missing
 
 
@@ -104,3 +119,21 @@ def test_train_sh_tiny(tmp_path):
     stages = [json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"sft", "irl", "grpo"} == set(stages)
     assert (run / "policy/tokenizer.json").exists() and len(list((run / "rewards").glob("*.safetensors"))) == 8
+
+
+def test_a_stage_clears_its_own_records_only(tmp_path, monkeypatch):
+    run = drirl.Run(settings.Config(run=settings.RunConfig(run=str(tmp_path))))
+    for stage in ("sft", "grpo", "sft"):
+        run.log(stage=stage, step=1)
+    monkeypatch.setitem(drirl.STAGES, "sft", lambda run: run.log(stage="sft", step=2))
+    drirl.timed("sft", run)
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [{"stage": "grpo", "step": 1}, {"stage": "sft", "step": 2}]
+
+
+def test_a_users_folder_called_tiny_is_not_remade(tmp_path):
+    """bash train.sh FOLDER/tiny aligns that folder; only the word tiny makes a model."""
+    for name in ("train.sh", "setup.sh"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "drirl.py").write_text("import sys; print(sys.argv[1:3])")
+    done = subprocess.run(["bash", str(tmp_path / "train.sh"), "/models/tiny"], capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable})
+    assert done.stdout == "['all', '--run']\n", done.stderr
