@@ -57,12 +57,12 @@ class GRPOConfig:
     rollouts: int = 3           # times that fresh samples are drawn
     iterations: int = 2         # optimizer steps on each rollout (GRPO's mu); from the second on the ratio differs from 1
     prompts: int = 16           # P, prompts of a rollout
-    samples: int = 6            # G, samples per prompt
+    samples: int = 4            # G, samples per prompt
     imitate: bool = True        # the demonstration is one more member of its group
     keep: float = 0.75          # share of the groups, those whose rewards differ most, that are learnt from
     micro: int = 4              # prompts a forward and backward pass; the result does not depend on it
     lr: float = 1e-4            # peak learning rate
-    helpful_share: float = 0.5  # share of harmless prompts
+    helpful_share: float = 0.5625  # share of harmless prompts
     clip: float = 0.2           # c of the clipped ratio
     beta_kl: float = 0.02       # weight of the KL penalty to the warm start
     scaling: str = "product"    # of the advantages: none | data | model | product | sum

@@ -15,10 +15,10 @@ from transformer import Transformer
 @dataclass(frozen=True)
 class SFTConfig:
     """Supervised fine-tuning."""
-    steps: int = 52              # optimizer steps
+    steps: int = 60              # optimizer steps
     lr: float = 4e-4             # peak learning rate; 5% warm-up, then linear to zero
     batch: int = 16              # demonstrations a step
-    helpful_share: float = 0.375  # share of them that answer harmless prompts; the others refuse harmful ones
+    helpful_share: float = 0.4375  # share of them that answer harmless prompts; the others refuse harmful ones
 
 
 def train_top(policy: Transformer, blocks: int) -> int:
