@@ -10,8 +10,9 @@
 Decisions where the paper is silent:
 1. alpha multiplies the normalised advantage. Scaling the rewards of a group before the normalisation would cancel.
 2. The gap is demonstration minus sample, as in DAMA (arXiv 2502.01943), from which both factors come.
-3. The means in the denominators are per category: they start from the samples that the rewards were fitted on, and batch means
-   are blended in. Without such a start the first prompt of a category would be compared with itself, and alphaD would be 1.
+3. The means in the denominators are per category: they start from IRL's samples, and batch means are blended in. Without such a
+   start the first prompt of a category would be compared with itself, and alphaD would be 1. The rewards were fitted on most of
+   these samples, so their gaps are wider than later ones and alpha starts below 1 (about 0.75 for harmless prompts in one run).
 4. alpha is a constant of the optimisation. It is per prompt (the mean over its group); per sample is a switch, and then the
    advantages of a group no longer sum to zero.
 5. sum is (alphaD + alphaM) / 2, so that every mode leaves an average task at 1.
@@ -23,7 +24,8 @@ Decisions where the paper is silent:
    by their tiny std would let such groups drown out those that disagree.
 11. Only the groups whose rewards differ most are learnt from (`keep`): samples that agree have nothing to say about the decision.
 12. The demonstration is a member of its own group (`imitate`), so that a group without one good sample still has something to learn:
-   an off-policy member, whose rho counts from pi_old as the samples' does. Without it GRPO-S cost discrimination in our runs.
+   an off-policy member, whose rho counts from pi_old as the samples' does; its k3 is a penalty and no estimate of the KL, and the
+   logged kl contains it. Without it our single runs lost or just kept discrimination, with it they gained (results/attempts.md).
 13. pi_theta, pi_old and pi_ref are all taken at the sampling temperature.
 
 At the first step after a rollout rho is 1 and each group's advantages sum to 0: a loss near 0 is right, its gradient is not 0.

@@ -24,8 +24,8 @@ class SFTConfig:
 def train_top(policy: Transformer, blocks: int) -> int:
     """Leaves only the top `blocks` blocks and the last norm trainable; returns how many blocks below stay frozen.
 
-    blocks 0, or more blocks than there are, trains everything, embeddings and head included. Freezing the bottom half saves about a third of the time of a step, and lets the policy,
-    the reference policy and the reward models share it.
+    blocks 0, or as many as there are, trains everything, embeddings and head included. Frozen blocks need no backward pass, and
+    the policy, the reference policy and the reward models share them.
     """
     frozen = max(0, policy.c.layers - blocks) if blocks else 0
     policy.requires_grad_(frozen == 0)

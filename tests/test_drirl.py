@@ -137,3 +137,11 @@ def test_a_users_folder_called_tiny_is_not_remade(tmp_path):
     (tmp_path / "drirl.py").write_text("import sys; print(sys.argv[1:3])")
     done = subprocess.run(["bash", str(tmp_path / "train.sh"), "/models/tiny"], capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable})
     assert done.stdout == "['all', '--run']\n", done.stderr
+
+
+def test_rewards_older_than_their_warm_start(tmp_path, capsys):
+    for name, age in (("rewards/crime.safetensors", 100), ("sft/model.safetensors", 0), ("sft/config.json", 0)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    assert drirl.main(["grpo", "--run", str(tmp_path)]) == 2 and "run irl again" in capsys.readouterr().err
