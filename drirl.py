@@ -110,7 +110,7 @@ def stage_sft(run: Run) -> None:
     """Supervised warm start."""
     policy, chat = run.load(run.base()), run.chat()
     with run.clock("sft"):
-        sft.train(policy, chat, run.rows(), run.c.sft, run.c.run.train_blocks, run.amp, run.c.run.seed, log=run.log)
+        sft.train(policy, chat, run.rows(), run.c.sft, run.amp, run.c.run.seed, log=run.log)
     save_model(policy, run.folder / "sft")
 
 
@@ -151,7 +151,7 @@ def stage_irl(run: Run) -> None:
             if n + 1 < c.rounds:                             # alternating, as Li et al. do: improve a throw-away policy against these rewards
                 improved = run.load(folder)
                 grpo = dataclasses.replace(run.c.grpo, rollouts=c.policy_steps, scaling="none")
-                grpo_s.train(improved, chat, models, encoder.WordEncoder(), run.rows(), grpo, run.c.run.train_blocks, run.amp, run.c.run.temperature,
+                grpo_s.train(improved, chat, models, encoder.WordEncoder(), run.rows(), grpo, run.amp, run.c.run.temperature,
                              run.c.run.max_new_tokens, run.dtype, seed + n)
                 policy = frozen_copy(improved, run.dtype)
         reward.score(models, batches + reward.prepare(models, held, c.batch, run.amp), run.amp)
@@ -184,7 +184,7 @@ def stage_grpo(run: Run) -> None:
     rewards = reward.RewardModels(reference, run.c.irl).load(run.folder / "rewards")
     phi, rows, history = run.encoder(), run.rows(), run.read("rewards/samples.json", [])
     with run.clock("grpo"):
-        grpo_s.train(policy, chat, rewards, phi, rows, run.c.grpo, run.c.run.train_blocks, run.amp, run.c.run.temperature,
+        grpo_s.train(policy, chat, rewards, phi, rows, run.c.grpo, run.amp, run.c.run.temperature,
                      run.c.run.max_new_tokens, run.dtype, run.c.run.seed, history, run.log)
     save_model(policy, run.folder / "policy")
 
@@ -196,7 +196,7 @@ def stage_baseline(run: Run) -> None:
         raise data.UserError(f"{run.folder / 'times.json'} has no times of irl and grpo yet: run them first")
     policy, chat = run.load(folder), run.chat(folder)
     with run.clock("baseline"):
-        sft.train(policy, chat, run.rows(), run.c.sft, run.c.run.train_blocks, run.amp, run.c.run.seed + 1, seconds=times["irl"] + times["grpo"])
+        sft.train(policy, chat, run.rows(), run.c.sft, run.amp, run.c.run.seed + 1, seconds=times["irl"] + times["grpo"])
     save_model(policy, run.folder / "baseline")
 
 

@@ -56,13 +56,14 @@ SCALINGS = ("none", "data", "model", "product", "sum")
 @dataclass(frozen=True)
 class GRPOConfig:
     """GRPO-S."""
-    rollouts: int = 3           # times that fresh samples are drawn
+    rollouts: int = 4           # times that fresh samples are drawn
     iterations: int = 2         # optimizer steps on each rollout (GRPO's mu); from the second on the ratio differs from 1
-    prompts: int = 16           # P, prompts of a rollout
-    samples: int = 4            # G, samples per prompt
+    prompts: int = 32           # P, prompts of a rollout
+    samples: int = 2            # G, samples per prompt
     imitate: bool = True        # the demonstration is one more member of its group
-    keep: float = 0.75          # share of the groups, those whose rewards differ most, that are learnt from
-    micro: int = 4              # prompts a forward and backward pass; the result does not depend on it
+    keep: float = 0.5           # share of the groups, those whose rewards differ most, that are learnt from
+    blocks: int = 10            # top blocks trained; 0: the whole model
+    micro: int = 8              # prompts a forward and backward pass; the result does not depend on it
     lr: float = 1e-4            # peak learning rate
     helpful_share: float = 0.5625  # share of harmless prompts
     clip: float = 0.2           # c of the clipped ratio
@@ -167,11 +168,12 @@ def pick(rows: list[dict], c: GRPOConfig, rng: random.Random):
     of = {name: cycle(mine, rng) for name in (*CATEGORIES, HELPFUL) if (mine := [r for r in rows if r["category"] == name])}
     turn, helpful = cycle([name for name in of if name != HELPFUL], rng), round(c.prompts * c.helpful_share)
     while True:
-        yield [next(of[next(turn)]) for _ in range(c.prompts - helpful)] + [next(of[HELPFUL]) for _ in range(helpful)]
+        harmful = [next(of[next(turn)]) for _ in range(c.prompts - helpful)]     # sorted, so that a micro-batch needs few reward models
+        yield sorted(harmful, key=lambda r: r["category"]) + [next(of[HELPFUL]) for _ in range(helpful)]
 
 
 def most_spread(R: Tensor, categories: list[str], keep: float) -> list[int]:
-    """The share `keep` of the harmful and of the harmless prompts whose rewards R (P, G) differ most within their group, in order."""
+    """The share `keep` of the harmful and of the harmless prompts whose rewards R (P, members) differ most within their group, in order."""
     spread, out = R.std(1, correction=0).tolist(), []
     for kind in (True, False):
         mine = [p for p, name in enumerate(categories) if (name == HELPFUL) == kind]
@@ -179,14 +181,14 @@ def most_spread(R: Tensor, categories: list[str], keep: float) -> list[int]:
     return sorted(out)
 
 
-def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows: list[dict], c: GRPOConfig, train_blocks: int, amp, temperature: float,
+def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows: list[dict], c: GRPOConfig, amp, temperature: float,
           max_new_tokens: int, dtype: torch.dtype, seed: int = 0, history: list[dict] = (), log=lambda **record: None) -> None:
     """Trains the policy in place against `rewards`, whose trunk is pi_ref, the policy's own start.
 
     rows carry prompt, category and response (the demonstration); history: rows with reward_demo and samples, (reward, text)
     pairs, which the running means start from.
     """
-    frozen, rng, reference = train_top(policy, train_blocks), random.Random(seed), rewards.trunk[0]
+    frozen, rng, reference = train_top(policy, c.blocks), random.Random(seed), rewards.trunk[0]
     sampler, optimizer = frozen_copy(policy, dtype), optimizer_for(policy, c.lr)
     deltas, gap_means, batches = RunningMean(c.decay), RunningMean(c.decay), pick(rows, c, rng)
     for category in sorted({g["category"] for g in history}):
@@ -222,11 +224,12 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         W = similarities(encoder, texts, [r["response"] for r in part]).to(R.device)
         alpha = difficulty(W, gaps, categories, deltas, gap_means, c)
         if c.imitate:
-            advantage = group_advantage(torch.cat((R, demo), 1), torch.cat((alpha, alpha.mean(1, keepdim=True)), 1), c.std_eps)   # (P, G + 1)
+            members, alphas = torch.cat((R, demo), 1), torch.cat((alpha, alpha.mean(1, keepdim=True)), 1)   # (P, G + 1)
+            advantage = group_advantage(members, alphas, c.std_eps)
         else:
-            advantage = torch.cat((group_advantage(R, alpha, c.std_eps), torch.zeros_like(demo)), 1)
+            members, advantage = R, torch.cat((group_advantage(R, alpha, c.std_eps), torch.zeros_like(demo)), 1)
         # 4. the groups to learn from, their reference log-probs
-        kept, micro = most_spread(R, categories, c.keep), []
+        kept, micro = most_spread(members, categories, c.keep), []
         for i, (batch, shared, below) in enumerate(scored):
             mine = [p for p in kept if p // c.micro == i]
             if mine:

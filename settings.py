@@ -12,7 +12,7 @@ from reward import ESTIMATORS, INTEGRATIONS, IRLConfig
 from sft import SFTConfig
 
 HERE = Path(__file__).parent
-MAY_BE_ZERO = {"train_blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks"}
+MAY_BE_ZERO = {"blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class RunConfig:
     benign: str = str(HERE / "corpus/benign.jsonl")                  # harmless prompts with Chain-of-Draft answers
     prompts: str = str(HERE / "corpus/test.jsonl")                   # held-out prompts to evaluate on (JSON lines or CSV)
     per_category: int = 72      # demonstrations kept of each harm category
-    train_blocks: int = 20      # top blocks that SFT and GRPO-S train; 0: the whole model
     max_new_tokens: int = 64    # of every response, sampled or greedy
     temperature: float = 0.5    # of IRL's samples and of GRPO-S's rollouts; evaluation is greedy
     chat_format: str = "auto"   # auto | chatml | llama3 | a template with {prompt} in it

@@ -15,7 +15,8 @@ from transformer import Transformer
 @dataclass(frozen=True)
 class SFTConfig:
     """Supervised fine-tuning."""
-    steps: int = 60              # optimizer steps
+    steps: int = 76              # optimizer steps
+    blocks: int = 20             # top blocks trained; 0: the whole model
     lr: float = 4e-4             # peak learning rate; 5% warm-up, then linear to zero
     batch: int = 16              # demonstrations a step
     helpful_share: float = 0.4375  # share of them that answer harmless prompts; the others refuse harmful ones
@@ -53,10 +54,10 @@ def optimizer_for(policy: Transformer, lr: float):
     return torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
 
-def train(policy: Transformer, chat: Chat, rows: list[dict], c: SFTConfig, train_blocks: int, amp, seed: int = 0,
+def train(policy: Transformer, chat: Chat, rows: list[dict], c: SFTConfig, amp, seed: int = 0,
           seconds: float | None = None, log=lambda **record: None) -> None:
     """Maximises the mean over demonstrations of their mean token log-prob. seconds: train for that long instead of c.steps."""
-    frozen, rng, start = train_top(policy, train_blocks), random.Random(seed), time.time()
+    frozen, rng, start = train_top(policy, c.blocks), random.Random(seed), time.time()
     refusals, helpful = (cycle([r for r in rows if (r["category"] == HELPFUL) == wanted], rng) for wanted in (False, True))  # lazy: unused ones may be empty
     harmful = c.batch - round(c.batch * c.helpful_share)
     optimizer = optimizer_for(policy, c.lr)

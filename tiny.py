@@ -40,6 +40,6 @@ def make(folder: Path, demonstrations: list[dict], benign: list[dict], seed: int
             torch.nn.init.normal_(p, std=0.02)
     print(f"tiny: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
     rows = [r for r in benign if r["category"] == HELPFUL]
-    c = sft.SFTConfig(steps=STEPS, lr=5e-3, batch=8, helpful_share=1.0)
-    sft.train(model, load_chat(folder, system=""), rows, c, train_blocks=0, amp=lambda: torch.autocast("cpu", enabled=False), seed=seed)
+    c = sft.SFTConfig(steps=STEPS, lr=5e-3, batch=8, helpful_share=1.0, blocks=0)
+    sft.train(model, load_chat(folder, system=""), rows, c, amp=lambda: torch.autocast("cpu", enabled=False), seed=seed)
     save_model(model, folder)

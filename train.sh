@@ -16,7 +16,7 @@ if [ "${1:-}" = tiny ]; then
     shift
     tiny=yes
     run=runs/tiny
-    flags=(--model runs/tiny/base --encoder words --train-blocks 0 --max-new-tokens 56 --dtype fp32
+    flags=(--model runs/tiny/base --encoder words --sft-blocks 0 --grpo-blocks 0 --max-new-tokens 56 --dtype fp32
            --steps 150 --sft-batch 8 --sft-lr 2.5e-3 --irl-prompts 8 --helpful-prompts 32 --grpo-lr 5e-4)
 elif [ -n "${1:-}" ] && [[ "$1" != --* ]]; then
     run=runs/$(basename "$1")

@@ -23,8 +23,8 @@ def test_pick():
     drawn = [next(batches) for _ in range(7)]
     assert all([r["category"] == HELPFUL for r in b] == [False] * 6 + [True] * 4 for b in drawn)
     harmful = [r for b in drawn for r in b[:6]]                                # 42: six turns of seven categories
-    for i in range(0, 42, 7):
-        assert {r["category"] for r in harmful[i:i + 7]} == set(CATEGORIES)
+    assert Counter(r["category"] for r in harmful) == {c: 6 for c in CATEGORIES}
+    assert all([r["category"] for r in b[:6]] == sorted({r["category"] for r in b[:6]}) for b in drawn[:1])
     assert set(Counter(r["prompt"] for r in harmful).values()) == {2}
     again = pick(rows, GRPOConfig(prompts=10, helpful_share=0.4), random.Random(0))
     assert [next(again) for _ in range(7)] == drawn
@@ -73,7 +73,7 @@ def tiny():
 
 def run(policy, rewards, c, blocks=1, **more):
     records = []
-    grpo_s.train(policy, Letters(), rewards, WordEncoder(16), ROWS, c, blocks, nullcontext, 1.0, 6, next(policy.parameters()).dtype, log=lambda **r: records.append(r), **more)
+    grpo_s.train(policy, Letters(), rewards, WordEncoder(16), ROWS, replace(c, blocks=blocks), nullcontext, 1.0, 6, next(policy.parameters()).dtype, log=lambda **r: records.append(r), **more)
     return records
 
 
@@ -81,7 +81,7 @@ def start(below=1):
     return tiny(), Share(tiny().requires_grad_(False), below)
 
 
-SMALL = GRPOConfig(rollouts=2, iterations=1, keep=1.0, imitate=False, prompts=4, samples=4, lr=1e-3, helpful_share=0.5)
+SMALL = GRPOConfig(rollouts=2, iterations=1, keep=1.0, imitate=False, blocks=1, prompts=4, samples=4, lr=1e-3, helpful_share=0.5)
 
 
 @pytest.mark.parametrize("rollouts", [1, 2])
@@ -116,15 +116,16 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
     def spy(name):
         real = getattr(grpo_s, name)
         monkeypatch.setattr(grpo_s, name, lambda *a, **k: seen.setdefault(name, []).append((a, real(*a, **k))) or seen[name][-1][1])
-    for name in ("generate", "difficulty", "loss"):
+    for name in ("generate", "difficulty", "most_spread", "loss"):
         spy(name)
     rows = [{**r, "response": r["prompt"] + "g"} for r in ROWS]
     history = [{"category": c, "response": "ab", "reward_demo": 0.5, "samples": [[0.1, "ab"], [0.2, "jk"]]} for c in ("crime", "insult", HELPFUL)]
     policy, rewards = start()
     c = replace(SMALL, rollouts=1, micro=2, imitate=imitate)
-    grpo_s.train(policy, Letters(), rewards, WordEncoder(16), rows, c, 1, nullcontext, 1.0, 6, torch.float32, history=history)
+    grpo_s.train(policy, Letters(), rewards, WordEncoder(16), rows, c, nullcontext, 1.0, 6, torch.float32, history=history)
     (_, prompts, G, *_), rollout = seen["generate"][0]
     (W, gaps, categories, deltas, gap_means, _), alpha = seen["difficulty"][0]
+    members = seen["most_spread"][0][0][0]                                        # what decides which groups are learnt from
     share = lambda ids: ids.count(7) / len(ids)
     chat, tokens = Letters(), rollout.rows()
     by_prompt = {tuple(chat.prompt(r["prompt"])): r for r in rows}                # prompts are the same in each category, and so are responses
@@ -137,6 +138,7 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
         R = torch.cat((R, torch.tensor([share(chat.answer(demo))]))) if imitate else R
         expected = torch.zeros(len(R)) if (R == R[0]).all() else alpha[p, 0] * (R - R.mean()) / (R.std(correction=0) + c.std_eps)
         torch.testing.assert_close(A[:len(R)], expected)
+        torch.testing.assert_close(members[p], R)
     for call, _ in seen["loss"]:                                                  # the demonstration weighs nothing, or as much as a sample
         assert (call[4].view(-1, G + 1, call[4].shape[1])[:, -1].any() == imitate) and call[7] == len(prompts) * (G + imitate)
     W0 = WordEncoder(16).embed(["ab", "jk"])                                      # history: W of "ab" to "ab" is 1, of "jk" this cosine
@@ -176,6 +178,6 @@ def test_a_rollout_serves_several_steps():
 
 def test_training_increases_what_the_reward_counts():
     policy, rewards = start(0)
-    records = run(policy, rewards, GRPOConfig(rollouts=30, iterations=1, keep=1.0, imitate=False, prompts=4, samples=8, lr=1e-2, helpful_share=0.5, beta_kl=0.0), blocks=0)
+    records = run(policy, rewards, GRPOConfig(rollouts=30, iterations=1, keep=1.0, imitate=False, blocks=1, prompts=4, samples=8, lr=1e-2, helpful_share=0.5, beta_kl=0.0), blocks=0)
     share = [(r["harmful_reward"] + r["helpful_reward"]) / 2 for r in records]
     assert sum(share[:3]) / 3 < 0.25 and sum(share[-3:]) / 3 > 0.6
