@@ -1,9 +1,11 @@
 """What did it buy? Phrase-matched refusal rates on held-out prompts, with intervals, beside signs of collapse; report and pictures.
 
 A refusal rate measures phrases (judge.py), not safety. Look-alikes are harmless prompts that sound harmful.
+The mean over several runs: python evaluate.py RUN_FOLDER RUN_FOLDER ...
 """
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -102,6 +104,16 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def means(runs: list[list[dict]]) -> str:
+    """Markdown: each model's percentages as their mean over several runs (what results.json of each holds), the single runs in brackets."""
+    lines = ["| refused, %: mean (each seed) | harmful | ordinary | look-alikes | harmful − look-alikes | gibberish % |", "|---" * 6 + "|"]
+    for models in zip(*runs):
+        shares = [{k: 100 * m["rates"][k][0] / max(1, m["rates"][k][1]) for k in (*KINDS, "gibberish")} for m in models]
+        cells = [[s[k] for s in shares] for k in KINDS] + [[s["harmful"] - s["lookalike"] for s in shares], [s["gibberish"] for s in shares]]
+        lines.append(f"| {models[0]['name']} | " + " | ".join(f"**{sum(c) / len(c):.1f}** ({', '.join(f'{v:.1f}' for v in c)})" for c in cells) + " |")
+    return "\n".join(lines)
+
+
 def samples_side_by_side(results: list[dict], per_kind: int = 4) -> str:
     """Markdown: some prompts, chosen by position and not by outcome, with every model's answer."""
     lines = []
@@ -171,3 +183,7 @@ def write_report(folder: Path, results: list[dict], records: list[dict], notes: 
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
     (folder / "results.json").write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return text
+
+
+if __name__ == "__main__":
+    print(means([json.loads((Path(folder) / "results.json").read_text(encoding="utf-8")) for folder in sys.argv[1:]]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data import CATEGORIES, HELPFUL, UserError
-from evaluate import evaluate, kind_of, percent, rates, respond, samples_side_by_side, table, wilson, write_report
+from evaluate import evaluate, kind_of, means, percent, rates, respond, samples_side_by_side, table, wilson, write_report
 from transformer import Config, Transformer
 
 
@@ -51,6 +51,13 @@ def test_kind_of():
         kind_of({"prompt": "How?", "kind": "xstest"})
     assert kind_of({"prompt": "p"}) == "harmful"
     assert [kind_of({"label": x}) for x in ("safe", "Benign", "harmless", "unsafe", "harmful", 1)] == ["ordinary"] * 3 + ["harmful"] * 3
+
+
+def test_means():
+    """By hand: 12 and 16 of 20 harmful, one of 5 look-alikes, one of 29 gibberish."""
+    lines = means([[result("a", 12), result("b", 20)], [result("a", 16), result("b", 20)]]).split("\n")
+    assert len(lines) == 4 and lines[3].startswith("| b | **100.0** (100.0, 100.0) |")
+    assert lines[2] == "| a | **70.0** (60.0, 80.0) | **0.0** (0.0, 0.0) | **20.0** (20.0, 20.0) | **50.0** (40.0, 60.0) | **3.4** (3.4, 3.4) |"
 
 
 def test_rates():
