@@ -23,9 +23,10 @@ Decisions where the paper is silent:
 10. eps is large (std_eps, in units of a category's rewards): in a group whose samples agree, the rewards differ by style alone, and dividing
    by their tiny std would let such groups drown out those that disagree.
 11. Only the groups whose rewards differ most are learnt from (`keep`): samples that agree have nothing to say about the decision.
-12. The demonstration is a member of its own group (`imitate`), so that a group without one good sample still has something to learn:
-   an off-policy member, whose rho counts from pi_old as the samples' does; its k3 is a penalty and no estimate of the KL, and the
-   logged kl contains it. Without it our single runs lost or just kept discrimination, with it they gained (results/attempts.md).
+12. The demonstration is learnt from too (`imitate`), so that a group without one good sample still has something to learn. Its advantage is
+   measured by the group's mean and std without entering them: as a member like any other it would push down two good samples for being
+   less good than it (results/attempts.md). Its rho counts from pi_old as the samples' does; its k3 is a penalty and no estimate of
+   the KL, and the logged kl contains it.
 13. pi_theta, pi_old and pi_ref are all taken at the sampling temperature.
 
 At the first step after a rollout rho is 1 and each group's advantages sum to 0: a loss near 0 is right, its gradient is not 0.
@@ -60,12 +61,12 @@ class GRPOConfig:
     iterations: int = 2         # optimizer steps on each rollout (GRPO's mu); from the second on the ratio differs from 1
     prompts: int = 32           # P, prompts of a rollout
     samples: int = 2            # G, samples per prompt
-    imitate: bool = True        # the demonstration is one more member of its group
+    imitate: bool = True        # the demonstration is learnt from as well, by its advantage over the group's samples
     keep: float = 0.5           # share of the groups, those whose rewards differ most, that are learnt from
     blocks: int = 10            # top blocks trained; 0: the whole model
     micro: int = 8              # prompts a forward and backward pass; the result does not depend on it
     lr: float = 1e-4            # peak learning rate
-    helpful_share: float = 0.5625  # share of harmless prompts
+    helpful_share: float = 0.5  # share of harmless prompts
     clip: float = 0.2           # c of the clipped ratio
     beta_kl: float = 0.02       # weight of the KL penalty to the warm start
     scaling: str = "product"    # of the advantages: none | data | model | product | sum
@@ -223,13 +224,10 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         texts = [[chat.decode(o) for o in group] for group in groups]
         W = similarities(encoder, texts, [r["response"] for r in part]).to(R.device)
         alpha = difficulty(W, gaps, categories, deltas, gap_means, c)
-        if c.imitate:
-            members, alphas = torch.cat((R, demo), 1), torch.cat((alpha, alpha.mean(1, keepdim=True)), 1)   # (P, G + 1)
-            advantage = group_advantage(members, alphas, c.std_eps)
-        else:
-            members, advantage = R, torch.cat((group_advantage(R, alpha, c.std_eps), torch.zeros_like(demo)), 1)
+        outside = alpha.mean(1, keepdim=True) * (demo - R.mean(1, keepdim=True)) / (R.std(1, correction=0, keepdim=True) + c.std_eps)
+        advantage = torch.cat((group_advantage(R, alpha, c.std_eps), outside), 1)                       # (P, G + 1)
         # 4. the groups to learn from, their reference log-probs
-        kept, micro = most_spread(members, categories, c.keep), []
+        kept, micro = most_spread(torch.cat((R, demo), 1) if c.imitate else R, categories, c.keep), []
         for i, (batch, shared, below) in enumerate(scored):
             mine = [p for p in kept if p // c.micro == i]
             if mine:
@@ -267,6 +265,6 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
                  for name, values in (("refused", refused), ("reward", R.cpu()))}
         log(stage="grpo", step=n + 1, loss=total, grad_norm=norm.item(), **stats, **shown, reward_std=R.std(1, correction=0).mean().item(),
             gap_demo_minus_sample=gaps.mean().item(), similarity=W.mean().item(), alpha=[round(a, 4) for a in alpha[:, 0].tolist()],
-            advantage_abs=advantage.abs().mean().item(), length=sum(map(len, flat)) / len(flat), ended=sum(map(chat.ended, flat)) / len(flat),
+            advantage_abs=advantage[:, :c.samples].abs().mean().item(), length=sum(map(len, flat)) / len(flat), ended=sum(map(chat.ended, flat)) / len(flat),
             seconds=dict(zip(("rollout", "score", "train"), (round(b - a, 2) for a, b in zip(clock, clock[1:])))))
         bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if "refused" in k}, refresh=False)

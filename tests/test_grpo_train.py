@@ -135,10 +135,10 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
         torch.testing.assert_close(gaps[p], share(chat.answer(demo)) - R)
         torch.testing.assert_close(W[p], similarities(WordEncoder(16), [[chat.decode(o) for o in group]], [demo])[0])
         A = torch.cat([call[0][3] for call in seen["loss"]]).view(-1, G + 1)[p]
-        R = torch.cat((R, torch.tensor([share(chat.answer(demo))]))) if imitate else R
-        expected = torch.zeros(len(R)) if (R == R[0]).all() else alpha[p, 0] * (R - R.mean()) / (R.std(correction=0) + c.std_eps)
-        torch.testing.assert_close(A[:len(R)], expected)
-        torch.testing.assert_close(members[p], R)
+        of_demo = share(chat.answer(demo))
+        torch.testing.assert_close(A[:G], torch.zeros(G) if (R == R[0]).all() else alpha[p, 0] * (R - R.mean()) / (R.std(correction=0) + c.std_eps))
+        torch.testing.assert_close(A[G], alpha[p, 0] * (of_demo - R.mean()) / (R.std(correction=0) + c.std_eps))
+        torch.testing.assert_close(members[p], torch.cat((R, torch.tensor([of_demo]))) if imitate else R)
     for call, _ in seen["loss"]:                                                  # the demonstration weighs nothing, or as much as a sample
         assert (call[4].view(-1, G + 1, call[4].shape[1])[:, -1].any() == imitate) and call[7] == len(prompts) * (G + imitate)
     W0 = WordEncoder(16).embed(["ab", "jk"])                                      # history: W of "ab" to "ab" is 1, of "jk" this cosine
