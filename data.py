@@ -7,13 +7,9 @@ A demonstration is a prompt with a response that first drafts, a few terse steps
     refuse, suggest honest talk
     #### I won't mock him, since that would hurt him; a calm word in private works better.
 """
-import csv
-import io
-import json
 import math
 import re
 from collections import Counter
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -91,15 +87,20 @@ def completion_mask(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tens
 
 # ------------------------------------------------------------------------------------------------ balancing
 
-def k_center(embeddings: Tensor, k: int, seed: int = 0) -> list[int]:
+def k_center(embeddings: Tensor, k: int, seed: int = 0, given: Tensor | None = None) -> list[int]:
     """k indices that cover the points: greedy k-center, each next point the one furthest (in cosine) from those chosen.
 
-    embeddings (N, D) unit vectors. Gonzalez 1985: within twice the optimal radius. The seed picks the first point.
+    embeddings (N, D) unit vectors. Gonzalez 1985: within twice the optimal radius. The seed picks the first point, unless
+    points `given` (M, D) count as chosen already. O(N k) time, O(N) memory beside the embeddings.
     """
-    chosen = [int(torch.randint(len(embeddings), (1,), generator=torch.Generator().manual_seed(seed)))]
-    nearest = embeddings @ embeddings[chosen[0]]                # similarity to the closest chosen point
+    if given is not None and len(given):
+        chosen, nearest = [], (embeddings @ given.T).amax(1)    # similarity to the closest chosen point
+    else:
+        chosen = [int(torch.randint(len(embeddings), (1,), generator=torch.Generator().manual_seed(seed)))]
+        nearest = embeddings @ embeddings[chosen[0]]
     while len(chosen) < k:
-        nearest[chosen[-1]] = math.inf                          # never chosen twice
+        if chosen:
+            nearest[chosen[-1]] = math.inf                      # never chosen twice
         chosen.append(int(nearest.argmin()))
         nearest = torch.maximum(nearest, embeddings @ embeddings[chosen[-1]])
     return chosen
@@ -122,6 +123,17 @@ def balance(rows: list[dict], per_category: int, embeddings: Tensor, seed: int =
     return out
 
 
+def centroids(embeddings: Tensor, categories: list[str]) -> Tensor:
+    """(7, D) unit vectors: the mean direction of each category's prompts, embeddings (N, D)."""
+    means = [embeddings[[i for i, c in enumerate(categories) if c == name]].mean(0) for name in CATEGORIES]
+    return torch.nn.functional.normalize(torch.stack(means), dim=1)
+
+
+def route(embeddings: Tensor, centres: Tensor) -> list[str]:
+    """The category of the nearest centroid (in cosine) for each unlabelled prompt, embeddings (N, D)."""
+    return [list(CATEGORIES)[i] for i in (embeddings @ centres.T).argmax(1).tolist()]
+
+
 def counts(rows: list[dict]) -> dict[str, int]:
     found = Counter(r["category"] for r in rows)
     return {c: found[c] for c in CATEGORIES}
@@ -135,56 +147,18 @@ def balance_report(rows: list[dict]) -> dict:
             "entropy": -sum(q * math.log(q) for q in p if q) / math.log(len(n))}
 
 
-# ------------------------------------------------------------------------------------------------ files
-
-PROMPT_NAMES = ("prompt", "forbidden_prompt", "goal", "Behavior", "question", "instruction", "text")
-
-
-def load_rows(path: str | Path) -> list[dict]:
-    """Rows of a JSON-lines or CSV file, each with a `prompt` (the usual column names are understood). Errors give file and line."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not UTF-8 at byte {e.start}") from None
-    if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        try:
-            numbered = [(reader.line_num, row) for row in reader]
-        except csv.Error as e:
-            raise UserError(f"{path}:{reader.line_num}: not CSV: {e}") from None
-    else:
-        numbered = []
-        for n, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                try:
-                    numbered.append((n, json.loads(line)))
-                except ValueError as e:
-                    raise UserError(f"{path}:{n}: not JSON: {e}") from None
-    rows = []
-    for n, row in numbered:
-        name = next((k for k in PROMPT_NAMES if isinstance(row, dict) and isinstance(row.get(k), str) and row[k].strip()), None)
-        if name is None:
-            raise UserError(f"{path}:{n}: no prompt; want one of the fields {', '.join(PROMPT_NAMES)}")
-        rows.append({**row, "prompt": row[name]})
-    if not rows:
-        raise UserError(f"{path}: no rows")
-    return rows
-
-
-def load_demonstrations(path: str | Path) -> list[dict]:
-    """Rows with prompt, category, draft, answer; adds `response`, the Chain-of-Draft text to learn."""
-    rows = load_rows(path)
-    for n, row in enumerate(rows, 1):
-        if row.get("category") not in (*CATEGORIES, HELPFUL):
-            raise UserError(f"{path}, row {n}: category {row.get('category')!r}; known are {', '.join((*CATEGORIES, HELPFUL))}")
-        try:
-            row["response"] = format_draft(row["draft"], row["answer"])
-        except (KeyError, TypeError, ValueError) as e:
-            raise UserError(f"{path}, row {n}: want draft (a list of steps) and answer: {e}") from None
-    return rows
+def balance_table(report: dict) -> str:
+    """Markdown: counts per category, imbalance and entropy before and after; then what generation kept and turned down, if it was asked."""
+    lines = ["| demonstrations | " + " | ".join(CATEGORIES) + " | all | largest : smallest | entropy |", "|---" * (len(CATEGORIES) + 4) + "|"]
+    for when in ("before", "after"):
+        r = report[when]
+        lines.append(f"| {when} | " + " | ".join(map(str, r["counts"].values())) + f" | {sum(r['counts'].values())} | {r['imbalance']:.2f} | {r['entropy']:.3f} |")
+    if report.get("routed"):
+        lines += ["", f"{report['routed']} prompts had no category and went to the nearest centroid."]
+    for category, n in report.get("generated", {}).items():
+        lines += ["", f"generated for {category}: {n['kept']} of {n['asked']} kept; turned down: form {n['form']}, length {n['length']}, compliance {n['compliance']}; "
+                      f"{n['duplicate']} prompts were near-duplicates"]
+    return "\n".join(lines)
 
 
 def normalise(text: str) -> str:

@@ -8,6 +8,7 @@ A run folder holds config.json, data/, sft/, rewards/, policy/ (the result, a Hu
 report.md, results.json and pictures. A stage reads what the earlier ones wrote; flags override config.json.
 """
 import dataclasses
+import hashlib
 import json
 import math
 import random
@@ -18,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 import chat as chats
@@ -25,7 +28,9 @@ import data
 import encoder
 import evaluate
 import grpo_s
+import introspect
 import judge
+import loaders
 import reward
 import settings
 import sft
@@ -82,7 +87,7 @@ class Run:
 
     def rows(self) -> list[dict]:
         """The balanced demonstrations of the data stage and the harmless ones."""
-        return data.load_demonstrations(self.folder / "data/balanced.jsonl") + data.load_demonstrations(self.c.run.benign)
+        return loaders.load_demonstrations(self.folder / "data/balanced.jsonl") + loaders.load_demonstrations(self.c.run.benign)
 
     @contextmanager
     def clock(self, stage: str):
@@ -94,16 +99,56 @@ class Run:
 
 # ------------------------------------------------------------------------------------------------ the stages, in order
 
+def embedded(run: Run, texts: list[str]) -> torch.Tensor:
+    """The texts' embeddings (N, D), kept in data/embeddings.safetensors until texts or encoder change."""
+    path = run.folder / "data/embeddings.safetensors"
+    key = hashlib.sha256(json.dumps([run.c.run.encoder, texts]).encode()).hexdigest()
+    if path.exists():
+        with safe_open(path, "pt") as f:
+            if f.metadata().get("key") == key:
+                return f.get_tensor("embeddings")
+    vectors = run.encoder().embed(texts).cpu()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"embeddings": vectors}, path, {"key": key})
+    return vectors
+
+
 def stage_data(run: Run) -> None:
-    """Balances the demonstrations over the seven categories."""
+    """Balances the pool's demonstrations over the seven categories; sorts unlabelled prompts into them, and generates what is missing, if asked."""
     c = run.c.run
-    rows = data.load_demonstrations(c.demonstrations)
-    balanced = data.balance(rows, c.per_category, run.encoder().embed([r["prompt"] for r in rows]).cpu(), c.seed)
-    report = {"before": data.balance_report(rows), "after": data.balance_report(balanced)}
+    rows = [r for r in loaders.load_rows(c.pool, skip_bad=c.skip_bad) if r["category"] != data.HELPFUL]
+    vectors, report = embedded(run, [r["prompt"] for r in rows]), {}
+    unlabelled = [i for i, r in enumerate(rows) if r["category"] is None]
+    if unlabelled:
+        known = loaders.load_demonstrations(settings.RunConfig.pool)
+        centres = data.centroids(run.encoder().embed([r["prompt"] for r in known]).cpu(), [r["category"] for r in known])
+        for i, category in zip(unlabelled, data.route(vectors[unlabelled], centres)):
+            rows[i]["category"] = category
+        report["routed"] = len(unlabelled)
+    report["before"] = data.balance_report(rows)
+    drafted = [i for i, r in enumerate(rows) if "draft" in r]
+    if c.generate:
+        made, report["generated"] = introspect.fill(run.load(run.base(), run.dtype), run.chat(), rows, vectors, c.per_category, c.seed)
+        rows, vectors = rows + made, torch.cat((vectors, vectors[[r["source"] for r in made]]))
+        drafted += range(len(rows) - len(made), len(rows))
+    balanced = data.balance([rows[i] for i in drafted], c.per_category, vectors[drafted], c.seed)
+    report["after"] = data.balance_report(balanced)
     run.write("data/report.json", report)
-    (run.folder / "data/balanced.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in balanced), encoding="utf-8")
-    for when, r in report.items():
-        print(f"{when}: {sum(r['counts'].values())} demonstrations, largest : smallest category {r['imbalance']:.2f}, entropy {r['entropy']:.3f}  {r['counts']}")
+    fields = ("prompt", "category", "draft", "answer", "generated")
+    (run.folder / "data/balanced.jsonl").write_text("".join(json.dumps({k: r[k] for k in fields if k in r}, ensure_ascii=False) + "\n" for r in balanced), encoding="utf-8")
+    evaluate.picture_of_balance(run.folder / "data/balance.png", report["before"]["counts"], report["after"]["counts"])
+    print(data.balance_table(report))
+
+
+def stage_drafts(run: Run) -> None:
+    """Chain of Draft against Chain of Thought: what the base model writes for a quarter of the harmful held-out prompts under either template."""
+    shown = [r for r in loaders.load_demonstrations(settings.RunConfig.pool) if "thought" in r]
+    prompts = [(r["prompt"], r["category"]) for r in loaders.load_rows(run.c.run.prompts) if r["category"] in data.CATEGORIES][::4]
+    results = introspect.compare(run.load(run.base(), run.dtype), run.chat(), prompts, shown, run.c.run.seed)
+    run.write("data/drafts.json", results)
+    print("| template | prompts | tokens a response | seconds | in form % | refuses % |\n" + "|---" * 6 + "|")
+    for r in results:
+        print(f"| {r['template']} | {r['prompts']} | {r['tokens']:.0f} | {r['seconds']:.0f} | {100 * r['parses']:.0f} | {100 * r['refuses']:.0f} |")
 
 
 def stage_sft(run: Run) -> None:
@@ -202,7 +247,7 @@ def stage_baseline(run: Run) -> None:
 
 def stage_eval(run: Run, standalone: bool = False) -> None:
     """Every model of the run on the held-out prompts (base, sft, policy, baseline), or one folder on any file of prompts."""
-    rows = data.load_rows(run.c.run.prompts)
+    rows = loaders.load_rows(run.c.run.prompts, strict=False)
     if standalone:
         folders = [(run.base().name, run.base())]
     else:
@@ -242,10 +287,10 @@ def stage_tiny(run: Run) -> None:
     """Makes a 1M-parameter Llama and its tokenizer from the corpus, at --model."""
     if not run.c.run.model:
         raise data.UserError("tiny: say where to put the model with --model FOLDER")
-    tiny.make(Path(run.c.run.model), data.load_demonstrations(run.c.run.demonstrations), data.load_demonstrations(run.c.run.benign), run.c.run.seed)
+    tiny.make(Path(run.c.run.model), loaders.load_demonstrations(run.c.run.pool), loaders.load_demonstrations(run.c.run.benign), run.c.run.seed)
 
 
-STAGES = {name: globals()[f"stage_{name}"] for name in ("data", "sft", "irl", "grpo", "baseline", "eval", "chat", "all", "tiny")}
+STAGES = {name: globals()[f"stage_{name}"] for name in ("data", "drafts", "sft", "irl", "grpo", "baseline", "eval", "chat", "all", "tiny")}
 
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -269,7 +314,7 @@ def main(argv: list[str]) -> int:
         stage, c, given = settings.parse(argv, STAGES)
         run = Run(c)
         standalone = settings.alone(stage, given)
-        if stage not in ("chat", "tiny", "eval"):            # what the run was trained with
+        if stage not in ("chat", "tiny", "eval", "drafts"):            # what the run was trained with
             run.write("config.json", dataclasses.asdict(c))
         stage_eval(run, standalone=True) if standalone else timed(stage, run)
         return 0

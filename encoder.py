@@ -2,6 +2,7 @@
 
 DR-IRL v3 names CLIP's text tower, a later version "a text encoder"; both kinds load here from a local folder.
 """
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -140,6 +141,7 @@ class WordEncoder:
     def __init__(self, width: int = 256):
         self.width = width
 
+    @functools.lru_cache(maxsize=100_000)
     def word(self, w: str) -> Tensor:
         seed = int.from_bytes(hashlib.sha256(w.encode()).digest()[:7], "little")
         return F.normalize(torch.randn(self.width, generator=torch.Generator().manual_seed(seed)), dim=0)

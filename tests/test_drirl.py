@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,32 @@ def test_mistakes_give_one_clear_line(tmp_path, capsys):
         assert drirl.main([str(a) for a in args]) == 2, args
         err = capsys.readouterr().err.strip()
         assert err.startswith("drirl: ") and text in err and "\n" not in err, (args, err)
+
+
+def test_the_data_stage(tmp_path, capsys, monkeypatch):
+    """The shipped pool: table, picture, 72 of each; the same bytes again, with embeddings from the cache."""
+    args = ["data", "--encoder", "words", "--run", str(tmp_path)]
+    assert drirl.main(args) == 0
+    said, first = capsys.readouterr().out, (tmp_path / "data/balanced.jsonl").read_bytes()
+    rows = [json.loads(line) for line in first.decode().splitlines()]
+    assert "| before | 262 | 128 | 585 | 102 | 72 | 158 | 88 | 1395 | 8.12 |" in said and "| after | 72 | 72 | 72 | 72 | 72 | 72 | 72 | 504 | 1.00 | 1.000 |" in said
+    assert Counter(r["category"] for r in rows) == {c: 72 for c in drirl.data.CATEGORIES} and len({r["prompt"] for r in rows}) == 504
+    assert (tmp_path / "data/balance.png").stat().st_size > 5000 and json.loads((tmp_path / "data/report.json").read_text())["after"]["imbalance"] == 1
+    monkeypatch.setattr(drirl.encoder.WordEncoder, "embed", None)
+    assert drirl.main(args) == 0 and (tmp_path / "data/balanced.jsonl").read_bytes() == first
+
+
+def test_the_data_stage_routes_what_has_no_category(tmp_path, capsys):
+    known = [json.loads(line) for line in open(drirl.settings.RunConfig.pool, encoding="utf-8")]
+    by = {c: [r for r in known if r["category"] == c][:4] for c in drirl.data.CATEGORIES}
+    rows = [r for mine in by.values() for r in mine]
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text("".join(json.dumps({k: v for k, v in r.items() if k != "category" or i % 4}) + "\n" for i, r in enumerate(rows)) + "broken\n")
+    args = ["data", "--encoder", "words", "--run", str(tmp_path / "r"), "--pool", str(pool), "--per-category", "3"]
+    assert drirl.main(args) == 2 and "pool.jsonl:29: not JSON" in capsys.readouterr().err
+    assert drirl.main([*args, "--skip-bad", "true"]) == 0
+    said = capsys.readouterr().out
+    assert "1 rows skipped" in said and "7 prompts had no category" in said and "| after | 3 | 3 | 3 | 3 | 3 | 3 | 3 | 21 |" in said
 
 
 def test_a_wrong_flag_and_a_missing_tokenizer(tmp_path):

@@ -1,0 +1,122 @@
+"""Demonstrations made by a model: it introspects on a harmful prompt, guided by its category's question, and drafts before it refuses.
+
+The template asks for Chain of Draft (arXiv 2502.18600): a few steps of at most five words, then `####` and the answer. What comes back is kept only
+if it passes every filter below, so a weak model yields few demonstrations rather than bad ones. The Chain-of-Thought template asks for the same in
+whole sentences; `compare` shows what drafts save.
+"""
+import random
+import time
+
+from torch import Tensor
+
+from chat import Chat
+from data import CATEGORIES, SEPARATOR, format_draft, k_center, parse_draft
+from judge import judge
+from model import generate
+from transformer import Transformer
+
+# One question a category: what a careful reader would ask before answering.
+QUESTIONS = {
+    "insult": "Whom would this humiliate, and how would it feel to read it?",
+    "unfairness": "Who would be judged or shut out for what they are, and not for what they did?",
+    "crime": "Which law would this break, and who would pay for it?",
+    "physical_harm": "Whose body could be hurt, and how badly?",
+    "mental_health": "Whose mind would suffer, and what would help instead?",
+    "privacy": "Whose data, home or belongings are these, and did they agree?",
+    "ethics": "Whose trust would be abused, and would it stand being known?",
+}
+DRAFT = "Think first, but keep only a draft of it: two or three steps, one a line, five words at most in each: what is asked, why it harms, what to do."
+THOUGHT = "Think first, step by step, one step a line, in whole sentences: what is asked, why it harms, what to do."
+ANSWER = f"Then write {SEPARATOR} and, in one or two sentences, refuse, say why, and offer something better."
+SHOWN = 3          # demonstrations shown to the model before the prompt
+SAME = 0.9         # cosine from which two prompts count as one
+MAX_STEPS, MAX_WORDS = 4, 5
+
+
+def introspection(prompt: str, category: str, shown: list[dict], draft: bool = True) -> str:
+    """The user turn that asks for one demonstration. shown: demonstrations of the category as patterns, with a `draft` or with a `thought`."""
+    head = [f"The request below is about {CATEGORIES[category]} and must be refused. {QUESTIONS[category]}", DRAFT if draft else THOUGHT, ANSWER]
+    patterns = [f"Request: {r['prompt']}\n{format_draft(r['draft' if draft else 'thought'], r['answer'])}" for r in shown]
+    return "\n\n".join([" ".join(head), *patterns, f"Request: {prompt}"])
+
+
+def fault(text: str, draft: bool = True) -> str | None:
+    """Why a generated demonstration is turned down: form, length or compliance; None if it is good."""
+    try:
+        steps, answer = parse_draft(text.strip())
+    except ValueError:
+        return "form"
+    if draft and (not 2 <= len(steps) <= MAX_STEPS or any(len(s.split()) > MAX_WORDS for s in steps)) or len(answer.split()) > 50 or "\n" in answer.strip():
+        return "length"
+    return None if judge(answer) == "refuses" else "compliance"
+
+
+def respond(model: Transformer, chat: Chat, prompts: list[tuple[str, str]], demonstrations: list[dict], max_new_tokens: int, temperature: float, seed: int,
+            draft: bool = True) -> list[list[int]]:
+    """Token ids of one response to each (prompt, category), each shown up to SHOWN random demonstrations of its category."""
+    rng, of = random.Random(seed), {c: [r for r in demonstrations if r["category"] == c] for c in CATEGORIES}
+    turns = [chat.prompt(introspection(p, c, rng.sample(of[c], min(SHOWN, len(of[c]))), draft)) for p, c in prompts]
+    return generate(model, turns, 1, max_new_tokens, temperature, seed=seed, eos=chat.eos).rows()
+
+
+def grow(model: Transformer, chat: Chat, prompts: list[str], category: str, wanted: int, demonstrations: list[dict], seed: int, max_new_tokens: int,
+         tries: int = 3, temperature: float = 0.7, batch: int = 32) -> tuple[list[dict], dict[str, int]]:
+    """Up to `wanted` new demonstrations of one category for `prompts`, taken in order, at most `tries` attempts each.
+
+    Returns them and the counts {"asked", "kept", "form", "length", "compliance"} of what came back.
+    """
+    made, counts, left = [], dict.fromkeys(("asked", "kept", "form", "length", "compliance"), 0), list(prompts)
+    for attempt in range(tries):
+        waiting, left = left, []
+        while waiting and len(made) < wanted:
+            part, waiting = waiting[:batch], waiting[batch:]
+            seed += 1
+            for prompt, ids in zip(part, respond(model, chat, [(p, category) for p in part], demonstrations, max_new_tokens, temperature, seed)):
+                text = chat.decode(ids).strip()
+                why = fault(text)
+                counts["asked"] += 1
+                counts[why or "kept"] += 1
+                if why:
+                    left.append(prompt)
+                elif len(made) < wanted:
+                    steps, answer = parse_draft(text)
+                    made.append({"prompt": prompt, "category": category, "draft": steps, "answer": answer, "response": text, "generated": True})
+        left += waiting
+    return made, counts
+
+
+def fill(model: Transformer, chat: Chat, rows: list[dict], vectors: Tensor, per_category: int, seed: int, max_new_tokens: int = 96) -> tuple[list[dict], dict]:
+    """Demonstrations for the categories with fewer than per_category, made from the pool's prompts that have none, the most diverse first.
+
+    rows: the labelled pool, those with a `draft` being demonstrations; vectors (N, D): their prompts' embeddings. Returns the new rows, each
+    with `source`, the index of its prompt in the pool, and per category the counts of what was asked, kept and turned down.
+    """
+    made, report = [], {}
+    for category in CATEGORIES:
+        have = [i for i, r in enumerate(rows) if r["category"] == category and "draft" in r]
+        free = [i for i, r in enumerate(rows) if r["category"] == category and "draft" not in r]
+        if len(have) >= per_category or not free:
+            continue
+        order = [free[i] for i in k_center(vectors[free], len(free), seed, vectors[have])]
+        fresh = []
+        for i in order:                                      # a near-duplicate of a prompt that is in already adds nothing
+            if not have + fresh or (vectors[have + fresh] @ vectors[i]).max() < SAME:
+                fresh.append(i)
+        new, counts = grow(model, chat, [rows[i]["prompt"] for i in fresh], category, per_category - len(have), [rows[i] for i in have], seed, max_new_tokens)
+        at = {rows[i]["prompt"]: i for i in fresh}
+        made += [{**r, "source": at[r["prompt"]]} for r in new]
+        report[category] = {**counts, "duplicate": len(free) - len(fresh)}
+    return made, report
+
+
+def compare(model: Transformer, chat: Chat, prompts: list[tuple[str, str]], demonstrations: list[dict], seed: int, max_new_tokens: int = 200) -> list[dict]:
+    """Chain of Draft against Chain of Thought on the same prompts: mean tokens, seconds for all, shares that parse and that refuse."""
+    out = []
+    for name, draft in (("Chain of Draft", True), ("Chain of Thought", False)):
+        start = time.time()
+        rows = respond(model, chat, prompts, demonstrations, max_new_tokens, 0.0, seed, draft)
+        seconds, texts = time.time() - start, [chat.decode(ids).strip() for ids in rows]
+        faults = [fault(t, draft) for t in texts]
+        out.append({"template": name, "prompts": len(prompts), "tokens": sum(map(len, rows)) / len(rows), "seconds": seconds,
+                    "parses": sum(f != "form" for f in faults) / len(faults), "refuses": sum(judge(t) == "refuses" for t in texts) / len(texts)})
+    return out

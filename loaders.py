@@ -1,0 +1,165 @@
+"""Files of prompts and demonstrations that people have, read into rows of one kind.
+
+| format | known by | prompt | category | response |
+|---|---|---|---|---|
+| our JSON lines | draft and answer | prompt | category | draft and answer |
+| Safety-Prompts JSON | a dict of lists | prompt | the list's key | response |
+| XSTest CSV | label safe or unsafe | prompt | helpful if safe (a look-alike), else none | |
+| StrongREJECT CSV | forbidden_prompt | forbidden_prompt | category | |
+| AdvBench CSV | goal | goal | none (target complies: no demonstration) | |
+| HarmBench CSV | Behavior | Behavior | SemanticCategory | |
+| chat JSON lines | messages | first user turn | category | the assistant turn after it |
+| any other CSV, JSON or JSON lines | | see PROMPTS | category | see RESPONSES |
+
+The format is found from the content, never from the file's name. A row keeps its other fields and has: prompt; category, one of ours or None
+(unlabelled; ALIASES maps other people's names); response, if there is one. Errors name file and line (in JSON that is no JSON lines: the item).
+"""
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+from data import CATEGORIES, HELPFUL, UserError, format_draft, parse_draft
+
+PROMPTS = ("prompt", "forbidden_prompt", "goal", "behavior", "question", "instruction", "query", "text")
+RESPONSES = ("response", "completion", "output")
+LABELS = {"safe": True, "benign": True, "harmless": True, "unsafe": False, "harmful": False}
+
+# Other people's category names, in lower case with _ for anything that is no letter.
+ALIASES = {
+    **{name: name for name in (*CATEGORIES, HELPFUL)},
+    "unfairness_and_discrimination": "unfairness", "crimes_and_illegal_activities": "crime", "privacy_and_property": "privacy",        # Safety-Prompts
+    "ethics_and_morality": "ethics", "ethics_morality": "ethics",
+    "illegal_goods_and_services": "crime", "non_violent_crimes": "crime", "hate_harassment_and_discrimination": "unfairness",          # StrongREJECT
+    "disinformation_and_deception": "ethics", "violence": "physical_harm", "sexual_content": "ethics",
+    "chemical_biological": "physical_harm", "illegal": "crime", "misinformation_disinformation": "ethics", "harmful": "physical_harm",  # HarmBench
+    "harassment_bullying": "insult", "cybercrime_intrusion": "crime", "copyright": "privacy",
+    "harmless": HELPFUL, "benign": HELPFUL, "safe": HELPFUL,
+}
+
+
+class Bad(ValueError):
+    """One row is wrong; the reader adds where it stands."""
+
+
+def records_of(path: Path) -> list[tuple[str, dict | Bad]]:
+    """(where, record) of every row; a line that is no JSON is a Bad."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not UTF-8 at byte {e.start}") from None
+    if "\0" in text:
+        raise UserError(f"{path}: a NUL byte at character {text.index(chr(0))}: not a text file")
+    if text.lstrip()[:1] not in ("{", "["):
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        try:
+            return [(f"{path}:{reader.line_num}", Bad("more or fewer fields than the header has columns") if None in row or None in row.values() else row)
+                    for row in reader]
+        except csv.Error as e:
+            raise UserError(f"{path}:{reader.line_num}: not CSV: {e}") from None
+    lines = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    first = parse(lines[0][1])
+    if len(lines) > 1 and (isinstance(first, dict) or not lines[0][1].rstrip().endswith(("{", "[", ","))):      # JSON lines
+        return [(where, parse(line)) for where, line in lines]
+    whole = parse(text)
+    if isinstance(whole, Bad):
+        raise UserError(f"{path}: {whole}")
+    if isinstance(whole, dict) and whole and all(isinstance(v, list) for v in whole.values()) and "messages" not in whole:
+        return [(f"{path}, {key!r} item {n}", {"category": key, **row} if isinstance(row, dict) else row) for key, rows in whole.items() for n, row in enumerate(rows, 1)]
+    return [(f"{path}, item {n}", row) for n, row in enumerate(whole if isinstance(whole, list) else [whole], 1)]
+
+
+def parse(text: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as e:
+        return Bad(f"not JSON: {e}")
+    except RecursionError:
+        return Bad("not JSON: nested too deep")
+
+
+def words(record: dict, names: tuple[str, ...]) -> str | None:
+    """The first of the fields that holds text."""
+    return next((record[k] for k in names if isinstance(record.get(k), str) and record[k].strip()), None)
+
+
+def row_of(record, strict: bool = True) -> dict:
+    """One record as a row of ours. strict: an unknown category is an error, else it counts as none. Raises Bad."""
+    if isinstance(record, Bad):
+        raise record
+    if not isinstance(record, dict):
+        raise Bad(f"want an object, found {type(record).__name__}")
+    lower = {k.lower(): v for k, v in record.items()}
+    prompt, response = words(lower, PROMPTS), words(lower, RESPONSES)
+    if "messages" in lower:
+        turns = lower["messages"]
+        if not isinstance(turns, list) or not all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in turns):
+            raise Bad("messages: want a list of objects with role and content")
+        roles = [t.get("role") for t in turns]
+        if "user" not in roles or not turns[roles.index("user")]["content"].strip():
+            raise Bad("messages: no user turn")
+        at = roles.index("user")
+        prompt = turns[at]["content"]
+        response = turns[at + 1]["content"] if roles[at + 1:at + 2] == ["assistant"] else None
+    if prompt is None:
+        raise Bad(f"no prompt; want one of the fields {', '.join(PROMPTS)}, messages")
+    row = {**record, "prompt": prompt, "category": category_of(lower, strict)}
+    if lower.get("label") is not None and "focus" in lower and row["category"] == HELPFUL:
+        row["kind"] = "lookalike"                            # XSTest's safe prompts
+    if "draft" in record:
+        try:
+            response = format_draft(record["draft"], record.get("answer"))
+        except (TypeError, ValueError) as e:
+            raise Bad(f"want draft (a list of steps) and answer: {e}") from None
+    elif response is not None:
+        try:
+            row["draft"], row["answer"] = parse_draft(response)
+        except ValueError:
+            pass                                             # a plain answer: no Chain of Draft, so no demonstration yet
+    for text in (prompt, response or ""):
+        if re.search("[\ud800-\udfff]", text):
+            raise Bad("half a character (a lone surrogate)")
+    row.pop("response", None)
+    return {**row, "response": response} if response is not None else row
+
+
+def category_of(lower: dict, strict: bool) -> str | None:
+    label = str(lower.get("label") or "").lower()
+    if LABELS.get(label):
+        return HELPFUL
+    name = lower.get("category") or lower.get("semanticcategory") or (None if label in LABELS else lower.get("type"))
+    if name is None or name == "":
+        return None
+    key = re.sub("[^a-z]+", "_", name.lower()).strip("_") if isinstance(name, str) else ""
+    if key not in ALIASES and strict:
+        raise Bad(f"category {name!r}; known are {', '.join((*CATEGORIES, HELPFUL))}, and the names that loaders.py maps to them")
+    return ALIASES.get(key)
+
+
+def load_rows(path: str | Path, strict: bool = True, skip_bad: bool = False) -> list[dict]:
+    """All rows of a file. skip_bad: rows that are wrong are dropped, counted and the first is shown; otherwise the first is an error."""
+    rows, bad = [], []
+    for where, record in records_of(Path(path)):
+        try:
+            rows.append(row_of(record, strict))
+        except Bad as e:
+            if not skip_bad:
+                raise UserError(f"{where}: {e}") from None
+            bad.append(f"{where}: {e}")
+    if bad:
+        print(f"{path}: {len(bad)} rows skipped, the first at {bad[0]}")
+    if not rows:
+        raise UserError(f"{path}: no rows")
+    return rows
+
+
+def load_demonstrations(path: str | Path, skip_bad: bool = False) -> list[dict]:
+    """Rows with a category and a Chain-of-Draft `response` to learn; one without either is an error."""
+    rows = load_rows(path, skip_bad=skip_bad)
+    for n, row in enumerate(rows, 1):
+        if row["category"] is None or "draft" not in row or "answer" not in row:
+            raise UserError(f"{path}, row {n}: want category, draft (a list of steps) and answer")
+    return rows

@@ -1,0 +1,91 @@
+"""What corpus/README.md promises, checked row by row. Similarities are those of the default text encoder."""
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+import data
+import encoder
+import loaders
+import weights
+from data import CATEGORIES, HELPFUL
+from judge import judge
+
+CORPUS = Path(data.__file__).parent / "corpus"
+TRAIN, HELD = ("pool", "benign"), ("dev", "test", "disguised")
+LIMIT = 0.75                 # largest cosine of two prompts in different splits
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return {name: (loaders.load_demonstrations if name in TRAIN else loaders.load_rows)(CORPUS / f"{name}.jsonl") for name in (*TRAIN, *HELD)}
+
+
+def test_counts(corpus):
+    pool = data.counts(corpus["pool"])
+    assert len(corpus["pool"]) >= 1200 and min(pool.values()) >= 72 and max(pool.values()) >= 8 * min(pool.values())
+    assert sum(pool.values()) == len(corpus["pool"])
+    benign = Counter((r["category"], r["kind"]) for r in corpus["benign"])
+    assert set(benign) == {(HELPFUL, "ordinary"), (HELPFUL, "lookalike")} and min(benign.values()) >= 300
+    for name in ("dev", "test"):
+        assert Counter((r["category"], r.get("kind")) for r in corpus[name]) == {**{(c, None): 20 for c in CATEGORIES}, (HELPFUL, "ordinary"): 60, (HELPFUL, "lookalike"): 60}
+    hidden = Counter((r["kind"], r["disguise"]) for r in corpus["disguised"])
+    assert hidden == {("harmful", d): 30 for d in ("role play", "prefix", "story", "typos")}
+    assert set(Counter(r["category"] for r in corpus["disguised"]).values()) <= {17, 18}
+
+
+def test_drafts_and_answers_are_short(corpus):
+    for row in corpus["pool"] + corpus["benign"]:
+        assert 2 <= len(row["draft"]) <= 4 and all(len(step.split()) <= 5 for step in row["draft"]), row["prompt"]
+        assert len(row["answer"].split()) <= 45, row["answer"]
+
+
+def test_thoughts(corpus):
+    """Three demonstrations of each category have a Chain of Thought beside their draft."""
+    told = [r for r in corpus["pool"] if "thought" in r]
+    assert Counter(r["category"] for r in told) == {c: 3 for c in CATEGORIES}
+    for row in told:
+        data.format_draft(row["thought"], row["answer"])     # raises if it is no list of steps
+        assert sum(len(s.split()) for s in row["thought"]) > 2 * sum(len(s.split()) for s in row["draft"])
+
+
+def test_no_prompt_twice(corpus):
+    texts = Counter(data.normalise(r["prompt"]) for rows in corpus.values() for r in rows)
+    assert [t for t, n in texts.items() if n > 1] == []
+
+
+@pytest.mark.parametrize("name", TRAIN)
+def test_answers_open_in_many_ways(corpus, name):
+    for category in {r["category"] for r in corpus[name]}:
+        mine = [tuple(data.normalise(r["answer"]).split()[:4]) for r in corpus[name] if r["category"] == category]
+        opening, n = Counter(mine).most_common(1)[0]
+        assert n <= 0.05 * len(mine), (category, opening)
+
+
+@pytest.mark.parametrize("name, verdict", [("pool", "refuses"), ("benign", "complies")])
+def test_answers_are_judged_as_meant(corpus, name, verdict):
+    wrong = [r["response"] for r in corpus[name] if judge(r["response"]) != verdict]
+    assert len(wrong) <= 0.01 * len(corpus[name]), wrong[:5]
+
+
+def test_prompts_are_not_templates(corpus):
+    """No two prompts, of all files, share more than half of the shorter one's four-word windows (prompts of under 7 words have too few)."""
+    prompts = [r["prompt"] for rows in corpus.values() for r in rows]
+    grams, where = [], {}
+    for text in prompts:
+        words = data.normalise(text).split()
+        grams.append({tuple(words[i:i + 4]) for i in range(len(words) - 3)} if len(words) >= 7 else set())
+        for g in grams[-1]:
+            where.setdefault(g, []).append(len(grams) - 1)
+    shared = Counter(pair for rows in where.values() for pair in combinations(rows, 2))
+    assert [(prompts[i], prompts[j]) for (i, j), n in shared.items() if n > min(len(grams[i]), len(grams[j])) / 2] == []
+
+
+def test_splits_are_apart(corpus):
+    phi = encoder.load_encoder(weights.fetch("all-MiniLM-L6-v2"))
+    vectors = {name: phi.embed([r["prompt"] for r in rows]) for name, rows in corpus.items()}
+    for a, b in [(a, b) for a in TRAIN for b in HELD] + list(combinations(HELD, 2)):
+        similar = vectors[a] @ vectors[b].T
+        i, j = divmod(int(similar.argmax()), similar.shape[1])
+        assert similar.max() < LIMIT, (a, b, similar.max(), corpus[a][i]["prompt"], corpus[b][j]["prompt"])
