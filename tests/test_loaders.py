@@ -38,7 +38,7 @@ FORMATS = {
     "JSON list": (json.dumps([{"question": "p", "completion": "c", "type": "insult"}, {"text": "q"}], indent=1), [("p", "insult", "c"), ("q", None, None)]),
     "one JSON object": ('{"prompt": "p"}', [("p", None, None)]),
     "byte order mark, CRLF": ('\ufeff{"prompt": "één"}\r\n\r\n{"Behavior": "two"}\r\n', [("één", None, None), ("two", None, None)]),
-    "CSV, mark, CRLF": ('\ufeffforbidden_prompt,n\r\n"one, with\r\ntwo lines",1\r\ntwo,2\r\n', [("one, with\r\ntwo lines", None, None), ("two", None, None)]),
+    "CSV, mark, CRLF": ('\ufeffforbidden_prompt,n\r\n"one, with\r\ntwo lines",1\r\ntwo,2\r\n', [("one, with\ntwo lines", None, None), ("two", None, None)]),
 }
 
 
