@@ -148,16 +148,11 @@ def balance_report(rows: list[dict]) -> dict:
 
 
 def balance_table(report: dict) -> str:
-    """Markdown: counts per category, imbalance and entropy before and after; then what generation kept and turned down, if it was asked."""
+    """Markdown: counts per category, imbalance and entropy before and after."""
     lines = ["| demonstrations | " + " | ".join(CATEGORIES) + " | all | largest : smallest | entropy |", "|---" * (len(CATEGORIES) + 4) + "|"]
     for when in ("before", "after"):
         r = report[when]
         lines.append(f"| {when} | " + " | ".join(map(str, r["counts"].values())) + f" | {sum(r['counts'].values())} | {r['imbalance']:.2f} | {r['entropy']:.3f} |")
-    if report.get("routed"):
-        lines += ["", f"{report['routed']} prompts had no category and went to the nearest centroid."]
-    for category, n in report.get("generated", {}).items():
-        lines += ["", f"generated for {category}: {n['kept']} of {n['asked']} kept; turned down: form {n['form']}, length {n['length']}, compliance {n['compliance']}; "
-                      f"{n['duplicate']} prompts were near-duplicates"]
     return "\n".join(lines)
 
 

@@ -125,10 +125,14 @@ def stage_data(run: Run) -> None:
         for i, category in zip(unlabelled, data.route(vectors[unlabelled], centres)):
             rows[i]["category"] = category
         report["routed"] = len(unlabelled)
+        print(f"{len(unlabelled)} prompts had no category and went to the nearest centroid")
     report["before"] = data.balance_report(rows)
     drafted = [i for i, r in enumerate(rows) if "draft" in r]
     if c.generate:
         made, report["generated"] = introspect.fill(run.load(run.base(), run.dtype), run.chat(), rows, vectors, c.per_category, c.seed)
+        for category, n in report["generated"].items():
+            print(f"generated for {category}: {n['kept']} of {n['asked']} kept; turned down: form {n['form']}, length {n['length']}, compliance {n['compliance']}; "
+                  f"{n['duplicate']} prompts were near-duplicates")
         rows, vectors = rows + made, torch.cat((vectors, vectors[[r["source"] for r in made]]))
         drafted += range(len(rows) - len(made), len(rows))
     balanced = data.balance([rows[i] for i in drafted], c.per_category, vectors[drafted], c.seed)
