@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import random
 import resource
 import sys
 import time
@@ -21,7 +20,6 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 import chat as chats
 import data
@@ -29,15 +27,15 @@ import encoder
 import evaluate
 import grpo_s
 import introspect
-import judge
 import loaders
 import reward
 import settings
 import sft
 import tiny
 import weights
-from model import frozen_copy, generate, load_model, save_model
+from model import frozen_copy, load_model, save_model
 from transformer import Transformer
+
 
 class Run:
     """What the stages share: settings, folder, device, log, and models loaded on demand."""
@@ -70,6 +68,10 @@ class Run:
     def base(self) -> Path:
         return Path(self.c.run.model) if self.c.run.model else weights.fetch("SmolLM2-135M-Instruct")
 
+    def file(self, name: str) -> Path:
+        """The pool, benign or prompts file: the user's, or the one in corpus/."""
+        return Path(getattr(self.c.run, name) or settings.SHIPPED[name])
+
     def stage_folder(self, name: str) -> Path:
         if not (self.folder / name / "config.json").exists():
             raise data.UserError(f"{self.folder / name} does not exist: run the stages in order (data, sft, irl, grpo, baseline, eval)")
@@ -87,7 +89,7 @@ class Run:
 
     def rows(self) -> list[dict]:
         """The balanced demonstrations of the data stage and the harmless ones."""
-        return loaders.load_demonstrations(self.folder / "data/balanced.jsonl") + loaders.load_demonstrations(self.c.run.benign)
+        return loaders.load_demonstrations(self.folder / "data/balanced.jsonl") + loaders.load_demonstrations(self.file("benign"))
 
     @contextmanager
     def clock(self, stage: str):
@@ -116,11 +118,11 @@ def embedded(run: Run, texts: list[str]) -> torch.Tensor:
 def stage_data(run: Run) -> None:
     """Balances the pool's demonstrations over the seven categories; sorts unlabelled prompts into them, and generates what is missing, if asked."""
     c = run.c.run
-    rows = [r for r in loaders.load_rows(c.pool, skip_bad=c.skip_bad) if r["category"] != data.HELPFUL]
+    rows = [r for r in loaders.load_rows(run.file("pool"), skip_bad=c.skip_bad) if r["category"] != data.HELPFUL]
     vectors, report = embedded(run, [r["prompt"] for r in rows]), {}
     unlabelled = [i for i, r in enumerate(rows) if r["category"] is None]
     if unlabelled:
-        known = loaders.load_demonstrations(settings.RunConfig.pool)
+        known = loaders.load_demonstrations(settings.SHIPPED["pool"])
         centres = data.centroids(run.encoder().embed([r["prompt"] for r in known]).cpu(), [r["category"] for r in known])
         for i, category in zip(unlabelled, data.route(vectors[unlabelled], centres)):
             rows[i]["category"] = category
@@ -146,8 +148,8 @@ def stage_data(run: Run) -> None:
 
 def stage_drafts(run: Run) -> None:
     """Chain of Draft against Chain of Thought: what the base model writes for a quarter of the harmful held-out prompts under either template."""
-    shown = [r for r in loaders.load_demonstrations(settings.RunConfig.pool) if "thought" in r]
-    prompts = [(r["prompt"], r["category"]) for r in loaders.load_rows(run.c.run.prompts) if r["category"] in data.CATEGORIES][::4]
+    shown = [r for r in loaders.load_demonstrations(settings.SHIPPED["pool"]) if "thought" in r]
+    prompts = [(r["prompt"], r["category"]) for r in loaders.load_rows(run.file("prompts")) if r["category"] in data.CATEGORIES][::4]
     results = introspect.compare(run.load(run.base(), run.dtype), run.chat(), prompts, shown, run.c.run.seed)
     run.write("data/drafts.json", results)
     print("| template | prompts | tokens a response | seconds | in form % | refuses % |\n" + "|---" * 6 + "|")
@@ -163,27 +165,6 @@ def stage_sft(run: Run) -> None:
     save_model(policy, run.folder / "sft")
 
 
-def sample_groups(run: Run, policy: Transformer, chat: chats.Chat, seed: int) -> list[dict]:
-    """K responses of the policy to each of irl.prompts training prompts of each harm category and irl.helpful_prompts harmless ones."""
-    c, rng, rows = run.c.irl, random.Random(seed), run.rows()
-    of = {name: [r for r in rows if r["category"] == name] for name in (*data.CATEGORIES, data.HELPFUL)}
-    part = [r for name in data.CATEGORIES for r in rng.sample(of[name], min(c.prompts, len(of[name])))]
-    part += rng.sample(of[data.HELPFUL], min(c.helpful_prompts, len(of[data.HELPFUL])))
-    groups, size = [], max(1, 128 // c.samples)
-    bar = tqdm(total=len(part), desc="irl samples", unit="prompt")
-    part.sort(key=lambda r: len(r["prompt"]))
-    for i in range(0, len(part), size):
-        prompts = [chat.prompt(r["prompt"]) for r in part[i:i + size]]
-        drawn = generate(policy, prompts, c.samples, run.c.run.max_new_tokens, run.c.run.temperature, seed=rng.randrange(2 ** 31), eos=chat.eos).rows()
-        for k, (r, prompt) in enumerate(zip(part[i:i + size], prompts)):
-            groups.append({**r, "prompt_ids": prompt, "demonstration": chat.answer(r["response"]), "samples": drawn[k * c.samples:(k + 1) * c.samples],
-                           "contrast": [chat.answer(o["response"]) for o in reward.opposites(r, rows, c.contrast, rng)]})
-        bar.update(len(prompts))
-    bar.close()
-    rng.shuffle(groups)
-    return groups
-
-
 def stage_irl(run: Run) -> None:
     """One shadow reward model per category, from demonstrations and the warm start's own samples."""
     c, seed = run.c.irl, run.c.run.seed
@@ -192,7 +173,7 @@ def stage_irl(run: Run) -> None:
     with run.clock("irl"):
         models, policy = reward.RewardModels(trunk, c), trunk
         for n in range(c.rounds):
-            groups = sample_groups(run, policy, chat, seed + n)
+            groups = reward.sample_groups(policy, chat, run.rows(), c, run.c.run.max_new_tokens, run.c.run.temperature, seed + n)
             by_category = sorted(groups, key=lambda g: g["category"])
             held = by_category[::8]                          # kept out of the fit, to see what the rewards are worth
             batches = reward.prepare(models, [g for i, g in enumerate(by_category) if i % 8], c.batch, run.amp)
@@ -207,21 +188,9 @@ def stage_irl(run: Run) -> None:
     models.save(run.folder / "rewards")
     run.write("rewards/samples.json", [{**{k: g[k] for k in ("prompt", "category", "response", "reward_demo")},
                                         "samples": [[round(r, 2), chat.decode(s)] for s, r in zip(g["samples"], g["rewards"])]} for g in groups])
-    run.write("rewards/report.json", report := reward_report(held, chat))
+    run.write("rewards/report.json", report := reward.reward_report(held, chat))
     for kind, r in report.items():
         print(f"rewards, {kind} prompts kept out of their fit: AUC of {r['wanted']} samples {r['auc']:.2f} (by length alone {r['auc_length']:.2f}; {r['good']} : {r['bad']} samples)")
-
-
-def reward_report(groups: list[dict], chat: chats.Chat) -> dict:
-    """AUC of wanted (harmful: refusing, harmless: answering) against unwanted samples, of their rewards and of their length alone."""
-    out = {}
-    for kind, wanted in (("harmful", "refusing"), ("harmless", "answering")):
-        rows = [(s, r) for g in groups if (g["category"] == data.HELPFUL) == (kind == "harmless") for s, r in zip(g["samples"], g["rewards"])]
-        right = [(judge.judge(chat.decode(s)) == "refuses") == (kind == "harmful") for s, _ in rows]
-        good, bad = ([row for row, ok in zip(rows, right) if ok == which] for which in (True, False))
-        out[kind] = {"wanted": wanted, "good": len(good), "bad": len(bad), "auc": reward.auc([r for _, r in good], [r for _, r in bad]),
-                     "auc_length": reward.auc([len(s) for s, _ in good], [len(s) for s, _ in bad])}
-    return out
 
 
 def stage_grpo(run: Run) -> None:
@@ -251,7 +220,7 @@ def stage_baseline(run: Run) -> None:
 
 def stage_eval(run: Run, standalone: bool = False) -> None:
     """Every model of the run on the held-out prompts (base, sft, policy, baseline), or one folder on any file of prompts."""
-    rows = loaders.load_rows(run.c.run.prompts, strict=False)
+    rows = loaders.load_rows(run.file("prompts"), strict=False)
     if standalone:
         folders = [(run.base().name, run.base())]
     else:
@@ -265,7 +234,7 @@ def stage_eval(run: Run, standalone: bool = False) -> None:
         return
     path, times = run.folder / "metrics.jsonl", run.read("times.json", {})
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    notes = [f"Model {run.base().name}, prompts {Path(run.c.run.prompts).name}, seed {run.c.run.seed}, {time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads, {str(run.dtype)[6:]}; "
+    notes = [f"Model {run.base().name}, prompts {run.file('prompts').name}, seed {run.c.run.seed}, {time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads, {str(run.dtype)[6:]}; "
              "training seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in times.items()) + ". Refused = phrase-matched refusal; it measures wording, not safety."]
     print(evaluate.write_report(run.folder, results, records, notes))
     print(f"\n{run.folder / 'report.md'} has samples and pictures")
@@ -291,7 +260,7 @@ def stage_tiny(run: Run) -> None:
     """Makes a 1M-parameter Llama and its tokenizer from the corpus, at --model."""
     if not run.c.run.model:
         raise data.UserError("tiny: say where to put the model with --model FOLDER")
-    tiny.make(Path(run.c.run.model), loaders.load_demonstrations(run.c.run.pool), loaders.load_demonstrations(run.c.run.benign), run.c.run.seed)
+    tiny.make(Path(run.c.run.model), loaders.load_demonstrations(run.file("pool")), loaders.load_demonstrations(run.file("benign")), run.c.run.seed)
 
 
 STAGES = {name: globals()[f"stage_{name}"] for name in ("data", "drafts", "sft", "irl", "grpo", "baseline", "eval", "chat", "all", "tiny")}

@@ -122,7 +122,6 @@ def row_of(record, strict: bool = True) -> dict:
     for text in (prompt, response or ""):
         if re.search("[\ud800-\udfff]", text):
             raise Bad("half a character (a lone surrogate)")
-    row.pop("response", None)
     return {**row, "response": response} if response is not None else row
 
 
@@ -156,9 +155,9 @@ def load_rows(path: str | Path, strict: bool = True, skip_bad: bool = False) -> 
     return rows
 
 
-def load_demonstrations(path: str | Path, skip_bad: bool = False) -> list[dict]:
+def load_demonstrations(path: str | Path) -> list[dict]:
     """Rows with a category and a Chain-of-Draft `response` to learn; one without either is an error."""
-    rows = load_rows(path, skip_bad=skip_bad)
+    rows = load_rows(path)
     for n, row in enumerate(rows, 1):
         if row["category"] is None or "draft" not in row or "answer" not in row:
             raise UserError(f"{path}, row {n}: want category, draft (a list of steps) and answer")

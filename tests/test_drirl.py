@@ -71,7 +71,7 @@ def test_the_data_stage(tmp_path, capsys, monkeypatch):
 
 
 def test_the_data_stage_routes_what_has_no_category(tmp_path, capsys):
-    known = [json.loads(line) for line in Path(drirl.settings.RunConfig.pool).read_text(encoding="utf-8").splitlines()]
+    known = [json.loads(line) for line in Path(settings.SHIPPED["pool"]).read_text(encoding="utf-8").splitlines()]
     by = {c: [r for r in known if r["category"] == c][:4] for c in drirl.data.CATEGORIES}
     rows = [r for mine in by.values() for r in mine]
     pool = tmp_path / "pool.jsonl"
