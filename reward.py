@@ -50,8 +50,8 @@ class IRLConfig:
     """Reward models by inverse reinforcement learning."""
     prompts: int = 11           # prompts per harm category that samples are drawn for
     helpful_prompts: int = 44   # harmless prompts likewise
-    samples: int = 2            # K, samples per prompt
-    contrast: int = 1           # demonstrations of the other kind that join each prompt's samples; 0: the paper's samples alone
+    samples: int = 1            # K, samples per prompt
+    contrast: int = 2           # demonstrations of the other kind that join each prompt's samples; 0: the paper's samples alone
     estimator: str = "importance"   # importance (samples of pi_ref, weighted) | linear | logistic
     rounds: int = 1             # more than 1: alternate with `policy_steps` GRPO rollouts against the current rewards (Li et al.)
     policy_steps: int = 2       # GRPO rollouts between two rounds; the policy is thrown away afterwards

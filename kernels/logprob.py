@@ -1,8 +1,9 @@
 """log softmax(h W^T / temperature)[target] without ever holding an (N, V) tensor.
 
 With N = 4096 tokens and V = 49152 the logits alone are 800 MB in float32, and log_softmax with its backward keeps
-several such tensors. Here rows go through in chunks; the forward keeps only the log-sum-exp of each row, the backward
-forms the chunk's logits again. One more matrix product for O(chunk * V) memory.
+several such tensors. Here rows go through in chunks, for O(chunk * V) memory. While the head is frozen each row's gradient,
+d logp/dh = (onehot - softmax) W / temperature, is formed from the logits at hand, and the backward only scales it; otherwise
+the forward keeps the log-sum-exp of each row, and the backward forms the chunk's logits again: one more matrix product.
 """
 import torch
 from torch import Tensor
@@ -16,33 +17,44 @@ def _logits(h: Tensor, W: Tensor, temperature: float) -> Tensor:
     return out if temperature == 1 else out.div_(temperature)
 
 
+def _dlogits(z: Tensor, lse: Tensor, targets: Tensor) -> Tensor:
+    """onehot - softmax from logits z (rows, V), in place."""
+    z = z.sub_(lse[:, None]).exp_().neg_()
+    return z.scatter_add_(1, targets[:, None], torch.ones_like(z[:, :1]))
+
+
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, W, targets, temperature):
-        parts, norms = [], []
+        want_h, want_W = ctx.needs_input_grad[:2]
+        logps, lses, dh = [], [], []
         for rows, t in zip(h.split(CHUNK), targets.split(CHUNK)):
             z = _logits(rows, W, temperature)                            # (chunk, V)
-            norms.append(z.logsumexp(-1))
-            parts.append(z.gather(1, t[:, None])[:, 0] - norms[-1])
-        ctx.save_for_backward(h, W, targets, torch.cat(norms))
+            lses.append(z.logsumexp(-1))
+            logps.append(z.gather(1, t[:, None])[:, 0] - lses[-1])
+            if want_h and not want_W:
+                dh.append((_dlogits(z, lses[-1], t).to(W.dtype) @ W).to(h.dtype))
         ctx.temperature = temperature
-        return torch.cat(parts)
+        ctx.save_for_backward(*((torch.cat(dh),) if dh else (h, W, targets, torch.cat(lses))))
+        return torch.cat(logps)
 
     @staticmethod
     def backward(ctx, g):
-        h, W, targets, norms = ctx.saved_tensors
+        g = (g / ctx.temperature)[:, None]
+        if len(ctx.saved_tensors) == 1:
+            dh, = ctx.saved_tensors
+            return dh * g.to(dh.dtype), None, None, None
+        h, W, targets, lses = ctx.saved_tensors
         dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
-        dW = torch.zeros_like(W, dtype=norms.dtype) if ctx.needs_input_grad[1] else None
+        dW = torch.zeros_like(W, dtype=lses.dtype)
         for i in range(0, len(h), CHUNK):
             s = slice(i, i + CHUNK)
-            z = _logits(h[s], W, ctx.temperature).sub_(norms[s, None]).exp_().neg_()   # -softmax
-            z.scatter_add_(1, targets[s, None], torch.ones_like(z[:, :1]))             # onehot - softmax
-            z = z.mul_((g[s] / ctx.temperature)[:, None]).to(W.dtype)                  # d logp / d logits
+            z = _dlogits(_logits(h[s], W, ctx.temperature), lses[s], targets[s])
+            z = z.mul_(g[s]).to(W.dtype)                                 # of the loss
             if dh is not None:
                 dh[s] = (z @ W).to(h.dtype)
-            if dW is not None:
-                dW += (z.T @ h[s].to(W.dtype)).to(dW.dtype)
-        return dh, None if dW is None else dW.to(W.dtype), None, None
+            dW += (z.T @ h[s].to(W.dtype)).to(dW.dtype)
+        return dh, dW.to(W.dtype), None, None
 
 
 def token_logprobs(h: Tensor, W: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:

@@ -32,12 +32,13 @@ def test_values_and_gradients(n, temperature):
 def test_gradcheck(n, temperature):
     h, W, targets, _ = problem(n, width=2, vocab=4)
     assert torch.autograd.gradcheck(lambda h, W: token_logprobs(h, W, targets, temperature), (h, W))
+    assert torch.autograd.gradcheck(lambda h: token_logprobs(h, W.detach(), targets, temperature), (h,))     # a frozen head
 
 
 def test_only_one_gradient_wanted():
     h, W, targets, weights = problem(CHUNK + 3)
     both = torch.autograd.grad(token_logprobs(h, W, targets), (h, W), weights)
-    assert torch.equal(torch.autograd.grad(token_logprobs(h, W.detach(), targets), h, weights)[0], both[0])
+    torch.testing.assert_close(torch.autograd.grad(token_logprobs(h, W.detach(), targets), h, weights)[0], both[0], atol=1e-12, rtol=1e-12)
     assert torch.equal(torch.autograd.grad(token_logprobs(h.detach(), W, targets), W, weights)[0], both[1])
 
 
@@ -57,7 +58,8 @@ def test_bfloat16():
     assert got.dtype == torch.float32
     assert (got - want).abs().max() < 0.1 and (got - want).abs().max() > 0
     ours, theirs = torch.autograd.grad(got, (h, W), weights.float()), torch.autograd.grad(want, (h, W), weights)
-    for a, b in zip(ours, theirs):
+    frozen, = torch.autograd.grad(token_logprobs(h, W.detach(), targets, 0.5), h, weights.float())
+    for a, b in zip((*ours, frozen), (*theirs, theirs[0])):
         assert a.dtype == torch.bfloat16
         assert (a.double() - b.double()).norm() < 0.02 * b.double().norm()
 
