@@ -147,7 +147,7 @@ class Rollout:
 def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, generator) -> tuple[Tensor, Tensor]:
     """One token a row from logits (B, V): ids (B,) and their log-probs under the (filtered) distribution. temperature 0: the best, of log-prob 0."""
     if temperature == 0:
-        best = logits.argmax(-1)
+        best = logits.max(-1).indices                        # argmax, but much faster on CPU in bfloat16
         return best, torch.zeros_like(best, dtype=torch.float32)
     logits = logits.float() / temperature
     if top_k and top_k < logits.shape[1]:
@@ -248,26 +248,26 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, device="c
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} is no model folder: it has no config.json")
-    model = Transformer(Config.from_dict(read_json(folder / "config.json")))
+    with torch.device("meta"):                               # no random initial weights
+        model = Transformer(Config.from_dict(read_json(folder / "config.json"))).to(dtype)
     tensors = {k.removeprefix("model."): v for k, v in load_tensors(folder).items() if not k.endswith("rotary_emb.inv_freq")}
     if model.c.tied:
-        tensors["lm_head.weight"] = tensors.get("embed_tokens.weight")
-    want, got = {k: tuple(v.shape) for k, v in model.state_dict().items()}, {k: tuple(v.shape) for k, v in tensors.items() if v is not None}
+        tensors.pop("lm_head.weight", None)
+    want, got = {k: tuple(v.shape) for k, v in model.state_dict().items()}, {k: tuple(v.shape) for k, v in tensors.items()}
     wrong = sorted(k for k in want.keys() | got.keys() if want.get(k) != got.get(k))
     if wrong:
         k = wrong[0]
         raise UserError(f"{folder}: tensor {k} has shape {got.get(k)}, config.json asks for {want.get(k)} ({len(wrong)} such tensors)")
-    model.load_state_dict(tensors)
+    model.to_empty(device=device).load_state_dict(tensors)
     model.source = folder
-    return model.to(device=device, dtype=dtype)
+    return model
 
 
 def save_model(model: Transformer, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes a folder that transformers, vLLM and load_model read; tokenizer files are copied from the folder it came from."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {(k if k.startswith("lm_head") else "model." + k): v.detach().to("cpu", dtype or v.dtype).contiguous()
-             for k, v in model.state_dict().items() if not (model.c.tied and k == "lm_head.weight")}
+    state = {(k if k.startswith("lm_head") else "model." + k): v.to("cpu", dtype or v.dtype).contiguous() for k, v in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)            # one file now; old shards must not be read again
     raw = dict(model.c.raw)

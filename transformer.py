@@ -81,7 +81,7 @@ def rope_frequencies(c: Config) -> Tensor:
     llama3 scaling: waves longer than the old context / low_freq_factor turn `factor` times slower, waves shorter
     than context / high_freq_factor stay, those between are blended.
     """
-    freq = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim)
+    freq = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float64, device="cpu") / c.head_dim)
     if c.rope_scaling:
         s = c.rope_scaling
         turns = s["original_max_position_embeddings"] * freq / (2 * math.pi)  # turns within the old context
@@ -180,15 +180,14 @@ class Transformer(nn.Module):
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.norm = RMSNorm(c.hidden_size, c.eps)
-        self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
-        if c.tied:
-            self.lm_head.weight = self.embed_tokens.weight
+        if not c.tied:
+            self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
         self.frequencies = rope_frequencies(c)   # no buffer: .to(bfloat16) would round it, and far positions with it
         self.source: Path | None = None          # the folder it came from: save_model copies its tokenizer
 
     @property
     def head(self) -> Tensor:
-        return self.lm_head.weight               # (V, D)
+        return self.embed_tokens.weight if self.c.tied else self.lm_head.weight  # (V, D)
 
     @property
     def device(self):
@@ -211,4 +210,4 @@ class Transformer(nn.Module):
         x = self.embed_tokens(ids.flatten())
         for block in self.layers:
             x = block(x, rope, attend)
-        return self.lm_head(self.norm(x)).view(B, T, -1)
+        return F.linear(self.norm(x), self.head).view(B, T, -1)
