@@ -57,15 +57,15 @@ SCALINGS = ("none", "data", "model", "product", "sum")
 @dataclass(frozen=True)
 class GRPOConfig:
     """GRPO-S."""
-    rollouts: int = 4           # times that fresh samples are drawn
+    rollouts: int = 3           # times that fresh samples are drawn
     iterations: int = 2         # optimizer steps on each rollout (GRPO's mu); from the second on the ratio differs from 1
-    prompts: int = 32           # P, prompts of a rollout
+    prompts: int = 64           # P, prompts of a rollout
     samples: int = 2            # G, samples per prompt
     imitate: bool = True        # the demonstration is learnt from as well, by its advantage over the group's samples
-    keep: float = 0.5           # share of the groups, those whose rewards differ most, that are learnt from
+    keep: float = 0.25          # share of the groups, those whose rewards differ most, that are learnt from
     blocks: int = 10            # top blocks trained; 0: the whole model
     micro: int = 8              # prompts a forward and backward pass; the result does not depend on it
-    lr: float = 1e-4            # peak learning rate
+    lr: float = 1.5e-4          # peak learning rate
     helpful_share: float = 0.5  # share of harmless prompts
     clip: float = 0.2           # c of the clipped ratio
     beta_kl: float = 0.02       # weight of the KL penalty to the warm start

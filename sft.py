@@ -15,9 +15,9 @@ from transformer import Transformer
 @dataclass(frozen=True)
 class SFTConfig:
     """Supervised fine-tuning."""
-    steps: int = 66              # optimizer steps
+    steps: int = 78              # optimizer steps
     blocks: int = 20             # top blocks trained; 0: the whole model
-    lr: float = 4e-4             # peak learning rate; 5% warm-up, then linear to zero
+    lr: float = 5e-4             # peak learning rate; 5% warm-up, then linear to zero
     batch: int = 16              # demonstrations a step
     helpful_share: float = 0.4375  # share of them that answer harmless prompts; the others refuse harmful ones
 
