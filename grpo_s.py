@@ -5,7 +5,7 @@
     alphaM = sigma(mean of the inlying gaps) / sigma(mean gap of category j)             model responsiveness, per category
     A_i = alpha_j(q) (R_i - mean R) / (std R + eps),   alpha = alphaD * alphaM
     J = E[ 1/G sum_i 1/|o_i| sum_t min(rho A_i, clip(rho, 1 - c, 1 + c) A_i) - beta_kl (exp(d) - d - 1) ]
-    rho = pi_theta / pi_old,   d = log pi_ref - log pi_theta
+    rho = pi_theta / pi_old,   d = log pi_ref - log pi_theta                             kernels.clipped_objective, kernels.grpo_loss
 
 Decisions where the paper is silent:
 1. alpha multiplies the normalised advantage. Scaling the rewards of a group before the normalisation would cancel.
@@ -34,7 +34,6 @@ At the first step after a rollout rho is 1 and each group's advantages sum to 0:
 import math
 import random
 import time
-from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +44,8 @@ from chat import Chat
 from data import CATEGORIES, HELPFUL
 from encoder import similarity, split_sentences
 from judge import judge
-from kernels import group_advantage
-from model import Batch, frozen_copy, generate, logps_of_hidden, run_blocks
+from kernels import Objective, clipped_objective, group_advantage, grpo_loss, kl_k3, token_logprobs  # noqa: F401 (kl_k3: part of the maths, for its readers)
+from model import Batch, frozen_copy, generate, head_inputs, run_blocks
 from reward import RewardModels
 from sft import cycle, optimizer_for, set_lr, train_top
 from transformer import Transformer
@@ -105,10 +104,12 @@ def difficulty_scale(alpha_data: Tensor, alpha_model: Tensor, scaling: str = "pr
     return modes[scaling]
 
 
-def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
-    """k3 = exp(d) - d - 1 with d = logp_ref - logp: an unbiased, never negative estimate of KL(pi, pi_ref) per sampled token. d is clamped to +-20."""
-    d = (logp_ref - logp).clamp(-20, 20)
-    return torch.exp(d) - d - 1
+def objective_of(advantage: Tensor, mask: Tensor, logp_ref: Tensor, logp_old: Tensor | None, clip: float, beta_kl: float, sequences: int) -> Objective:
+    """Of completions (B, T) given by their mask, what the kernels want per token (n,), row by row: the advantage (B,) of each token's
+    completion and the weight 1 / |o_i| / sequences. logp_ref and logp_old (n,) are per token already."""
+    lengths = mask.sum(1)
+    weight = 1 / (sequences * lengths.to(logp_ref.dtype))
+    return Objective(advantage.repeat_interleave(lengths), weight.repeat_interleave(lengths), logp_ref, logp_old, clip, beta_kl)
 
 
 def loss(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, advantage: Tensor, mask: Tensor, clip: float = 0.2, beta_kl: float = 0.0,
@@ -116,18 +117,13 @@ def loss(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, advantage: Tensor, ma
     """-J: the clipped surrogate with its KL penalty, and what to log. logp* and mask (B, T), advantage (B,).
 
     sequences: the number to divide by, B if not given. A micro-batch passes the whole batch's, so that the sum over
-    micro-batches is the loss of the batch.
+    micro-batches is the loss of the batch. Training computes the same straight from hidden states: kernels.grpo_loss.
     """
     if not logp.shape == logp_old.shape == logp_ref.shape == mask.shape or advantage.shape != logp.shape[:1]:
         raise ValueError(f"want (B, T) four times and (B,): {[tuple(z.shape) for z in (logp, logp_old, logp_ref, mask, advantage)]}")
-    ratio = torch.exp((logp - logp_old).masked_fill(~mask, 0.0).clamp(-20, 20))                 # (B, T)
-    A = advantage[:, None]
-    surrogate = torch.minimum(ratio * A, ratio.clamp(1 - clip, 1 + clip) * A)
-    kl = kl_k3(logp.masked_fill(~mask, 0.0), logp_ref.masked_fill(~mask, 0.0))
-    weight = mask.to(logp.dtype) / mask.sum(1, keepdim=True).clamp(min=1) / (sequences or len(mask))         # 1 / |o_i| / B
-    out = -((surrogate - beta_kl * kl) * weight).sum()
-    clipped = ((ratio - 1) * A.sign() > clip) & mask
-    return out, {"kl": (kl * weight).sum().item(), "clipped": (clipped * weight).sum().item()}
+    o = objective_of(advantage, mask, logp_ref[mask], logp_old[mask], clip, beta_kl, sequences or len(mask))
+    J, kl, clipped = clipped_objective(logp[mask], o)
+    return -(o.weight * J).sum(), {"kl": (o.weight * kl).sum().item(), "clipped": (o.weight * clipped).sum().item()}
 
 
 class RunningMean:
@@ -232,27 +228,28 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
             mine = [p for p in kept if p // c.micro == i]
             if mine:
                 batch, tokens, _ = batch.select([p - i * c.micro for p in mine])
-                mask = batch.mask.view(len(mine), c.samples + 1, -1).clone()
-                mask[:, -1] &= c.imitate
                 with torch.no_grad(), amp():
-                    logp_ref = logps_of_hidden(reference, run_blocks(reference, batch, below[tokens], rewards.below), batch, temperature)
-                micro.append((batch, shared[tokens], logp_ref, advantage[mine].flatten(), mask.flatten(0, 1)))
+                    logp_ref = token_logprobs(*head_inputs(reference, run_blocks(reference, batch, below[tokens], rewards.below), batch), temperature)
+                objective = objective_of(advantage[mine].flatten(), batch.mask, logp_ref, None, c.clip, c.beta_kl, len(kept) * (c.samples + c.imitate))
+                if not c.imitate:                                                                       # every group's last is its demonstration
+                    objective.weight *= (batch.mask.nonzero()[:, 0] % (c.samples + 1) < c.samples)
+                micro.append((batch, shared[tokens], objective))
         clock.append(time.time())
         # 5. update
-        old = []                                                                                        # log pi_old: before this rollout's first step
         for step in range(c.iterations):
             set_lr(optimizer, c.lr, (n + step / c.iterations) / c.rollouts)
-            total, stats = 0.0, defaultdict(float)
-            for i, (batch, shared, logp_ref, A, mask) in enumerate(micro):
+            total, kl, clipped = 0.0, 0.0, 0.0
+            for batch, shared, objective in micro:
                 with amp():
-                    logp = logps_of_hidden(policy, run_blocks(policy, batch, shared if frozen else None, split), batch, temperature)
-                if step == 0:
-                    old.append(logp.detach())
-                part_loss, part_stats = loss(logp, old[i], logp_ref, A, mask, c.clip, c.beta_kl, len(kept) * (c.samples + c.imitate))
+                    inputs = head_inputs(policy, run_blocks(policy, batch, shared if frozen else None, split), batch)
+                    part_loss, logp = grpo_loss(*inputs, objective, temperature)
                 part_loss.backward()
                 total += part_loss.item()
-                for key, value in part_stats.items():
-                    stats[key] += value
+                _, token_kl, held = clipped_objective(logp, objective)
+                kl += (objective.weight * token_kl).sum().item()
+                clipped += (objective.weight * held).sum().item()
+                if step == 0:
+                    objective.logp_old = logp                                                           # log pi_old: before this rollout's first step
             norm = torch.nn.utils.clip_grad_norm_([p for p in policy.parameters() if p.requires_grad], 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -263,7 +260,7 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         flat = [o for group in groups for o in group]
         shown = {f"{kind}_{name}": values[which].mean().item() for kind, which in (("harmful", harmful), ("helpful", ~harmful)) if which.any()
                  for name, values in (("refused", refused), ("reward", R.cpu()))}
-        log(stage="grpo", step=n + 1, loss=total, grad_norm=norm.item(), **stats, **shown, reward_std=R.std(1, correction=0).mean().item(),
+        log(stage="grpo", step=n + 1, loss=total, grad_norm=norm.item(), kl=kl, clipped=clipped, **shown, reward_std=R.std(1, correction=0).mean().item(),
             gap_demo_minus_sample=gaps.mean().item(), similarity=W.mean().item(), alpha=[round(a, 4) for a in alpha[:, 0].tolist()],
             advantage_abs=advantage[:, :c.samples].abs().mean().item(), length=sum(map(len, flat)) / len(flat), ended=sum(map(chat.ended, flat)) / len(flat),
             seconds=dict(zip(("rollout", "score", "train"), (round(b - a, 2) for a, b in zip(clock, clock[1:])))))

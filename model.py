@@ -115,10 +115,10 @@ def run_blocks(model: Transformer, batch: Batch, x: Tensor | None = None, start:
     return x
 
 
-def logps_of_hidden(model: Transformer, x: Tensor, batch: Batch, temperature=1.0) -> Tensor:
-    """log pi(token | what stands before it) of every completion token, (B, T), zero where masked, from the last block's output (N, D)."""
-    logps = kernels.token_logprobs(model.norm(x[batch.before]), model.head, batch.completions[batch.mask], temperature)
-    return logps.new_zeros(batch.mask.shape).masked_scatter(batch.mask, logps)
+def head_inputs(model: Transformer, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """What kernels.token_logprobs and grpo_loss take, from the last block's output x (N, D): the state (n, D) that predicts each of
+    the n completion tokens, row by row; the head; the tokens."""
+    return model.norm(x[batch.before]), model.head, batch.completions[batch.mask]
 
 
 def token_logps(model: Transformer, batch: Batch, temperature: float = 1.0, frozen: int = 0) -> Tensor:
@@ -128,7 +128,8 @@ def token_logps(model: Transformer, batch: Batch, temperature: float = 1.0, froz
     """
     with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
         x = run_blocks(model, batch, stop=frozen)
-    return logps_of_hidden(model, run_blocks(model, batch, x, start=frozen), batch, temperature)
+    logps = kernels.token_logprobs(*head_inputs(model, run_blocks(model, batch, x, start=frozen), batch), temperature)
+    return logps.new_zeros(batch.mask.shape).masked_scatter(batch.mask, logps)
 
 
 # ------------------------------------------------------------------------------------------------ generation

@@ -1,73 +1,126 @@
-"""log softmax(h W^T / temperature)[target] without ever holding an (N, V) tensor.
+"""log softmax(h W^T / temperature)[target], and GRPO-S's objective of it, without ever holding an (N, V) tensor.
 
-With N = 4096 tokens and V = 49152 the logits alone are 800 MB in float32, and log_softmax with its backward keeps
-several such tensors. Here rows go through in chunks, for O(chunk * V) memory. While the head is frozen each row's gradient,
-d logp/dh = (onehot - softmax) W / temperature, is formed from the logits at hand, and the backward only scales it; otherwise
-the forward keeps the log-sum-exp of each row, and the backward forms the chunk's logits again: one more matrix product.
+With N = 4096 tokens and V = 49152 the logits alone are 800 MB in float32, and log_softmax with its backward keeps several such tensors.
+Here rows go through in chunks, and a chunk's logits become its gradient in place. When that gradient can be formed:
+
+    head frozen      d logp/dh = (onehot - softmax) W / temperature, (N, D), in the forward pass; the backward pass scales it
+    head trained     dW sums over tokens what the backward pass has yet to say, so it forms the chunk's logits again: one more product
+    grpo_loss        each token's slope is known from its log-prob: dh and dW, both in the forward pass
 """
 import torch
 from torch import Tensor
 
-CHUNK = 128  # rows of logits alive at a time: 25 MB at V = 49152
+import kernels
+from kernels.reference import Objective
+
+CHUNK = {"cpu": 2 ** 23, "cuda": 2 ** 28}   # logits alive at a time: 128 rows or so, or some thousand
 
 
-def _logits(h: Tensor, W: Tensor, temperature: float) -> Tensor:
-    out = h.to(W.dtype) @ W.T
-    out = out if out.dtype == torch.float64 else out.float()             # at least float32 from here on
-    return out if temperature == 1 else out.div_(temperature)
+def _chunks(h: Tensor, W: Tensor):
+    n = max(1, CHUNK[h.device.type] // len(W))
+    return [slice(i, i + n) for i in range(0, len(h), n)]
 
 
-def _dlogits(z: Tensor, lse: Tensor, targets: Tensor) -> Tensor:
-    """onehot - softmax from logits z (rows, V), in place."""
-    z = z.sub_(lse[:, None]).exp_().neg_()
-    return z.scatter_add_(1, targets[:, None], torch.ones_like(z[:, :1]))
+def _add_product(dW: Tensor, dz: Tensor, h: Tensor) -> None:
+    """dW += dz^T h; bfloat16 products are summed in float32."""
+    if dW.dtype == dz.dtype:
+        dW.addmm_(dz.T, h.to(dz.dtype))
+    else:
+        dW += dz.T @ h.to(dz.dtype)
 
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, W, targets, temperature):
         want_h, want_W = ctx.needs_input_grad[:2]
-        logps, lses, dh = [], [], []
-        for rows, t in zip(h.split(CHUNK), targets.split(CHUNK)):
-            z = _logits(rows, W, temperature)                            # (chunk, V)
-            lses.append(z.logsumexp(-1))
-            logps.append(z.gather(1, t[:, None])[:, 0] - lses[-1])
-            if want_h and not want_W:
-                dh.append((_dlogits(z, lses[-1], t).to(W.dtype) @ W).to(h.dtype))
+        frozen = want_h and not want_W
+        logps, dh = [], torch.empty_like(h) if frozen else None
+        for s in _chunks(h, W):
+            g = torch.ones(len(targets[s]), device=h.device) if frozen else None
+            logp, _, dz = kernels.backend(h).rows(h[s].to(W.dtype) @ W.T, targets[s], temperature, g)
+            logps.append(logp)
+            if frozen:
+                dh[s] = dz @ W
         ctx.temperature = temperature
-        ctx.save_for_backward(*((torch.cat(dh),) if dh else (h, W, targets, torch.cat(lses))))
+        ctx.save_for_backward(*((dh,) if frozen else (h, W, targets)))
         return torch.cat(logps)
 
     @staticmethod
     def backward(ctx, g):
-        g = (g / ctx.temperature)[:, None]
         if len(ctx.saved_tensors) == 1:
             dh, = ctx.saved_tensors
-            return dh * g.to(dh.dtype), None, None, None
-        h, W, targets, lses = ctx.saved_tensors
-        dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
-        dW = torch.zeros_like(W, dtype=lses.dtype)
-        for i in range(0, len(h), CHUNK):
-            s = slice(i, i + CHUNK)
-            z = _dlogits(_logits(h[s], W, ctx.temperature), lses[s], targets[s])
-            z = z.mul_(g[s]).to(W.dtype)                                 # of the loss
-            if dh is not None:
-                dh[s] = (z @ W).to(h.dtype)
-            dW += (z.T @ h[s].to(W.dtype)).to(dW.dtype)
-        return dh, dW.to(W.dtype), None, None
+            return dh * g[:, None].to(dh.dtype), None, None, None
+        h, W, targets = ctx.saved_tensors
+        dh, dW = torch.empty_like(h), torch.zeros(W.shape, dtype=g.dtype, device=W.device)
+        for s in _chunks(h, W):
+            dz = kernels.backend(h).rows(h[s].to(W.dtype) @ W.T, targets[s], ctx.temperature, g[s])[2]
+            if ctx.needs_input_grad[0]:
+                dh[s] = dz @ W
+            _add_product(dW, dz, h[s])
+        return dh if ctx.needs_input_grad[0] else None, dW.to(W.dtype), None, None
+
+
+class _GRPOLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h, W, targets, temperature, objective):
+        want_h, want_W = ctx.needs_input_grad[:2]
+        logps, dh, total = [], torch.empty_like(h), 0.0
+        dW = torch.zeros(W.shape, dtype=torch.promote_types(W.dtype, torch.float32), device=W.device) if want_W else None
+        for s in _chunks(h, W):
+            logp, loss, dz = kernels.backend(h).rows(h[s].to(W.dtype) @ W.T, targets[s], temperature, objective=objective.rows(s))
+            logps.append(logp)
+            total = total + loss.sum()
+            if want_h:
+                dh[s] = dz @ W
+            if want_W:
+                _add_product(dW, dz, h[s])
+        ctx.save_for_backward(dh if want_h else None, dW.to(W.dtype) if want_W else None)
+        logps = torch.cat(logps)
+        ctx.mark_non_differentiable(logps)
+        return total, logps
+
+    @staticmethod
+    def backward(ctx, g, _):
+        return *(None if d is None else d * g.to(d.dtype) for d in ctx.saved_tensors), None, None, None
+
+
+def _checked(h: Tensor, W: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Raises ValueError for what does not fit; returns the head in the dtype that autocast wants."""
+    if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1] or targets.shape != h.shape[:1]:
+        raise ValueError(f"h {tuple(h.shape)}, W {tuple(W.shape)}, targets {tuple(targets.shape)}: want (N, D), (V, D), (N,)")
+    for name, x in (("h", h), ("W", W)):
+        if x.dtype not in (torch.bfloat16, torch.float32, torch.float64):
+            raise ValueError(f"{name} is {x.dtype}: want bfloat16, float32 or float64")
+    if targets.dtype != torch.long:
+        raise ValueError(f"targets are {targets.dtype}: want int64")
+    if not h.device == W.device == targets.device:
+        raise ValueError(f"h, W and targets are on {h.device}, {W.device}, {targets.device}: want one device")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    return W.to(torch.get_autocast_dtype(h.device.type)) if torch.is_autocast_enabled(h.device.type) else W
 
 
 def token_logprobs(h: Tensor, W: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-prob of each target token: hidden states h (N, D), head W (V, D), targets (N,) -> (N,), float32 (float64 for float64).
 
-    Differentiable in h and W. Raises ValueError on shapes that do not fit or a temperature that is not positive.
+    Differentiable in h and W. Raises ValueError on shapes, dtypes or devices that do not fit and on a temperature that is not positive.
     """
-    if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1] or targets.shape != h.shape[:1]:
-        raise ValueError(f"h {tuple(h.shape)}, W {tuple(W.shape)}, targets {tuple(targets.shape)}: want (N, D), (V, D), (N,)")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    W = _checked(h, W, targets, temperature)
     if len(h) == 0:
-        return (h.float().sum(-1) if h.dtype != torch.float64 else h.sum(-1))
-    if torch.is_autocast_enabled(h.device.type):
-        W = W.to(torch.get_autocast_dtype(h.device.type))
+        return h.sum(-1) if h.dtype == torch.float64 else h.float().sum(-1)
     return _TokenLogProbs.apply(h, W, targets, temperature)
+
+
+def grpo_loss(h: Tensor, W: Tensor, targets: Tensor, objective: Objective, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """-sum_n weight_n J_n, a scalar, and the tokens' log-probs (N,), not differentiable; J is kernels.clipped_objective.
+
+    h, W, targets, temperature and errors as for token_logprobs. Differentiable in h and W, once.
+    """
+    W = _checked(h, W, targets, temperature)
+    for name in ("advantage", "weight", "logp_ref", "logp_old"):
+        x = getattr(objective, name)
+        if x is not None and (x.shape != targets.shape or x.device != h.device):
+            raise ValueError(f"{name} {tuple(x.shape)} on {x.device}: want {tuple(targets.shape)} on {h.device}")
+    if len(h) == 0:
+        return h.float().sum(), h.float().sum(-1)
+    return _GRPOLoss.apply(h, W, targets, temperature, objective)

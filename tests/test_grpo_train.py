@@ -116,7 +116,7 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
     def spy(name):
         real = getattr(grpo_s, name)
         monkeypatch.setattr(grpo_s, name, lambda *a, **k: seen.setdefault(name, []).append((a, real(*a, **k))) or seen[name][-1][1])
-    for name in ("generate", "difficulty", "most_spread", "loss"):
+    for name in ("generate", "difficulty", "most_spread", "objective_of"):
         spy(name)
     rows = [{**r, "response": r["prompt"] + "g"} for r in ROWS]
     history = [{"category": c, "response": "ab", "reward_demo": 0.5, "samples": [[0.1, "ab"], [0.2, "jk"]]} for c in ("crime", "insult", HELPFUL)]
@@ -134,13 +134,14 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
         R = torch.tensor([share(o) for o in group])
         torch.testing.assert_close(gaps[p], share(chat.answer(demo)) - R)
         torch.testing.assert_close(W[p], similarities(WordEncoder(16), [[chat.decode(o) for o in group]], [demo])[0])
-        A = torch.cat([call[0][3] for call in seen["loss"]]).view(-1, G + 1)[p]
+        A = torch.cat([call[0] for call, _ in seen["objective_of"]]).view(-1, G + 1)[p]
         of_demo = share(chat.answer(demo))
         torch.testing.assert_close(A[:G], torch.zeros(G) if (R == R[0]).all() else alpha[p, 0] * (R - R.mean()) / (R.std(correction=0) + c.std_eps))
         torch.testing.assert_close(A[G], alpha[p, 0] * (of_demo - R.mean()) / (R.std(correction=0) + c.std_eps))
         torch.testing.assert_close(members[p], torch.cat((R, torch.tensor([of_demo]))) if imitate else R)
-    for call, _ in seen["loss"]:                                                  # the demonstration weighs nothing, or as much as a sample
-        assert (call[4].view(-1, G + 1, call[4].shape[1])[:, -1].any() == imitate) and call[7] == len(prompts) * (G + imitate)
+    for call, o in seen["objective_of"]:                                          # the demonstration weighs nothing, or as much as a sample
+        at = call[1].nonzero()[:, 0] % (G + 1)
+        assert (o.weight[at == G].any() == imitate) and (o.weight[at < G] > 0).all() and call[6] == len(prompts) * (G + imitate)
     W0 = WordEncoder(16).embed(["ab", "jk"])                                      # history: W of "ab" to "ab" is 1, of "jk" this cosine
     delta0 = 1 - (1 + (W0[0] @ W0[1]).item()) / 2
     for name in set(categories):

@@ -1,9 +1,19 @@
-"""kernels: the chunked log-probs against log_softmax in float64, the group advantage against numbers by hand."""
+"""kernels, what the project calls, on CPU: log-probs and loss against log_softmax in float64, the advantage against numbers by hand."""
+from dataclasses import replace
+
 import pytest
 import torch
 
-from kernels import group_advantage, token_logprobs
-from kernels.logprob import CHUNK
+import kernels.logprob
+from kernels import Objective, backend, clipped_objective, group_advantage, grpo_loss, token_logprobs
+
+CHUNK = 32
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """CHUNK rows at a time for the vocabulary of 11."""
+    monkeypatch.setitem(kernels.logprob.CHUNK, "cpu", CHUNK * 11)
 
 
 def problem(n, width=7, vocab=11, dtype=torch.float64, seed=0):
@@ -91,6 +101,67 @@ def test_logprob_errors():
     for temperature in (0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="temperature must be positive"):
             token_logprobs(h, W, targets, temperature)
+    for bad, name in (((h.half(), W, targets), "h is"), ((h, W.half(), targets), "W is"), ((h, W, targets.int()), "targets are"), ((h, W, targets.to("meta")), "one device")):
+        with pytest.raises(ValueError, match=name):
+            token_logprobs(*bad)
+
+
+def test_one_rule_chooses_the_backend(monkeypatch):
+    x = torch.zeros(1)
+    assert backend(x).__name__ == "kernels.reference"
+    monkeypatch.setenv("DRIRL_KERNELS", "triton")
+    assert backend(x).__name__ == "kernels.triton_kernels"
+    monkeypatch.setenv("DRIRL_KERNELS", "cuda")
+    with pytest.raises(ValueError, match="want triton or torch"):
+        backend(x)
+
+
+# ------------------------------------------------------------------------------------------------ the objective on top
+
+def objective(n, logp, seed=0, **more):
+    """Ratios on both sides of the clip, advantages of both signs, a token without weight."""
+    g = torch.Generator().manual_seed(seed)
+    A, ref, old = (torch.randn(n, generator=g, dtype=torch.float64) for _ in range(3))
+    weight = torch.rand(n, generator=g, dtype=torch.float64)
+    weight[0] = 0
+    return Objective(**{"advantage": A, "weight": weight, "logp_ref": logp.detach() + 0.4 * ref, "logp_old": logp.detach() + 0.3 * old, "clip": 0.2, "beta_kl": 0.3, **more})
+
+
+@pytest.mark.parametrize("n", (1, CHUNK, 2 * CHUNK + 5))
+@pytest.mark.parametrize("temperature", (1.0, 0.5))
+@pytest.mark.parametrize("trained", ("h", "W", "both"))
+@pytest.mark.parametrize("on_policy", (False, True))
+def test_grpo_loss(n, temperature, trained, on_policy):
+    h, W, targets, _ = problem(n)
+    want_logp = direct(h, W, targets, temperature)
+    o = objective(n, want_logp, **({"logp_old": None} if on_policy else {}))
+    want = -(o.weight * clipped_objective(want_logp, o)[0]).sum()
+    wrt = {"h": (h,), "W": (W,), "both": (h, W)}[trained]
+    ours = [h if trained != "W" else h.detach(), W if trained != "h" else W.detach()]
+    got, logp = grpo_loss(*ours, targets, o, temperature)
+    torch.testing.assert_close(logp, want_logp, atol=1e-12, rtol=0)
+    assert not logp.requires_grad and got.item() == pytest.approx(want.item(), abs=1e-12)
+    for a, b in zip(torch.autograd.grad(3 * got, wrt), torch.autograd.grad(3 * want, wrt)):
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-11)
+
+
+def test_grpo_loss_gradcheck():
+    h, W, targets, _ = problem(5, width=2, vocab=4)
+    o = objective(5, direct(h, W, targets, 1.0))
+    assert torch.autograd.gradcheck(lambda h, W: grpo_loss(h, W, targets, o)[0], (h, W))
+
+
+def test_grpo_loss_errors():
+    h, W, targets, _ = problem(4)
+    o = objective(4, direct(h, W, targets, 1.0))
+    for name in ("advantage", "weight", "logp_ref", "logp_old"):
+        for bad in (getattr(o, name)[:3], getattr(o, name)[:, None], getattr(o, name).to("meta")):
+            with pytest.raises(ValueError, match=name):
+                grpo_loss(h, W, targets, replace(o, **{name: bad}))
+    with pytest.raises(ValueError, match="temperature"):
+        grpo_loss(h, W, targets, o, 0.0)
+    loss, logp = grpo_loss(h[:0], W, targets[:0], o.rows(slice(0, 0)))
+    assert loss == 0 and logp.shape == (0,)
 
 
 # ------------------------------------------------------------------------------------------------ group advantage
@@ -125,7 +196,15 @@ def test_alpha_scales_and_rewards_do_not():
     torch.testing.assert_close(group_advantage(rewards, samples, eps=0), samples * plain)
 
 
-def test_advantage_shape_error():
-    for shape in ((4,), (2, 3, 4)):
+def test_advantage_errors():
+    R = torch.zeros(2, 3)
+    for rewards in (torch.zeros(4), torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)):
         with pytest.raises(ValueError, match=r"rewards must be \(P, G\)"):
-            group_advantage(torch.zeros(shape))
+            group_advantage(rewards)
+    for alpha, text in ((torch.ones(2), "alpha must be a number"), (torch.ones(3, 3), "alpha must be a number"), (torch.ones(4, 2, 3), "alpha must be a number"),
+                        (float("nan"), "alpha must be finite"), (torch.tensor([[1.0], [float("inf")]]), "alpha must be finite"), (torch.ones(2, 1, device="meta"), "alpha is on meta")):
+        with pytest.raises(ValueError, match=text):
+            group_advantage(R, alpha)
+    with pytest.raises(ValueError, match="eps"):
+        group_advantage(R, 1.0, -1e-3)
+    assert group_advantage(torch.zeros(0, 3)).shape == (0, 3)
