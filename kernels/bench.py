@@ -7,7 +7,7 @@ ours and grpo_loss (kernels/), log_softmax + gather, and TRL's selective_log_sof
 """
 import argparse
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -40,8 +40,12 @@ VARIANTS = {"ours": lambda h, W, t, o: token_logprobs(h, W, t).sum(), "grpo_loss
             "log_softmax": plain, "TRL": trl, "Liger": liger}
 
 
+def memory(key: str) -> float:
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)) / 2 ** 20
+
+
 def measure(name: str, a) -> dict:
-    """One process: seconds of a forward and backward pass (median of `repeat`), peak memory in GB above what the inputs take."""
+    """One process: seconds of a forward and backward pass (median of `repeat`), peak memory in GB above what the inputs take (Linux)."""
     g = torch.Generator().manual_seed(0)
     h, W = torch.randn(a.N, a.D, generator=g), torch.randn(a.V, a.D, generator=g) / a.D ** 0.5
     t = torch.randint(a.V, (a.N,), generator=g)
@@ -50,7 +54,9 @@ def measure(name: str, a) -> dict:
     h.requires_grad_(), W.requires_grad_(a.head == "trained")
     cuda, times = a.device == "cuda", []
     VARIANTS[name](h[:64], W, t[:64], Objective(*(x[:64] for x in (o.advantage, o.weight, o.logp_ref, o.logp_old)), 0.2, 0.02)).backward()   # allocator and imports
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+    h.grad = W.grad = None
+    Path("/proc/self/clear_refs").write_text("5")                        # the peak starts anew
+    before = memory("VmRSS")
     if cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2 ** 30
@@ -61,7 +67,7 @@ def measure(name: str, a) -> dict:
         if cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    after = torch.cuda.max_memory_allocated() / 2 ** 30 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+    after = torch.cuda.max_memory_allocated() / 2 ** 30 if cuda else memory("VmHWM")
     return {"seconds": statistics.median(times), "gb": after - before}
 
 
@@ -94,9 +100,10 @@ def main() -> None:
         print(json.dumps(measure(a.one, a)))
         return
     results = {name: [] for name in VARIANTS}
+    alone = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}          # large tensors go back to the system when freed: the peak is what was needed
     for _ in range(a.rounds):                                            # alternating: the machine's moods hit all alike
         for name in list(results):
-            run = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", name], capture_output=True, text=True)
+            run = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", name], capture_output=True, text=True, env=alone)
             if run.returncode:
                 why = run.stderr.strip().splitlines()[-1] if run.stderr.strip() else f"ended by signal {-run.returncode}"
                 print(f"left out: {name} ({why})")
