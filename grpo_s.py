@@ -12,12 +12,12 @@ Decisions where the paper is silent:
 2. The gap is demonstration minus sample, as in DAMA (arXiv 2502.01943), from which both factors come.
 3. The means in the denominators are per category: they start from IRL's samples, and batch means are blended in. Without such a
    start the first prompt of a category would be compared with itself, and alphaD would be 1. The rewards were fitted on most of
-   these samples, so their gaps are wider than later ones and alpha starts below 1 (about 0.75 for harmless prompts in one run).
+   these samples, so their gaps are wider than later ones and alpha starts below 1.
 4. alpha is a constant of the optimisation. It is per prompt (the mean over its group); per sample is a switch, and then the
    advantages of a group no longer sum to zero.
 5. sum is (alphaD + alphaM) / 2, so that every mode leaves an average task at 1.
 6. std is the population's; a group of equal rewards has zero advantage.
-7. The loss is a mean over sequences of a mean over tokens; both divisors are those of the whole batch, whatever the micro-batch.
+7. The loss is a mean over the sequences of the groups kept (11.) of a mean over tokens, whatever the micro-batch.
 8. As a loss term, k3's gradient is not that of the KL divergence (it is a fine penalty all the same).
 9. A share of the prompts is harmless, scored by the helpful model: the paper's pool is harmful only, and refusing everything wins there.
 10. eps is large (std_eps, in units of a category's rewards): in a group whose samples agree, the rewards differ by style alone, and dividing
@@ -29,7 +29,9 @@ Decisions where the paper is silent:
    the KL, and the logged kl contains it.
 13. pi_theta, pi_old and pi_ref are all taken at the sampling temperature.
 
-At the first step after a rollout rho is 1 and each group's advantages sum to 0: a loss near 0 is right, its gradient is not 0.
+At the first step after a rollout rho is 1, so the loss is minus the mean advantage. Those of a group's samples sum to 0: without
+`imitate` a loss near 0 is right, its gradient is not 0. With it, the demonstrations' advantages remain, and they weigh more than the
+samples': the log tells both (advantage_samples, advantage_demonstration).
 """
 import math
 import random
@@ -71,7 +73,7 @@ class GRPOConfig:
     scaling: str = "product"    # of the advantages: none | data | model | product | sum
     per_sample: bool = False    # alphaD per sample instead of per prompt
     drop: float = 0.2           # share of outlying gaps that alphaM leaves out
-    decay: float = 0.9          # of the moving averages in the denominators
+    decay: float = 0.5          # of the moving averages in the denominators
     std_eps: float = 0.5        # eps beside a group's std; rewards have standard deviation 1 over the samples of a category
 
 
@@ -178,6 +180,58 @@ def most_spread(R: Tensor, categories: list[str], keep: float) -> list[int]:
     return sorted(out)
 
 
+def score(rewards: RewardModels, batches: list[Batch], categories: list[str], split: int, amp) -> tuple[Tensor, list[tuple]]:
+    """Rewards (P, members) of the groups in `batches`; per batch its hidden states at block `split`, where policy and reference part, and
+    below the reward models' own blocks: what they share runs once."""
+    R, hidden = [], []
+    for batch in batches:
+        own, categories = categories[:len(batch.source[0])], categories[len(batch.source[0]):]
+        with torch.no_grad(), amp():
+            shared = run_blocks(rewards.trunk[0], batch, stop=split)
+            hidden.append((shared, rewards.hidden(batch, shared, split)))
+            R.append(rewards(hidden[-1][1], batch, own).view(len(own), -1))
+    return torch.cat(R), hidden
+
+
+def prepare(rewards: RewardModels, batches: list[Batch], hidden: list[tuple], advantage: Tensor, kept: list[int], c: GRPOConfig, temperature: float,
+            amp) -> list[tuple]:
+    """What update takes of the groups `kept`: per micro-batch (Batch, hidden states at block `split`, Objective with pi_ref's log-probs)."""
+    out, members = [], advantage.shape[1]
+    sequences = len(kept) * (members if c.imitate else members - 1)
+    for i, (batch, (shared, below)) in enumerate(zip(batches, hidden)):
+        mine = [p for p in kept if p // c.micro == i]
+        if not mine:
+            continue
+        batch, at, _ = batch.select([p - i * c.micro for p in mine])
+        with torch.no_grad(), amp():
+            top = run_blocks(rewards.trunk[0], batch, below[at], rewards.below)
+            logp_ref = token_logprobs(*head_inputs(rewards.trunk[0], top, batch), temperature)
+        objective = objective_of(advantage[mine].flatten(), batch.mask, logp_ref, None, c.clip, c.beta_kl, sequences)
+        if not c.imitate:                                                        # every group's last is its demonstration
+            objective.weight *= batch.mask.nonzero()[:, 0] % members < members - 1
+        out.append((batch, shared[at], objective))
+    return out
+
+
+def update(policy: Transformer, optimizer, micro: list[tuple], split: int, temperature: float, amp) -> dict:
+    """One optimizer step on the prepared micro-batches. Returns what to log. The first one after a rollout sets log pi_old."""
+    out = dict.fromkeys(("loss", "kl", "clipped"), 0.0)
+    for batch, shared, objective in micro:
+        with amp():
+            inputs = head_inputs(policy, run_blocks(policy, batch, shared if split else None, split), batch)
+            part, logp = grpo_loss(*inputs, objective, temperature)
+        part.backward()
+        _, kl, clipped = clipped_objective(logp, objective)
+        for name, value in (("loss", part), ("kl", (objective.weight * kl).sum()), ("clipped", (objective.weight * clipped).sum())):
+            out[name] += value.item()
+        if objective.logp_old is None:
+            objective.logp_old = logp
+    norm = torch.nn.utils.clip_grad_norm_([p for p in policy.parameters() if p.requires_grad], 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return {**out, "grad_norm": norm.item()}
+
+
 def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows: list[dict], c: GRPOConfig, amp, temperature: float,
           max_new_tokens: int, dtype: torch.dtype, seed: int = 0, history: list[dict] = (), log=lambda **record: None) -> None:
     """Trains the policy in place against `rewards`, whose trunk is pi_ref, the policy's own start.
@@ -185,9 +239,9 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
     rows carry prompt, category and response (the demonstration); history: rows with reward_demo and samples, (reward, text)
     pairs, which the running means start from.
     """
-    frozen, rng, reference = train_top(policy, c.blocks), random.Random(seed), rewards.trunk[0]
+    rng, split = random.Random(seed), min(train_top(policy, c.blocks), rewards.below)   # below block `split` all models are one
     sampler, optimizer = frozen_copy(policy, dtype), optimizer_for(policy, c.lr)
-    deltas, gap_means, batches = RunningMean(c.decay), RunningMean(c.decay), pick(rows, c, rng)
+    deltas, gap_means, draw = RunningMean(c.decay), RunningMean(c.decay), pick(rows, c, rng)
     for category in sorted({g["category"] for g in history}):
         mine = [g for g in history if g["category"] == category]
         W = similarities(encoder, [[text for _, text in g["samples"]] for g in mine], [g["response"] for g in mine])
@@ -197,71 +251,39 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
     for n in bar:
         clock = [time.time()]
         # 1. a group of samples per prompt
-        part = next(batches)
-        prompts, categories = [chat.prompt(r["prompt"]) for r in part], [r["category"] for r in part]
+        part = next(draw)
+        prompts, categories, demonstrations = [chat.prompt(r["prompt"]) for r in part], [r["category"] for r in part], [r["response"] for r in part]
         sampler.load_state_dict(policy.state_dict())
-        tokens = generate(sampler, prompts, c.samples, max_new_tokens, temperature, seed=rng.randrange(2 ** 31), eos=chat.eos).rows()
-        groups = [tokens[i:i + c.samples] for i in range(0, len(tokens), c.samples)]
+        flat = generate(sampler, prompts, c.samples, max_new_tokens, temperature, seed=rng.randrange(2 ** 31), eos=chat.eos).rows()
+        groups = [flat[i:i + c.samples] for i in range(0, len(flat), c.samples)]
         clock.append(time.time())
-        # 2. rewards; the blocks that policy, reference and reward models share run once
-        split, scored, R = min(frozen, rewards.below), [], []
-        for i in range(0, len(part), c.micro):
-            s = slice(i, i + c.micro)
-            members = [[*group, chat.answer(row["response"])] for group, row in zip(groups[s], part[s])]  # G samples, the demonstration
-            batch = Batch(prompts[s], members, policy.device)
-            with torch.no_grad(), amp():
-                shared = run_blocks(reference, batch, stop=split)
-                below = rewards.hidden(batch, shared, split)
-                R.append(rewards(below, batch, categories[s]).view(len(members), -1))
-            scored.append((batch, shared, below))
-        R, demo = torch.cat(R).split((c.samples, 1), 1)                                                 # (P, G), (P, 1)
-        gaps = demo - R                                                                                 # demonstration minus sample
+        # 2. rewards of the group's members: G samples and, last, the demonstration
+        members = [[*group, chat.answer(d)] for group, d in zip(groups, demonstrations)]
+        batches = [Batch(prompts[i:i + c.micro], members[i:i + c.micro], policy.device) for i in range(0, len(part), c.micro)]
+        scores, hidden = score(rewards, batches, categories, split, amp)
+        R, demo = scores.split((c.samples, 1), 1)                                # (P, G), (P, 1)
         # 3. advantages, scaled by difficulty
         texts = [[chat.decode(o) for o in group] for group in groups]
-        W = similarities(encoder, texts, [r["response"] for r in part]).to(R.device)
-        alpha = difficulty(W, gaps, categories, deltas, gap_means, c)
+        W = similarities(encoder, texts, demonstrations).to(R.device)
+        alpha = difficulty(W, demo - R, categories, deltas, gap_means, c)
         outside = alpha.mean(1, keepdim=True) * (demo - R.mean(1, keepdim=True)) / (R.std(1, correction=0, keepdim=True) + c.std_eps)
         advantage = torch.cat((group_advantage(R, alpha, c.std_eps), outside), 1)                       # (P, G + 1)
-        # 4. the groups to learn from, their reference log-probs
-        kept, micro = most_spread(torch.cat((R, demo), 1) if c.imitate else R, categories, c.keep), []
-        for i, (batch, shared, below) in enumerate(scored):
-            mine = [p for p in kept if p // c.micro == i]
-            if mine:
-                batch, tokens, _ = batch.select([p - i * c.micro for p in mine])
-                with torch.no_grad(), amp():
-                    logp_ref = token_logprobs(*head_inputs(reference, run_blocks(reference, batch, below[tokens], rewards.below), batch), temperature)
-                objective = objective_of(advantage[mine].flatten(), batch.mask, logp_ref, None, c.clip, c.beta_kl, len(kept) * (c.samples + c.imitate))
-                if not c.imitate:                                                                       # every group's last is its demonstration
-                    objective.weight *= (batch.mask.nonzero()[:, 0] % (c.samples + 1) < c.samples)
-                micro.append((batch, shared[tokens], objective))
+        # 4. the groups worth learning from, and what the reference says of them
+        kept = most_spread(scores if c.imitate else R, categories, c.keep)
+        micro = prepare(rewards, batches, hidden, advantage, kept, c, temperature, amp)
         clock.append(time.time())
-        # 5. update
+        # 5. updates
         for step in range(c.iterations):
-            set_lr(optimizer, c.lr, (n + step / c.iterations) / c.rollouts)
-            total, kl, clipped = 0.0, 0.0, 0.0
-            for batch, shared, objective in micro:
-                with amp():
-                    inputs = head_inputs(policy, run_blocks(policy, batch, shared if frozen else None, split), batch)
-                    part_loss, logp = grpo_loss(*inputs, objective, temperature)
-                part_loss.backward()
-                total += part_loss.item()
-                _, token_kl, held = clipped_objective(logp, objective)
-                kl += (objective.weight * token_kl).sum().item()
-                clipped += (objective.weight * held).sum().item()
-                if step == 0:
-                    objective.logp_old = logp                                                           # log pi_old: before this rollout's first step
-            norm = torch.nn.utils.clip_grad_norm_([p for p in policy.parameters() if p.requires_grad], 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            set_lr(optimizer, c.lr, (n + (step + 0.5) / c.iterations) / c.rollouts)
+            stats = update(policy, optimizer, micro, split, temperature, amp)
         clock.append(time.time())
         # 6. log
         refused = torch.tensor([[judge(t) == "refuses" for t in group] for group in texts]).float()
         harmful = torch.tensor([name != HELPFUL for name in categories])
-        flat = [o for group in groups for o in group]
         shown = {f"{kind}_{name}": values[which].mean().item() for kind, which in (("harmful", harmful), ("helpful", ~harmful)) if which.any()
                  for name, values in (("refused", refused), ("reward", R.cpu()))}
-        log(stage="grpo", step=n + 1, loss=total, grad_norm=norm.item(), kl=kl, clipped=clipped, **shown, reward_std=R.std(1, correction=0).mean().item(),
-            gap_demo_minus_sample=gaps.mean().item(), similarity=W.mean().item(), alpha=[round(a, 4) for a in alpha[:, 0].tolist()],
-            advantage_abs=advantage[:, :c.samples].abs().mean().item(), length=sum(map(len, flat)) / len(flat), ended=sum(map(chat.ended, flat)) / len(flat),
+        log(stage="grpo", step=n + 1, **stats, **shown, reward_std=R.std(1, correction=0).mean().item(), gap_demo_minus_sample=(demo - R).mean().item(),
+            similarity=W.mean().item(), alpha=[round(a, 4) for a in alpha[:, 0].tolist()], advantage_samples=advantage[kept, :-1].abs().mean().item(),
+            advantage_demonstration=advantage[kept, -1].mean().item(), length=sum(map(len, flat)) / len(flat), ended=sum(map(chat.ended, flat)) / len(flat),
             seconds=dict(zip(("rollout", "score", "train"), (round(b - a, 2) for a, b in zip(clock, clock[1:])))))
         bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if "refused" in k}, refresh=False)

@@ -2,6 +2,7 @@
 import argparse
 import inspect
 import json
+import math
 import re
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -13,7 +14,8 @@ from sft import SFTConfig
 
 CORPUS = Path(__file__).parent / "corpus"
 SHIPPED = {"pool": CORPUS / "pool.jsonl", "benign": CORPUS / "benign.jsonl", "prompts": CORPUS / "test.jsonl"}
-MAY_BE_ZERO = {"blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks"}
+MAY_BE_ZERO = {"blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks", "l2", "beta_kl", "std_eps", "helpful_share", "drop", "decay"}
+AT_MOST = {"helpful_share": 1.0, "keep": 1.0, "decay": 1.0, "drop": 0.99}
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class RunConfig:
     system: str = "default"     # system text; default: the model's own
     device: str = "cpu"         # cpu | cuda
     dtype: str = "auto"         # of sampling, scoring and autocast: fp32 | bf16 | auto (bf16 where the hardware has it)
-    seed: int = 0               # of sampling, batches and initial heads
+    seed: int = 0               # of balancing, sampling and batches
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,11 @@ def check(c: Config) -> None:
         if value not in known:
             raise UserError(f"--{flag} {value}: want one of {', '.join(known)}")
     for section, f, flag, _ in settings():
-        if f.type is int and getattr(getattr(c, section), f.name) < (0 if f.name in MAY_BE_ZERO else 1):
-            raise UserError(f"{flag} {getattr(getattr(c, section), f.name)}: too small")
+        value = getattr(getattr(c, section), f.name)
+        if f.type in (int, float) and not (0 < value or value == 0 and f.name in MAY_BE_ZERO):
+            raise UserError(f"{flag} {value}: too small")
+        if f.type in (int, float) and not value <= AT_MOST.get(f.name, math.inf):
+            raise UserError(f"{flag} {value}: too large")
     if c.irl.rounds > 1 and c.irl.estimator == "importance":
         raise UserError("--rounds over 1 draws from improved policies: choose --estimator linear or logistic")
 

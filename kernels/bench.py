@@ -72,11 +72,15 @@ def measure(name: str, a) -> dict:
 
 
 def rows_bandwidth(a) -> None:
-    """On CUDA: GB/s of the row kernel (6 bytes per bfloat16 logit) against a device copy (4) in the same process."""
+    """On CUDA: effective GB/s of the row kernel by columns at a time (6 bytes per bfloat16 logit; the second read may come from the cache)
+    against a device copy (4) in the same process."""
     from kernels.triton_kernels import rows
     z, t, g = torch.randn(a.N, a.V, device="cuda", dtype=torch.bfloat16), torch.randint(a.V, (a.N,), device="cuda"), torch.ones(a.N, device="cuda")
     copy, found = torch.empty_like(z), {}
-    for name, f, size in (("copy", lambda: copy.copy_(z), 4), ("rows with gradient", lambda: rows(z, t, 1.0, g), 6), ("rows", lambda: rows(z, t, 1.0), 2)):
+    cases = [("copy", lambda: copy.copy_(z), 4)]
+    for block in (16384, 8192, 4096):
+        cases += [(f"with gradient, {block}", lambda b=block: rows(z, t, 1.0, g, block=b), 6), (f"log-probs, {block}", lambda b=block: rows(z, t, 1.0, block=b), 2)]
+    for name, f, size in cases:
         f()
         torch.cuda.synchronize()
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""log softmax(h W^T / temperature)[target], and GRPO-S's objective of it, without ever holding an (N, V) tensor.
+"""log softmax(h W^T / temperature)[target], and GRPO-S's objective of it, never holding more than CHUNK logits.
 
 With N = 4096 tokens and V = 49152 the logits alone are 800 MB in float32, and log_softmax with its backward keeps several such tensors.
 Here rows go through in chunks, and a chunk's logits become its gradient in place. When that gradient can be formed:
@@ -9,6 +9,7 @@ Here rows go through in chunks, and a chunk's logits become its gradient in plac
 """
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 import kernels
 from kernels.reference import Objective
@@ -18,6 +19,7 @@ CHUNK = {"cpu": 2 ** 23, "cuda": 2 ** 28}   # logits alive at a time: 128 rows o
 
 def _chunks(h: Tensor, W: Tensor):
     n = max(1, CHUNK[h.device.type] // len(W))
+    n -= n % 16 if n > 16 else 0                             # slices of equal alignment: Triton compiles once for all of them
     return [slice(i, i + n) for i in range(0, len(h), n)]
 
 
@@ -37,7 +39,8 @@ class _TokenLogProbs(torch.autograd.Function):
         logps, dh = [], torch.empty_like(h) if frozen else None
         for s in _chunks(h, W):
             g = torch.ones(len(targets[s]), device=h.device) if frozen else None
-            logp, _, dz = kernels.backend(h).rows(h[s].to(W.dtype) @ W.T, targets[s], temperature, g)
+            z = h[s].to(W.dtype) @ W.T
+            logp, _, dz = kernels.backend(z).rows(z, targets[s], temperature, g)
             logps.append(logp)
             if frozen:
                 dh[s] = dz @ W
@@ -46,6 +49,7 @@ class _TokenLogProbs(torch.autograd.Function):
         return torch.cat(logps)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
         if len(ctx.saved_tensors) == 1:
             dh, = ctx.saved_tensors
@@ -53,7 +57,8 @@ class _TokenLogProbs(torch.autograd.Function):
         h, W, targets = ctx.saved_tensors
         dh, dW = torch.empty_like(h), torch.zeros(W.shape, dtype=g.dtype, device=W.device)
         for s in _chunks(h, W):
-            dz = kernels.backend(h).rows(h[s].to(W.dtype) @ W.T, targets[s], ctx.temperature, g[s])[2]
+            z = h[s].to(W.dtype) @ W.T
+            dz = kernels.backend(z).rows(z, targets[s], ctx.temperature, g[s])[2]
             if ctx.needs_input_grad[0]:
                 dh[s] = dz @ W
             _add_product(dW, dz, h[s])
@@ -67,7 +72,8 @@ class _GRPOLoss(torch.autograd.Function):
         logps, dh, total = [], torch.empty_like(h), 0.0
         dW = torch.zeros(W.shape, dtype=torch.promote_types(W.dtype, torch.float32), device=W.device) if want_W else None
         for s in _chunks(h, W):
-            logp, loss, dz = kernels.backend(h).rows(h[s].to(W.dtype) @ W.T, targets[s], temperature, objective=objective.rows(s))
+            z = h[s].to(W.dtype) @ W.T
+            logp, loss, dz = kernels.backend(z).rows(z, targets[s], temperature, objective=objective.rows(s))
             logps.append(logp)
             total = total + loss.sum()
             if want_h:
@@ -80,6 +86,7 @@ class _GRPOLoss(torch.autograd.Function):
         return total, logps
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g, _):
         return *(None if d is None else d * g.to(d.dtype) for d in ctx.saved_tensors), None, None, None
 
@@ -103,7 +110,7 @@ def _checked(h: Tensor, W: Tensor, targets: Tensor, temperature: float) -> Tenso
 def token_logprobs(h: Tensor, W: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-prob of each target token: hidden states h (N, D), head W (V, D), targets (N,) -> (N,), float32 (float64 for float64).
 
-    Differentiable in h and W. Raises ValueError on shapes, dtypes or devices that do not fit and on a temperature that is not positive.
+    Differentiable in h and W, once. Raises ValueError on shapes, dtypes or devices that do not fit and on a temperature that is not positive.
     """
     W = _checked(h, W, targets, temperature)
     if len(h) == 0:

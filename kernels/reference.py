@@ -1,4 +1,12 @@
-"""What the Triton kernels compute, in torch: the path taken on CPU, and what the kernels are tested against."""
+"""What the Triton kernels compute, in torch: the path taken on CPU, and what the kernels are tested against.
+
+With p = softmax(z / t) over a row of logits z, logp = log p_target and a loss L(logp):
+
+    d logp / d z_v = (1[v = target] - p_v) / t            d L / d z_v = L'(logp) (1[v = target] - p_v) / t
+
+Only the slope L'(logp) depends on the loss: g for sum(g * logp); for GRPO-S, -weight (rho A, or 0 where the clip holds it, minus
+beta_kl (1 - exp(d))), d = logp_ref - logp. autograd finds the latter here, the Triton kernel writes it out.
+"""
 from dataclasses import dataclass
 
 import torch
@@ -46,11 +54,12 @@ def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None
             leaf = logp.detach().requires_grad_()
             loss = -torch.where(objective.weight == 0, 0.0, objective.weight * clipped_objective(leaf, objective)[0])
             g, = torch.autograd.grad(loss.sum(), leaf)
-        loss = loss.detach()
+        loss, g = loss.detach(), g.masked_fill(objective.weight == 0, 0.0)
     if g is None:
         return logp, None, None
     g = (g / temperature).to(dtype)[:, None]
     dz = logps.exp_().mul_(-g).scatter_add_(1, targets[:, None], g)      # g (onehot - softmax), in place of the log-softmax
+    dz[g[:, 0] == 0] = 0                                                 # a token left out may hold anything
     return logp, loss, dz.to(z.dtype)
 
 

@@ -19,7 +19,9 @@ def row_kernel(Z, stride, T, G, LOGP, LOSS, OLD, REF, A, WEIGHT, inv_temperature
     row = tl.program_id(0).to(tl.int64)                                  # row * stride may pass 2^31
     Z += row * stride
     target = tl.load(T + row)
-    top, total = -1e38, 0.0                                              # finite: a whole block of -inf must not make inf - inf
+    inside = (target >= 0) & (target < V)                                # read before the second pass overwrites it, with barriers between
+    logp = tl.load(Z + target, mask=inside, other=float("nan")).to(tl.float32) * inv_temperature
+    top, total = -3.4e38, 0.0                                            # finite: a whole block of -inf must not make inf - inf
     for start in range(0, V, BLOCK):
         col = start + tl.arange(0, BLOCK)
         x = tl.load(Z + col, mask=col < V, other=float("-inf")).to(tl.float32) * inv_temperature
@@ -27,8 +29,7 @@ def row_kernel(Z, stride, T, G, LOGP, LOSS, OLD, REF, A, WEIGHT, inv_temperature
         total = total * tl.exp(top - higher) + tl.sum(tl.exp(x - higher), 0)
         top = higher
     lse = top + tl.log(total)
-    inside = (target >= 0) & (target < V)
-    logp = tl.load(Z + target, mask=inside, other=float("nan")).to(tl.float32) * inv_temperature - lse
+    logp -= lse
     tl.store(LOGP + row, logp)
     if MODE > 0:
         if MODE == 1:
@@ -61,16 +62,18 @@ def advantage_kernel(R, r_prompt, r_sample, ALPHA, a_prompt, a_sample, OUT, eps,
     prompt, i = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     mine = i < samples
     r = tl.load(R + prompt * r_prompt + i * r_sample, mask=mine, other=0.0).to(tl.float32)
+    first = tl.load(R + prompt * r_prompt).to(tl.float32)
     alpha = tl.load(ALPHA + prompt * a_prompt + i * a_sample, mask=mine, other=0.0).to(tl.float32)
     centred = tl.where(mine, r - tl.sum(r, 0) / samples, 0.0)
     std = tl.sqrt(tl.sum(centred * centred, 0) / samples)
-    equal = tl.max(tl.where(mine, r, float("-inf")), 0) == tl.min(tl.where(mine, r, float("inf")), 0)
+    equal = tl.sum(tl.where(mine & (r != first), 1, 0), 0) == 0          # of NaN, none is equal; a maximum would leave them out
     tl.store(OUT + prompt * samples + i, tl.where(equal, 0.0, alpha * centred / (std + eps)).to(OUT.dtype.element_ty), mask=mine)
 
 
-def blocking(V: int) -> tuple[int, int]:
-    """BLOCK and warps of row_kernel: 16 elements a thread. 16384 columns at a time is the most that spills no registers."""
-    block = min(16384, triton.next_power_of_2(V))
+def blocking(V: int, block: int | None = None) -> tuple[int, int]:
+    """BLOCK and warps of row_kernel: 16 elements a thread. 16384 columns at a time is the most that spills no registers; 8192 puts more rows on an
+    H100's multiprocessor, but their second pass may find less in the cache. bench.py times three; nobody has run it on a GPU yet."""
+    block = block or min(16384, triton.next_power_of_2(V))
     return block, max(1, min(block // 512, 16 if torch.version.hip else 32))
 
 
@@ -82,17 +85,21 @@ def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None
     (n, V), o = z.shape, objective
     logp = torch.empty(n, dtype=torch.float32, device=z.device)
     loss = torch.empty_like(logp) if o is not None else None
-    known, warps = blocking(V)
+    block, warps = blocking(V, block)
     unused = logp                                                        # a pointer for arguments that the mode does not read
     row = [unused if x is None else x.contiguous() for x in ((g, None, None, None, None) if o is None else (None, o.logp_old, o.logp_ref, o.advantage, o.weight))]
-    row_kernel[(n,)](z, z.stride(0), targets.contiguous(), row[0], logp, unused if loss is None else loss, *row[1:], 1 / temperature,
-                     0.0 if o is None else o.clip, 0.0 if o is None else o.beta_kl, V, MODE=2 if o is not None else 0 if g is None else 1,
-                     HAS_OLD=o is not None and o.logp_old is not None, BLOCK=block or known, num_warps=warps)
+    with torch.cuda.device_of(z):                                        # Triton launches on the current device
+        row_kernel[(n,)](z, z.stride(0), targets.contiguous(), row[0], logp, unused if loss is None else loss, *row[1:], 1 / temperature,
+                         0.0 if o is None else o.clip, 0.0 if o is None else o.beta_kl, V, MODE=2 if o is not None else 0 if g is None else 1,
+                         HAS_OLD=o is not None and o.logp_old is not None, BLOCK=block, num_warps=warps)
     return logp, loss, None if g is None and o is None else z
 
 
 def advantage(rewards: Tensor, alpha: Tensor, eps: float) -> Tensor:
     """As reference.advantage."""
+    if rewards.dtype == torch.float64:
+        raise ValueError("rewards are float64: the kernel computes in float32")
     out = torch.empty(rewards.shape, dtype=rewards.dtype, device=rewards.device)
-    advantage_kernel[(len(rewards),)](rewards, *rewards.stride(), alpha, *alpha.stride(), out, eps, rewards.shape[1], BLOCK=triton.next_power_of_2(rewards.shape[1]))
+    with torch.cuda.device_of(rewards):
+        advantage_kernel[(len(rewards),)](rewards, *rewards.stride(), alpha, *alpha.stride(), out, eps, rewards.shape[1], BLOCK=triton.next_power_of_2(rewards.shape[1]))
     return out
