@@ -24,9 +24,10 @@ Decisions where the paper is silent:
    by their tiny std would let such groups drown out those that disagree.
 11. Only the groups whose rewards differ most are learnt from (`keep`): samples that agree have nothing to say about the decision.
 12. The demonstration is learnt from too (`imitate`), so that a group without one good sample still has something to learn. Its advantage is
-   measured by the group's mean and std without entering them: as a member like any other it would push down two good samples for being
-   less good than it (results/attempts.md). Its rho counts from pi_old as the samples' does; its k3 is a penalty and no estimate of
-   the KL, and the logged kl contains it.
+   measured from the mean of the samples, alone: inside that mean it would push down two good samples for being less good than it. The std it
+   is divided by contains it: two bad samples that agree have a tiny std, and would make it ten times as loud as others (both:
+   results/attempts.md). Its rho counts from pi_old as the samples' does; its k3 is a penalty and no estimate of the KL, and the logged kl
+   contains it.
 13. pi_theta, pi_old and pi_ref are all taken at the sampling temperature.
 
 At the first step after a rollout rho is 1, so the loss is minus the mean advantage. Those of a group's samples sum to 0: without
@@ -266,7 +267,7 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         texts = [[chat.decode(o) for o in group] for group in groups]
         W = similarities(encoder, texts, demonstrations).to(R.device)
         alpha = difficulty(W, demo - R, categories, deltas, gap_means, c)
-        outside = alpha.mean(1, keepdim=True) * (demo - R.mean(1, keepdim=True)) / (R.std(1, correction=0, keepdim=True) + c.std_eps)
+        outside = alpha.mean(1, keepdim=True) * (demo - R.mean(1, keepdim=True)) / (scores.std(1, correction=0, keepdim=True) + c.std_eps)
         advantage = torch.cat((group_advantage(R, alpha, c.std_eps), outside), 1)                       # (P, G + 1)
         # 4. the groups worth learning from, and what the reference says of them
         kept = most_spread(scores if c.imitate else R, categories, c.keep)

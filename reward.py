@@ -13,7 +13,8 @@ up with the demonstration's reward, down with what the model would say instead. 
 2. An eighth model, helpful, learns from harmless prompts. To every prompt's samples we add `contrast` demonstrations of the other
    kind: answers to harmless prompts for a harmful one, refusals for a harmless one. The policy's samples differ from the
    demonstrations mostly in fluency; these differ in the decision, which is what the reward should see (results/attempts.md).
-   The sum over samples is then no longer an estimate under pi_theta alone; `contrast` 0 gives that back.
+   The sum over samples is then no longer an estimate under pi_theta: it is softmax regression of the demonstration against all of
+   them. `contrast` 0 with `samples` 4 or more gives the estimate back (with one sample alone, its weight is 1: `linear`).
 3. r has a free constant, and between categories a free scale: after fitting, each model's rewards of the samples it was
    fitted on are brought to mean 0 and standard deviation 1.
 4. The seven begin as one: for `joint_epochs` the harm categories train one model, of which each then takes a copy and goes on

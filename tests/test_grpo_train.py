@@ -137,8 +137,9 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
         A = torch.cat([call[0] for call, _ in seen["objective_of"]]).view(-1, G + 1)[p]
         of_demo = share(chat.answer(demo))
         torch.testing.assert_close(A[:G], torch.zeros(G) if (R == R[0]).all() else alpha[p, 0] * (R - R.mean()) / (R.std(correction=0) + c.std_eps))
-        torch.testing.assert_close(A[G], alpha[p, 0] * (of_demo - R.mean()) / (R.std(correction=0) + c.std_eps))
-        torch.testing.assert_close(members[p], torch.cat((R, torch.tensor([of_demo]))) if imitate else R)
+        everyone = torch.cat((R, torch.tensor([of_demo])))
+        torch.testing.assert_close(A[G], alpha[p, 0] * (of_demo - R.mean()) / (everyone.std(correction=0) + c.std_eps))
+        torch.testing.assert_close(members[p], everyone if imitate else R)
     for call, o in seen["objective_of"]:                                          # the demonstration weighs nothing, or as much as a sample
         at = call[1].nonzero()[:, 0] % (G + 1)
         assert (o.weight[at == G].any() == imitate) and (o.weight[at < G] > 0).all() and call[6] == len(prompts) * (G + imitate)
