@@ -15,7 +15,7 @@ from transformer import Transformer
 @dataclass(frozen=True)
 class SFTConfig:
     """Supervised fine-tuning."""
-    steps: int = 78              # optimizer steps
+    steps: int = 70              # optimizer steps
     blocks: int = 20             # top blocks trained; 0: the whole model
     lr: float = 5e-4             # peak learning rate; 5% warm-up, then linear to zero
     batch: int = 16              # demonstrations a step
