@@ -157,12 +157,20 @@ def test_most_spread():
     assert grpo_s.most_spread(R, ["crime", "insult", HELPFUL, HELPFUL, HELPFUL], 1.0) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("keep", [1.0, 0.5])
-def test_micro_batches_do_not_change_training(keep):
+class ShareByCategory(Share):
+    """The same, worth more the longer the category's name is: categories must come with their own prompts."""
+
+    def __call__(self, x, batch, categories):
+        return super().__call__(x, batch, categories) * torch.tensor([float(len(c)) for c in categories])[batch.owner]
+
+
+@pytest.mark.parametrize("keep, imitate, iterations", [(1.0, False, 1), (0.5, False, 1), (0.5, True, 2)])
+def test_micro_batches_do_not_change_training(keep, imitate, iterations):
     done = []
     for micro in (16, 1, 3):
         policy, rewards = start()
-        records = run(policy.double(), Share(rewards.trunk[0].double(), 1), replace(SMALL, micro=micro, keep=keep, prompts=6))
+        c = replace(SMALL, micro=micro, keep=keep, prompts=6, imitate=imitate, iterations=iterations)
+        records = run(policy.double(), ShareByCategory(rewards.trunk[0].double(), 1), c)
         done.append((policy.state_dict(), records))
     for state, records in done[1:]:
         assert all(torch.allclose(v, done[0][0][k], atol=1e-7) for k, v in state.items())
