@@ -16,7 +16,7 @@ from model import save_model
 from transformer import Config, Transformer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-STEPS = 280
+STEPS = 350
 
 
 def make(folder: Path, demonstrations: list[dict], benign: list[dict], seed: int = 0) -> None:

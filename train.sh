@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # DR-IRL, stage by stage, on the model of your choice:
-#   bash train.sh                 SmolLM2-135M-Instruct (downloaded once, 90 MB), 10 to 15 minutes on two CPU cores
+#   bash train.sh                 SmolLM2-135M-Instruct (downloaded once, 90 MB), 10 to 20 minutes on two CPU cores
 #   bash train.sh FOLDER          any local Llama, Qwen2 or Qwen3 folder
 #   bash train.sh tiny            a 1M-parameter model made on the spot, no download, about two minutes
 # Further flags go to every stage:   bash train.sh FOLDER --run runs/mine --device cuda --dtype bf16
