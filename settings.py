@@ -1,5 +1,6 @@
 """Every setting: its default, its flag, its help. A setting is a field of a dataclass, its comment is the help text."""
 import argparse
+import functools
 import inspect
 import json
 import math
@@ -63,6 +64,7 @@ def check(c: Config) -> None:
         raise UserError("--rounds over 1 draws from improved policies: choose --estimator linear or logistic")
 
 
+@functools.cache
 def settings() -> list[tuple[str, Field, str, str]]:
     """(section, field, flag, help) of every setting. The flag is the field's name, after its section's where two sections share it;
     the help is the field's comment."""
