@@ -134,6 +134,16 @@ def route(embeddings: Tensor, centres: Tensor) -> list[str]:
     return [list(CATEGORIES)[i] for i in (embeddings @ centres.T).argmax(1).tolist()]
 
 
+def confusion(truth: list[str], found: list[str]) -> str:
+    """Markdown: how often a prompt of each category (rows) was sent to each (columns), and the share sent to the right one."""
+    n = Counter(zip(truth, found))
+    lines = ["| category | " + " | ".join(CATEGORIES) + " | right |", "|---" * (len(CATEGORIES) + 2) + "|"]
+    for a in CATEGORIES:
+        lines.append(f"| {a} | " + " | ".join(str(n[a, b]) for b in CATEGORIES) + f" | {n[a, a] / max(1, truth.count(a)):.2f} |")
+    right = sum(n[a, a] for a in CATEGORIES) / max(1, len(truth))
+    return "\n".join(lines + ["| all |" + " |" * len(CATEGORIES) + f" {right:.2f} |"])
+
+
 def counts(rows: list[dict]) -> dict[str, int]:
     found = Counter(r["category"] for r in rows)
     return {c: found[c] for c in CATEGORIES}

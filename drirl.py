@@ -115,6 +115,12 @@ def embedded(run: Run, texts: list[str]) -> torch.Tensor:
     return vectors
 
 
+def centres_of(run: Run) -> torch.Tensor:
+    """The categories' centroids, of the shipped pool's prompts."""
+    known = loaders.load_demonstrations(settings.SHIPPED["pool"])
+    return data.centroids(run.encoder().embed([r["prompt"] for r in known]).cpu(), [r["category"] for r in known])
+
+
 def stage_data(run: Run) -> None:
     """Balances the pool's demonstrations over the seven categories; sorts unlabelled prompts into them, and generates what is missing, if asked."""
     c = run.c.run
@@ -122,9 +128,7 @@ def stage_data(run: Run) -> None:
     vectors, report = embedded(run, [r["prompt"] for r in rows]), {}
     unlabelled = [i for i, r in enumerate(rows) if r["category"] is None]
     if unlabelled:
-        known = loaders.load_demonstrations(settings.SHIPPED["pool"])
-        centres = data.centroids(run.encoder().embed([r["prompt"] for r in known]).cpu(), [r["category"] for r in known])
-        for i, category in zip(unlabelled, data.route(vectors[unlabelled], centres)):
+        for i, category in zip(unlabelled, data.route(vectors[unlabelled], centres_of(run))):
             rows[i]["category"] = category
         report["routed"] = len(unlabelled)
         print(f"{len(unlabelled)} prompts had no category and went to the nearest centroid")
@@ -144,6 +148,13 @@ def stage_data(run: Run) -> None:
     (run.folder / "data/balanced.jsonl").write_text("".join(json.dumps({k: r[k] for k in fields if k in r}, ensure_ascii=False) + "\n" for r in balanced), encoding="utf-8")
     evaluate.picture_of_balance(run.folder / "data/balance.png", report["before"]["counts"], report["after"]["counts"])
     print(data.balance_table(report))
+
+
+def stage_route(run: Run) -> None:
+    """How well prompts without a category find theirs: confusion table on the harmful held-out prompts."""
+    rows = [r for r in loaders.load_rows(run.file("prompts")) if r["category"] in data.CATEGORIES]
+    found = data.route(run.encoder().embed([r["prompt"] for r in rows]).cpu(), centres_of(run))
+    print(data.confusion([r["category"] for r in rows], found))
 
 
 def stage_drafts(run: Run) -> None:
@@ -263,7 +274,7 @@ def stage_tiny(run: Run) -> None:
     tiny.make(Path(run.c.run.model), loaders.load_demonstrations(run.file("pool")), loaders.load_demonstrations(run.file("benign")), run.c.run.seed)
 
 
-STAGES = {name: globals()[f"stage_{name}"] for name in ("data", "drafts", "sft", "irl", "grpo", "baseline", "eval", "chat", "all", "tiny")}
+STAGES = {name: globals()[f"stage_{name}"] for name in ("data", "route", "drafts", "sft", "irl", "grpo", "baseline", "eval", "chat", "all", "tiny")}
 
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -287,7 +298,7 @@ def main(argv: list[str]) -> int:
         stage, c, given = settings.parse(argv, STAGES)
         run = Run(c)
         standalone = settings.alone(stage, given)
-        if stage not in ("chat", "tiny", "eval", "drafts"):            # what the run was trained with
+        if stage not in ("chat", "tiny", "eval", "drafts", "route"):            # what the run was trained with
             run.write("config.json", dataclasses.asdict(c))
         stage_eval(run, standalone=True) if standalone else timed(stage, run)
         return 0

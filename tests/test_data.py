@@ -137,6 +137,12 @@ def test_k_center_goes_on_from_given_points():
     assert k_center(at(10, 80, 170), 2, 0, given=at(0)[:0]) == k_center(at(10, 80, 170), 2, 0)
 
 
+def test_confusion():
+    table = data.confusion(["crime", "crime", "insult", "ethics"], ["crime", "insult", "insult", "privacy"])
+    assert "| crime | 1 | 0 | 1 | 0 | 0 | 0 | 0 | 0.50 |" in table and "| ethics | 0 | 0 | 0 | 0 | 0 | 1 | 0 | 0.00 |" in table
+    assert table.endswith("| all | | | | | | | | 0.50 |")
+
+
 def test_route():
     """Two points a category around its axis: the centroid is the axis, and a point goes to the axis it is closest to."""
     x = torch.eye(7).repeat_interleave(2, 0)
