@@ -1,0 +1,26 @@
+"""Exercise 10: a reward out of demonstrations alone.
+
+Inverse RL asks: which reward r would make the demonstrations likely for a policy that is good at r? With a KL penalty of weight beta that policy
+is known, pi(y) = pi_ref(y) exp(r(y) / beta) / Z, and the gradient of the demonstrations' log-likelihood is (ML-IRL, arXiv 2405.17888)
+
+    grad l = (1/beta) E_demo[ grad r(demo) - E_(y~pi) grad r(y) ].
+
+Nobody can draw from pi, as r changes at every step. On paper, with a world of three responses: (1) write pi as softmax(r / beta + log pi_ref) and find a
+function of r whose derivative is that softmax; (2) now list samples y_k of another policy q in place of all responses: what has to be added to r_k / beta so that
+the sum over k again estimates Z? Both are one line, and the same line.
+
+Hint: rewards may be 10^4: exp and then log overflows, torch has a function that does not. The logistic form likewise.
+"""
+from torch import Tensor
+
+
+def irl_loss(r_demo: Tensor, r_samples: Tensor, beta: float = 1.0, estimator: str = "importance", log_ratio: Tensor | float = 0.0) -> Tensor:
+    """A scalar to descend: the mean over P prompts of what `estimator` says. r_demo (P,), r_samples (P, K).
+
+    importance: log sum_k exp(r_k / beta + log_ratio_k) - r_demo / beta, with log_ratio = log pi_ref(y_k) - log q(y_k): (P, K), or 0 for samples of pi_ref.
+        When all responses are listed once, log_ratio = log pi_ref makes it exact.
+    linear: (mean_k r_k - r_demo) / beta, for samples of a policy already improved against r.
+    logistic: -mean_k log sigma((r_demo - r_k) / beta), the same pull, bounded.
+    Raises ValueError for another estimator.
+    """
+    raise NotImplementedError

@@ -1,0 +1,34 @@
+"""Exercise 16: the gradient in place of the logits.
+
+Autograd would keep the (N, V) log-softmax of the forward pass and write a gradient of the same size beside it. But once log-sum-exp is known, a logit's gradient needs
+that logit alone, so a second pass can replace each by its own gradient, and no further memory is used. kernels/logprob.py
+rests on this: it never holds the logits of all tokens, nor their gradient.
+
+Hint: begin with your kernel of exercise 15. Read the target's logit before the second pass: afterwards it is gone. dlogp/dz_v = (1[v = target] - p_v) / t with
+p_v = exp(z_v / t - lse). A token left out (its G is 0) may have NaN logits, so its gradient must be set to 0; a product would stay NaN.
+"""
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels import Objective
+
+
+@triton.jit
+def gradient_kernel(Z, stride, T, G, LOGP, inv_temperature, V, BLOCK: tl.constexpr):
+    """LOGP[n] as in exercise 15; then Z[n, v] = G[n] * inv_temperature * (1[v = T[n]] - exp(x_v - lse)) for v < V, exactly 0 where G[n] is 0.
+
+    n = tl.program_id(0), x_v = Z[n, v] * inv_temperature, lse = log sum_v exp(x_v); Z[n, v] lies at Z + n * stride + v, and nothing else may be written.
+    """
+    raise NotImplementedError
+
+
+def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None, objective: Objective | None = None,
+         block: int | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The launcher, given: logits z (n, V) float32, targets (n,), g (n,) -> log-probs (n,), None, and z itself, which now holds d sum(g * logp) / dz."""
+    logp = torch.full((len(z),), math.nan)
+    gradient_kernel[(len(z),)](z, z.stride(0), targets, g, logp, 1 / temperature, z.shape[1], BLOCK=block or 1024)
+    return logp, None, z

@@ -1,0 +1,55 @@
+"""What the exercises' tests share: where the functions to grade come from, and comparisons that say what they expected."""
+import importlib
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def source(path: str):
+    """"kernels.kl_k3" -> the project's function kl_k3."""
+    module, name = path.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
+
+
+def answers(exercise: str, mirrors: tuple[str, ...], folder: str | Path | None = None) -> SimpleNamespace:
+    """The functions to grade, by name: the project's own, or those of folder/exercise.py (the folder seen from the repository root)."""
+    names = [path.rsplit(".", 1)[1] for path in mirrors]
+    if not folder:
+        return SimpleNamespace(**{name: source(path) for name, path in zip(names, mirrors)})
+    spec = importlib.util.spec_from_file_location(exercise, ROOT / folder / f"{exercise}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return SimpleNamespace(**{name: getattr(module, name) for name in names})
+
+
+def same(got, want, what: str, atol: float = 1e-6) -> None:
+    """AssertionError with both values unless got is want: tensors (shape and dtype too) and floats up to atol, anything else exactly."""
+    __tracebackhide__ = True                                 # pytest then shows the line that called
+    got = got.detach() if isinstance(got, Tensor) else got
+    if isinstance(want, Tensor):
+        fits = isinstance(got, Tensor) and got.shape == want.shape and got.dtype == want.dtype and torch.allclose(got.double(), want.double(), rtol=0, atol=atol)
+    elif isinstance(want, float):
+        got = got.item() if isinstance(got, Tensor) and got.ndim == 0 else got
+        fits = isinstance(got, (int, float)) and abs(got - want) <= atol
+    else:
+        fits = type(got) is type(want) and got == want
+    if not fits:
+        shapes = [f", {tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else "" for x in (want, got)]
+        raise AssertionError(f"{what}\nexpected{shapes[0]}:\n{want}\ngot{shapes[1]}:\n{got}")
+
+
+def refuses(f, *args, says: str = "", error=ValueError, **more) -> None:
+    """AssertionError unless f(*args) raises `error` with `says` in its message."""
+    __tracebackhide__ = True
+    try:
+        got = f(*args, **more)
+    except error as e:
+        if says in str(e):
+            return
+        got = f"a message without it: {e}"
+    raise AssertionError(f"{f.__name__}{args}\nexpected:\n{error.__name__} {says}\ngot:\n{got}")
