@@ -54,7 +54,7 @@ def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None
             leaf = logp.detach().requires_grad_()
             loss = -torch.where(objective.weight == 0, 0.0, objective.weight * clipped_objective(leaf, objective)[0])
             g, = torch.autograd.grad(loss.sum(), leaf)
-        loss, g = loss.detach(), g.masked_fill(objective.weight == 0, 0.0)
+        loss = loss.detach()
     if g is None:
         return logp, None, None
     g = (g / temperature).to(dtype)[:, None]

@@ -178,6 +178,14 @@ def test_micro_batches_do_not_change_training(keep, imitate, iterations):
             assert [r[key] for r in records] == pytest.approx([r[key] for r in done[0][1]], abs=1e-7), key
 
 
+def test_learning_rates(monkeypatch):
+    """Linear to zero over all steps of all rollouts, each at the middle of its share."""
+    seen = []
+    monkeypatch.setattr(grpo_s, "set_lr", lambda optimizer, lr, progress: seen.append((lr, progress)))
+    run(*start(), replace(SMALL, rollouts=2, iterations=3, lr=0.5))
+    assert seen == [(0.5, pytest.approx((k + 0.5) / 6)) for k in range(6)]
+
+
 def test_a_rollout_serves_several_steps():
     """From the second step on the ratio is to the policy that sampled: it leaves 1, and the clip acts. The first step does not know."""
     first = run(*start(), replace(SMALL, rollouts=1, iterations=1, lr=0.05))

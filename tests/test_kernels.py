@@ -151,6 +151,14 @@ def test_grpo_loss_gradcheck():
     assert torch.autograd.gradcheck(lambda h, W: grpo_loss(h, W, targets, o)[0], (h, W))
 
 
+def test_no_second_derivative():
+    """The gradient is a constant to autograd: a derivative of it would be wrong, so it is an error."""
+    h, W, targets = problem(3)[:3]
+    first, = torch.autograd.grad(token_logprobs(h, W.detach(), targets).pow(2).sum(), h, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 def test_grpo_loss_errors():
     h, W, targets, _ = problem(4)
     o = objective(4, direct(h, W, targets, 1.0))

@@ -181,6 +181,7 @@ BUGS = {                     # name: what stands in the source, what is put ther
     "int32 row offsets": ("row = tl.program_id(0).to(tl.int64)", "row = tl.program_id(0)"),
     "clip on the wrong side": ("free <= held", "free >= held"),
     "clip of the loss on the wrong side": ("tl.minimum(free, held)", "tl.maximum(free, held)"),
+    "NaN rewards are equal": ("tl.sum(tl.where(mine & (r != first), 1, 0), 0) == 0", "tl.max(tl.where(mine, r, float(\"-inf\")), 0) == tl.min(tl.where(mine, r, float(\"inf\")), 0)"),
     "alpha inside the normalisation": ("alpha * centred / (std + eps)", "alpha * centred / (alpha * std + eps)"),
 }
 
