@@ -28,6 +28,7 @@ import evaluate
 import grpo_s
 import introspect
 import loaders
+import parallel
 import reward
 import settings
 import sft
@@ -48,6 +49,7 @@ class Run:
             raise data.UserError(f"--device {c.run.device}: want cpu or cuda") from None
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise data.UserError("--device cuda: this torch sees no GPU")
+        parallel.start(self.device.type)
         auto = torch.cuda.is_bf16_supported(including_emulation=False) if self.device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
         self.dtype = torch.bfloat16 if c.run.dtype == "bf16" or c.run.dtype == "auto" and auto else torch.float32
 

@@ -43,8 +43,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import parallel
 from chat import Chat
-from data import CATEGORIES, HELPFUL
+from data import CATEGORIES, HELPFUL, UserError
 from encoder import similarity, split_sentences
 from judge import judge
 from kernels import Objective, clipped_objective, group_advantage, grpo_loss, kl_k3, token_logprobs  # noqa: F401 (kl_k3: part of the maths, for its readers)
@@ -66,7 +67,9 @@ class GRPOConfig:
     imitate: bool = True        # the demonstration is learnt from as well, by its advantage over the group's samples
     keep: float = 0.25          # share of the groups, those whose rewards differ most, that are learnt from
     blocks: int = 10            # top blocks trained; 0: the whole model
-    micro: int = 8              # prompts a forward and backward pass; the result does not depend on it
+    tokens_per_batch: int = 4096  # tokens of a forward and backward pass; the result does not depend on it
+    recompute: bool = False     # gradient checkpointing: less memory, a third more time in training
+    shard: bool = False         # under torchrun: FSDP2, each process keeps a part of the policy; otherwise all of it
     lr: float = 1.5e-4          # peak learning rate
     helpful_share: float = 0.5  # share of harmless prompts
     clip: float = 0.2           # c of the clipped ratio
@@ -181,56 +184,56 @@ def most_spread(R: Tensor, categories: list[str], keep: float) -> list[int]:
     return sorted(out)
 
 
-def score(rewards: RewardModels, batches: list[Batch], categories: list[str], split: int, amp) -> tuple[Tensor, list[tuple]]:
-    """Rewards (P, members) of the groups in `batches`; per batch its hidden states at block `split`, where policy and reference part, and
-    below the reward models' own blocks: what they share runs once."""
-    R, hidden = [], []
-    for batch in batches:
-        own, categories = categories[:len(batch.source[0])], categories[len(batch.source[0]):]
+def score(rewards: RewardModels, batch: Batch, categories: list[str], split: int, tokens: int, amp) -> tuple[Tensor, Tensor, Tensor]:
+    """Rewards (B,) of a batch's completions, and its hidden states (N, D) at block `split`, where policy and reference part, and
+    below the reward models' own blocks: what they share runs once. At most `tokens` tokens at a time."""
+    R, places, hidden = [], [], []
+    for rows in batch.split(list(range(len(batch.owner))), tokens):
+        part, at = batch.select(rows)
         with torch.no_grad(), amp():
-            shared = run_blocks(rewards.trunk[0], batch, stop=split)
-            hidden.append((shared, rewards.hidden(batch, shared, split)))
-            R.append(rewards(hidden[-1][1], batch, own).view(len(own), -1))
-    return torch.cat(R), hidden
+            x = run_blocks(rewards.trunk[0], part, stop=split)
+            hidden.append((x, rewards.hidden(part, x, split)))
+            R.append(rewards(hidden[-1][1], part, [categories[p] for p in batch.owner[rows].unique().tolist()]))
+        places.append(at)
+    shared, below = (torch.cat(x) for x in zip(*hidden))
+    at = torch.cat(places)                                   # a prompt's tokens are there once a part, all the same
+    return torch.cat(R), *(x.new_empty(len(batch.ids), x.shape[1]).index_copy(0, at, x) for x in (shared, below))
 
 
-def prepare(rewards: RewardModels, batches: list[Batch], hidden: list[tuple], advantage: Tensor, kept: list[int], c: GRPOConfig, temperature: float,
-            amp) -> list[tuple]:
-    """What update takes of the groups `kept`: per micro-batch (Batch, hidden states at block `split`, Objective with pi_ref's log-probs)."""
-    out, members = [], advantage.shape[1]
-    sequences = len(kept) * (members if c.imitate else members - 1)
-    for i, (batch, (shared, below)) in enumerate(zip(batches, hidden)):
-        mine = [p for p in kept if p // c.micro == i]
-        if not mine:
-            continue
-        batch, at, _ = batch.select([p - i * c.micro for p in mine])
+def prepare(rewards: RewardModels, batch: Batch, shared: Tensor, below: Tensor, rows: list[int], advantage: Tensor, sequences: int, c: GRPOConfig,
+            temperature: float, amp) -> list[tuple]:
+    """What update takes of the completions `rows`, whose loss is divided by `sequences`: per micro-batch (Batch, hidden states at block
+    `split`, Objective with pi_ref's log-probs). shared, below: score's. Every process makes the same number, if need be of weight 0."""
+    out, parts = [], batch.split(rows, c.tokens_per_batch) if rows else []
+    empty = [[0]] * (parallel.most(len(parts)) - len(parts))
+    for mine in parts + empty:
+        part, at = batch.select(mine)
         with torch.no_grad(), amp():
-            top = run_blocks(rewards.trunk[0], batch, below[at], rewards.below)
-            logp_ref = token_logprobs(*head_inputs(rewards.trunk[0], top, batch), temperature)
-        objective = objective_of(advantage[mine].flatten(), batch.mask, logp_ref, None, c.clip, c.beta_kl, sequences)
-        if not c.imitate:                                                        # every group's last is its demonstration
-            objective.weight *= batch.mask.nonzero()[:, 0] % members < members - 1
-        out.append((batch, shared[at], objective))
+            top = run_blocks(rewards.trunk[0], part, below[at], rewards.below)
+            logp_ref = token_logprobs(*head_inputs(rewards.trunk[0], top, part), temperature)
+        objective = objective_of(advantage[mine], part.mask, logp_ref, None, c.clip, c.beta_kl, sequences)
+        if len(out) >= len(parts):
+            objective.weight.zero_()
+        out.append((part, shared[at], objective))
     return out
 
 
-def update(policy: Transformer, optimizer, micro: list[tuple], split: int, temperature: float, amp) -> dict:
+def update(policy: Transformer, optimizer, micro: list[tuple], split: int, temperature: float, amp, recompute: bool = False) -> dict:
     """One optimizer step on the prepared micro-batches. Returns what to log. The first one after a rollout sets log pi_old."""
-    out = dict.fromkeys(("loss", "kl", "clipped"), 0.0)
+    sums = torch.zeros(3, dtype=torch.float64)               # loss, kl, clipped
     for batch, shared, objective in micro:
         with amp():
-            inputs = head_inputs(policy, run_blocks(policy, batch, shared if split else None, split), batch)
+            inputs = head_inputs(policy, run_blocks(policy, batch, shared if split else None, split, recompute=recompute), batch)
             part, logp = grpo_loss(*inputs, objective, temperature)
         part.backward()
         _, kl, clipped = clipped_objective(logp, objective)
-        for name, value in (("loss", part), ("kl", (objective.weight * kl).sum()), ("clipped", (objective.weight * clipped).sum())):
-            out[name] += value.item()
+        sums += torch.stack((part.detach(), (objective.weight * kl).sum(), (objective.weight * clipped).sum())).cpu()
         if objective.logp_old is None:
             objective.logp_old = logp
-    norm = torch.nn.utils.clip_grad_norm_([p for p in policy.parameters() if p.requires_grad], 1.0)
+    norm = parallel.clip_gradients([p for p in policy.parameters() if p.requires_grad], 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return {**out, "grad_norm": norm.item()}
+    return {**dict(zip(("loss", "kl", "clipped"), parallel.add(sums).tolist())), "grad_norm": norm}
 
 
 def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows: list[dict], c: GRPOConfig, amp, temperature: float,
@@ -241,8 +244,13 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
     pairs, which the running means start from.
     """
     rng, split = random.Random(seed), min(train_top(policy, c.blocks), rewards.below)   # below block `split` all models are one
-    sampler, optimizer = frozen_copy(policy, dtype), optimizer_for(policy, c.lr)
-    deltas, gap_means, draw = RunningMean(c.decay), RunningMean(c.decay), pick(rows, c, rng)
+    share = slice(parallel.rank(), None, parallel.world())   # of each rollout's prompts: this process's
+    if c.prompts < parallel.world():
+        raise UserError(f"--prompts {c.prompts}: fewer than the {parallel.world()} processes")
+    if c.shard:
+        parallel.shard(policy)
+    optimizer, draw = optimizer_for(policy, c.lr), pick(rows, c, rng)
+    deltas, gap_means = RunningMean(c.decay), RunningMean(c.decay)
     for category in sorted({g["category"] for g in history}):
         mine = [g for g in history if g["category"] == category]
         W = similarities(encoder, [[text for _, text in g["samples"]] for g in mine], [g["response"] for g in mine])
@@ -251,40 +259,47 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
     bar = tqdm(range(c.rollouts), desc="grpo", unit="rollout")
     for n in bar:
         clock = [time.time()]
-        # 1. a group of samples per prompt
+        # 1. a group of samples per prompt of this process's share
         part = next(draw)
-        prompts, categories, demonstrations = [chat.prompt(r["prompt"]) for r in part], [r["category"] for r in part], [r["response"] for r in part]
-        sampler.load_state_dict(policy.state_dict())
-        flat = generate(sampler, prompts, c.samples, max_new_tokens, temperature, seed=rng.randrange(2 ** 31), eos=chat.eos).rows()
+        categories, mine = [r["category"] for r in part], part[share]
+        prompts, demonstrations = [chat.prompt(r["prompt"]) for r in mine], [r["response"] for r in mine]
+        draws = torch.rand(len(part), c.samples, max_new_tokens, generator=torch.Generator().manual_seed(rng.randrange(2 ** 31)))
+        sampler = frozen_copy(policy, dtype)                                     # cast once a rollout, not once a token
+        flat = generate(sampler, prompts, c.samples, max_new_tokens, temperature, eos=chat.eos, draws=draws[share].flatten(0, 1)).rows()
+        del sampler
         groups = [flat[i:i + c.samples] for i in range(0, len(flat), c.samples)]
+        texts = [[chat.decode(o) for o in group] for group in groups]
         clock.append(time.time())
         # 2. rewards of the group's members: G samples and, last, the demonstration
-        members = [[*group, chat.answer(d)] for group, d in zip(groups, demonstrations)]
-        batches = [Batch(prompts[i:i + c.micro], members[i:i + c.micro], policy.device) for i in range(0, len(part), c.micro)]
-        scores, hidden = score(rewards, batches, categories, split, amp)
+        batch = Batch(prompts, [[*group, chat.answer(d)] for group, d in zip(groups, demonstrations)], policy.device)
+        own, shared, below = score(rewards, batch, [r["category"] for r in mine], split, c.tokens_per_batch, amp)
+        facts = [[[judge(t) == "refuses", len(o), chat.ended(o)] for t, o in zip(*group)] for group in zip(texts, groups)]
+        W = similarities(encoder, texts, demonstrations).to(own.device)
+        everyone = parallel.gather(torch.cat((own.view(len(mine), -1), W, torch.tensor(facts, device=own.device).float().flatten(1)), 1), len(part))
+        scores, W, facts = everyone.split((c.samples + 1, c.samples, 3 * c.samples), 1)
         R, demo = scores.split((c.samples, 1), 1)                                # (P, G), (P, 1)
         # 3. advantages, scaled by difficulty
-        texts = [[chat.decode(o) for o in group] for group in groups]
-        W = similarities(encoder, texts, demonstrations).to(R.device)
         alpha = difficulty(W, demo - R, categories, deltas, gap_means, c)
         outside = alpha.mean(1, keepdim=True) * (demo - R.mean(1, keepdim=True)) / (scores.std(1, correction=0, keepdim=True) + c.std_eps)
         advantage = torch.cat((group_advantage(R, alpha, c.std_eps), outside), 1)                       # (P, G + 1)
         # 4. the groups worth learning from, and what the reference says of them
         kept = most_spread(scores if c.imitate else R, categories, c.keep)
-        micro = prepare(rewards, batches, hidden, advantage, kept, c, temperature, amp)
+        per_group = c.samples + c.imitate                                        # without the demonstration, which is last, or with it
+        learnt = [i * (c.samples + 1) + g for i, p in enumerate(range(len(part))[share]) if p in kept for g in range(per_group)]
+        micro = prepare(rewards, batch, shared, below, learnt, advantage[share].flatten(), len(kept) * per_group, c, temperature, amp)
         clock.append(time.time())
         # 5. updates
         for step in range(c.iterations):
             set_lr(optimizer, c.lr, (n + (step + 0.5) / c.iterations) / c.rollouts)
-            stats = update(policy, optimizer, micro, split, temperature, amp)
+            stats = update(policy, optimizer, micro, split, temperature, amp, c.recompute)
         clock.append(time.time())
         # 6. log
-        refused = torch.tensor([[judge(t) == "refuses" for t in group] for group in texts]).float()
+        refused, length, ended = facts.cpu().view(len(part), c.samples, 3).unbind(2)
         harmful = torch.tensor([name != HELPFUL for name in categories])
         shown = {f"{kind}_{name}": values[which].mean().item() for kind, which in (("harmful", harmful), ("helpful", ~harmful)) if which.any()
                  for name, values in (("refused", refused), ("reward", R.cpu()))}
         log(stage="grpo", step=n + 1, **stats, **shown, reward_std=R.std(1, correction=0).mean().item(), gap_demo_minus_sample=(demo - R).mean().item(),
             similarity=W.mean().item(), alpha=[round(a, 4) for a in alpha[:, 0].tolist()], advantage_samples=advantage[kept, :-1].abs().mean().item(),
-            advantage_demonstration=advantage[kept, -1].mean().item(), length=sum(map(len, flat)) / len(flat), ended=sum(map(chat.ended, flat)) / len(flat),
+            advantage_demonstration=advantage[kept, -1].mean().item(), length=length.mean().item(), ended=ended.mean().item(),
             seconds=dict(zip(("rollout", "score", "train"), (round(b - a, 2) for a, b in zip(clock, clock[1:])))))
         bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if "refused" in k}, refresh=False)

@@ -3,7 +3,7 @@
 Any range of blocks can run: the policy trains only its top blocks, and the reward models share a frozen trunk with
 the reference policy.
 """
-import copy
+import functools
 import json
 import math
 import os
@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import kernels
+import parallel
 from data import UserError, completion_mask, pad
 from transformer import Config, Transformer, attention
 
@@ -28,7 +30,7 @@ class Level:
 
     def __init__(self, rows: list[list[int]], parent: "Level | None", owner: Tensor, device):
         self.ids, lengths = pad(rows, device)                # (R, C), (R,)
-        self.owner = owner                                   # (R,) the row of the level before that each row continues
+        self.parent, self.owner = parent, owner              # owner (R,): the row of the level before that each row continues
         R, C = self.ids.shape
         self.mask = completion_mask(torch.zeros_like(lengths), lengths, C)       # (R, C) True on real tokens
         self.slots = self.mask.flatten().nonzero()[:, 0]     # where each packed token stands in the padded table
@@ -37,8 +39,13 @@ class Level:
         self.ends = starts + lengths                         # position after each row's last token
         self.positions = (starts[:, None] + at)[self.mask]
         self.seen = self.mask if parent is None else torch.cat((parent.seen[owner], self.mask), 1)   # (R, S) real tokens, ancestors first
-        own = (at <= at[:, None]).expand(R, 1, C, C)         # may look at: all real tokens of its ancestors, its own past
-        self.look = None if parent is None else torch.cat((parent.seen[owner][:, None, None].expand(R, 1, C, -1), own), 3)
+
+    @functools.cached_property
+    def look(self) -> Tensor | None:
+        """What each token may look at, (R, 1, C, S): all real tokens of its ancestors, its own past. None: causal, of a level without parent."""
+        (R, C), at = self.ids.shape, torch.arange(self.ids.shape[1], device=self.ids.device)
+        past = (at <= at[:, None]).expand(R, 1, C, C)
+        return None if self.parent is None else torch.cat((self.parent.seen[self.owner][:, None, None].expand(R, 1, C, -1), past), 3)
 
     def spread(self, x: Tensor) -> Tensor:
         """Packed (n, heads, E) -> padded (R, heads, C, E)."""
@@ -86,7 +93,7 @@ class Batch:
         sizes, out, keys, values = [len(level.slots) for level in self.levels], [], None, None
         for level, ql, kl, vl in zip(self.levels, q.split(sizes), k.split(sizes), v.split(sizes)):
             ql, kl, vl = level.spread(ql), level.spread(kl), level.spread(vl)
-            if level.look is not None:
+            if level.parent is not None:
                 kl, vl = torch.cat((keys[level.owner], kl), 2), torch.cat((values[level.owner], vl), 2)
             keys, values = kl, vl
             if level is self.levels[1] and keep is not None:
@@ -95,23 +102,52 @@ class Batch:
                 out.append(attention(ql, keys, values, level.look).transpose(1, 2).flatten(0, 1)[level.slots])
         return torch.cat(out)
 
-    def select(self, prompts: list[int]) -> tuple["Batch", Tensor, Tensor]:
-        """The batch of some prompts with their completions; where its tokens stand in this one (n,); which completions they are."""
+    def select(self, rows: list[int]) -> tuple["Batch", Tensor]:
+        """The batch of some completions, in ascending order, with their prompts; where its tokens stand in this one (n,)."""
         texts, groups = self.source
-        keep = torch.zeros(len(texts), dtype=torch.bool, device=self.ids.device)
-        keep[prompts] = True
+        owner, answers = self.owner.tolist(), [c for group in groups for c in group]
+        prompts = sorted({owner[b] for b in rows})
+        part = Batch([texts[p] for p in prompts], [[answers[b] for b in rows if owner[b] == p] for p in prompts], self.ids.device, self.shared)
         start, middle, end = self.levels
-        chosen = torch.cat((start.mask[start.mask], keep[:, None].expand_as(middle.mask)[middle.mask], keep[self.owner][:, None].expand_as(end.mask)[end.mask]))
-        part = Batch([texts[p] for p in sorted(prompts)], [groups[p] for p in sorted(prompts)], self.ids.device, self.shared)
-        return part, chosen.nonzero()[:, 0], keep[self.owner].nonzero()[:, 0]
+        wanted = [level.mask.new_zeros(len(level.mask)).index_fill(0, torch.tensor(which, device=self.ids.device), True)[:, None].expand_as(level.mask)[level.mask]
+                  for level, which in ((middle, prompts), (end, rows))]
+        return part, torch.cat((start.mask[start.mask], *wanted)).nonzero()[:, 0]
+
+    def split(self, rows: list[int], tokens: int) -> list[list[int]]:
+        """Some completions (ascending), in order, cut into as few parts as hold at most `tokens` tokens each with their prompts, of about equal length.
+
+        A group that is cut has its prompt in each part; a completion too long for `tokens` is a part of its own.
+        """
+        owner, own, prompt = self.owner.tolist(), self.mask.sum(1).tolist(), self.levels[1].mask.sum(1).tolist()
+
+        def cut(limit):
+            parts, room = [], 0
+            for b in rows:
+                again = parts and owner[parts[-1][-1]] == owner[b]               # its prompt is there
+                size = own[b] + (0 if again else prompt[owner[b]])
+                if not parts or size > room:
+                    parts.append([])
+                    size, room = own[b] + prompt[owner[b]], limit
+                parts[-1].append(b)
+                room -= size
+            return parts
+        parts = cut(tokens)
+        for limit in range(tokens, 0, -max(1, tokens // 16)):                    # a lower limit that needs no more parts makes them more equal
+            if len(cut(limit)) > len(parts):
+                break
+            parts = cut(limit)
+        return parts
 
 
-def run_blocks(model: Transformer, batch: Batch, x: Tensor | None = None, start: int = 0, stop: int | None = None) -> Tensor:
-    """Hidden states (N, D) of a batch after blocks start .. stop - 1; x: those before block `start` (None: the embeddings)."""
+def run_blocks(model: Transformer, batch: Batch, x: Tensor | None = None, start: int = 0, stop: int | None = None, recompute: bool = False) -> Tensor:
+    """Hidden states (N, D) of a batch after blocks start .. stop - 1; x: those before block `start` (None: the embeddings).
+
+    recompute: gradient checkpointing; of each block only its input is kept, and the backward pass runs it again.
+    """
     x = model.embed_tokens(batch.ids) if x is None else x
     rope = model.rope(batch.positions)
     for block in model.layers[start:stop]:
-        x = block(x, rope, batch.attend)
+        x = checkpoint(block, x, rope, batch.attend, use_reentrant=False) if recompute else block(x, rope, batch.attend)
     return x
 
 
@@ -145,8 +181,9 @@ class Rollout:
         return [t[m].tolist() for t, m in zip(self.tokens, self.mask)]
 
 
-def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, generator) -> tuple[Tensor, Tensor]:
-    """One token a row from logits (B, V): ids (B,) and their log-probs under the (filtered) distribution. temperature 0: the best, of log-prob 0."""
+def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """One token a row from logits (B, V) by a uniform number each, draws (B,) in [0, 1): ids (B,) and their log-probs under the
+    (filtered) distribution. temperature 0: the best, of log-prob 0."""
     if temperature == 0:
         best = logits.max(-1).indices                        # argmax, but much faster on CPU in bfloat16
         return best, torch.zeros_like(best, dtype=torch.float32)
@@ -159,22 +196,23 @@ def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, generat
         drop = p.cumsum(-1) - p >= top_p                     # keep the smallest set that reaches top_p
         logits = logits.masked_fill(drop.gather(1, order.argsort(-1)), -math.inf)
     p = logits.softmax(-1)
-    # Inverse-CDF sampling: one uniform a row and a search; torch.multinomial draws V exponentials a row instead.
-    cdf = p.cumsum(-1)
-    u = torch.rand(p.shape[0], 1, generator=generator, device=p.device) * cdf[:, -1:]
-    ids = torch.searchsorted(cdf, u, right=True).clamp(max=p.shape[1] - 1)
+    cdf = p.cumsum(-1)                                       # inverse-CDF sampling: a search; torch.multinomial draws V exponentials a row
+    ids = torch.searchsorted(cdf, draws[:, None] * cdf[:, -1:], right=True).clamp(max=p.shape[1] - 1)
     return ids[:, 0], p.gather(1, ids)[:, 0].log()
 
 
 @torch.no_grad()
 def generate(model: Transformer, prompts: list[list[int]], samples: int = 1, max_new_tokens: int = 64, temperature: float = 1.0,
-             top_k: int = 0, top_p: float = 1.0, seed: int = 0, eos: tuple[int, ...] = ()) -> Rollout:
+             top_k: int = 0, top_p: float = 1.0, seed: int = 0, eos: tuple[int, ...] = (), draws: Tensor | None = None) -> Rollout:
     """Samples `samples` completions of each prompt (token lists). Prompts run once; their cache is then shared out to the group.
 
-    A row stops after any id of `eos`, which is kept. Finished rows leave the batch when an eighth of it is done.
+    A row stops after any id of `eos`, which is kept. Finished rows leave the batch when an eighth of it is done. draws (B, max_new_tokens):
+    the uniform numbers that decide, by default of `seed`; a row's own, so that it says the same in whatever company.
     """
     device, c = model.device, model.c
-    generator = torch.Generator(device=device).manual_seed(seed)
+    if draws is None:
+        draws = torch.rand(len(prompts) * samples, max_new_tokens, generator=torch.Generator().manual_seed(seed))
+    draws = draws.to(device)
     batch, keys = Batch(prompts, [[] for _ in prompts], device), []
     x, rope = model.embed_tokens(batch.ids), model.rope(batch.positions)
     for block in model.layers:
@@ -197,7 +235,7 @@ def generate(model: Transformer, prompts: list[list[int]], samples: int = 1, max
     can_see[..., :L] = batch.levels[1].seen[owner][:, None, None]
     position = batch.levels[1].ends[owner]
     for t in range(max_new_tokens):
-        token, logp = choose(F.linear(model.norm(h), model.head), temperature, top_k, top_p, generator)
+        token, logp = choose(F.linear(model.norm(h), model.head), temperature, top_k, top_p, draws[row, t])
         live = ~done
         tokens[row[live], t], logps[row[live], t], mask[row[live], t] = token[live], logp[live], True
         done |= torch.isin(token, stop)
@@ -267,8 +305,10 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, device="c
 def save_model(model: Transformer, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes a folder that transformers, vLLM and load_model read; tokenizer files are copied from the folder it came from."""
     folder = Path(folder)
+    state = {(k if k.startswith("lm_head") else "model." + k): parallel.whole(v).to("cpu", dtype or v.dtype).contiguous() for k, v in model.state_dict().items()}
+    if parallel.rank():
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    state = {(k if k.startswith("lm_head") else "model." + k): v.to("cpu", dtype or v.dtype).contiguous() for k, v in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)            # one file now; old shards must not be read again
     raw = dict(model.c.raw)
@@ -281,5 +321,10 @@ def save_model(model: Transformer, folder: str | Path, dtype: torch.dtype | None
 
 
 def frozen_copy(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """A copy without gradients, for sampling and scoring; `copy.load_state_dict(model.state_dict())` refreshes it."""
-    return copy.deepcopy(model).to(dtype).requires_grad_(False)
+    """A copy without gradients, for sampling; cast tensor by tensor."""
+    with torch.device("meta"):
+        out = Transformer(model.c).to(dtype).requires_grad_(False)
+    out.to_empty(device=model.device)
+    for mine, theirs in zip(out.parameters(), model.parameters()):
+        mine.data.copy_(parallel.whole(theirs))
+    return out

@@ -149,9 +149,9 @@ class RewardModels(nn.Module):
             return integrate(torch.stack([s(x, rope, batch) for s in self.shadows.values()]), own, self.integration)
         out = x.new_zeros(len(batch.owner), dtype=torch.float32)
         for category in sorted(set(categories)):             # categorized: each prompt runs through its own model only
-            mine = [p for p, c in enumerate(categories) if c == category]
-            part, tokens, rows = batch.select(mine)
-            out = out.index_copy(0, rows, self.shadows[category](x[tokens], self.trunk[0].rope(part.positions), part))
+            rows = [b for b, p in enumerate(batch.owner.tolist()) if categories[p] == category]
+            part, tokens = batch.select(rows)
+            out[rows] = self.shadows[category](x[tokens], self.trunk[0].rope(part.positions), part)
         return out
 
     def save(self, folder: Path) -> None:

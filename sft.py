@@ -9,6 +9,7 @@ from tqdm import tqdm
 from chat import Chat
 from data import HELPFUL, UserError
 from model import Batch, token_logps
+from parallel import is_sharded
 from transformer import Transformer
 
 
@@ -51,7 +52,9 @@ def cycle(items: list, rng: random.Random):
 
 
 def optimizer_for(policy: Transformer, lr: float):
-    return torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    groups = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]     # fused AdamW takes no mixture
+    return torch.optim.AdamW([{"params": g} for g in groups if g], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
 
 def train(policy: Transformer, chat: Chat, rows: list[dict], c: SFTConfig, amp, seed: int = 0,

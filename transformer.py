@@ -94,7 +94,7 @@ def rope_frequencies(c: Config) -> Tensor:
 # ------------------------------------------------------------------------------------------------ the network
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32 whatever the dtype."""
+    """x / rms(x) * weight, computed in float32 or better."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -102,7 +102,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
+        y = x.to(torch.promote_types(x.dtype, torch.float32))
         y = self.weight * (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
         # under autocast every product that reads y would cast it again: once here is 5% of a training step
         return y.to(torch.get_autocast_dtype(y.device.type)) if torch.is_autocast_enabled(y.device.type) else y
@@ -118,7 +118,7 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """q (B, H, T, E) against k, v (B, K, S, E), H / K query heads to one key head; mask (B, 1, T, S) True = look, None = causal."""
     dtype = q.dtype
-    if not q.is_cuda and torch.is_grad_enabled():            # the bfloat16 backward on CPU is three times slower than float32's
+    if q.dtype == torch.bfloat16 and not q.is_cuda and torch.is_grad_enabled():  # the bfloat16 backward on CPU is three times slower than float32's
         q, k, v = q.float(), k.float(), v.float()
     with torch.autocast(q.device.type, enabled=False):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1])

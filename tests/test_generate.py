@@ -94,7 +94,7 @@ FILTERS = [(1.0, 0, 1.0), (0.5, 0, 1.0), (1.3, 5, 1.0), (1.0, 0, 0.7), (0.8, 6, 
 def test_choose_samples_the_filtered_distribution(temperature, top_k, top_p):
     n, logits = 20000, torch.randn(12, generator=torch.Generator().manual_seed(2)) * 1.5
     want = filtered(logits, temperature, top_k, top_p)
-    ids, logps = choose(logits.expand(n, -1), temperature, top_k, top_p, torch.Generator().manual_seed(3))
+    ids, logps = choose(logits.expand(n, -1), temperature, top_k, top_p, torch.rand(n, generator=torch.Generator().manual_seed(3)))
     counts = torch.bincount(ids, minlength=12).tolist()
     for p, c in zip(want, counts):
         assert abs(c - n * p) <= 5 * math.sqrt(n * p * (1 - p))           # five standard deviations; 0 for what was filtered out

@@ -121,7 +121,7 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
     rows = [{**r, "response": r["prompt"] + "g"} for r in ROWS]
     history = [{"category": c, "response": "ab", "reward_demo": 0.5, "samples": [[0.1, "ab"], [0.2, "jk"]]} for c in ("crime", "insult", HELPFUL)]
     policy, rewards = start()
-    c = replace(SMALL, rollouts=1, micro=2, imitate=imitate)
+    c = replace(SMALL, rollouts=1, tokens_per_batch=40, imitate=imitate)
     grpo_s.train(policy, Letters(), rewards, WordEncoder(16), rows, c, nullcontext, 1.0, 6, torch.float32, history=history)
     (_, prompts, G, *_), rollout = seen["generate"][0]
     (W, gaps, categories, deltas, gap_means, _), alpha = seen["difficulty"][0]
@@ -134,15 +134,15 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
         R = torch.tensor([share(o) for o in group])
         torch.testing.assert_close(gaps[p], share(chat.answer(demo)) - R)
         torch.testing.assert_close(W[p], similarities(WordEncoder(16), [[chat.decode(o) for o in group]], [demo])[0])
-        A = torch.cat([call[0] for call, _ in seen["objective_of"]]).view(-1, G + 1)[p]
+        A = torch.cat([call[0] for call, _ in seen["objective_of"]]).view(-1, G + imitate)[p]
         of_demo = share(chat.answer(demo))
         torch.testing.assert_close(A[:G], torch.zeros(G) if (R == R[0]).all() else alpha[p, 0] * (R - R.mean()) / (R.std(correction=0) + c.std_eps))
         everyone = torch.cat((R, torch.tensor([of_demo])))
-        torch.testing.assert_close(A[G], alpha[p, 0] * (of_demo - R.mean()) / (everyone.std(correction=0) + c.std_eps))
+        if imitate:
+            torch.testing.assert_close(A[G], alpha[p, 0] * (of_demo - R.mean()) / (everyone.std(correction=0) + c.std_eps))
         torch.testing.assert_close(members[p], everyone if imitate else R)
-    for call, o in seen["objective_of"]:                                          # the demonstration weighs nothing, or as much as a sample
-        at = call[1].nonzero()[:, 0] % (G + 1)
-        assert (o.weight[at == G].any() == imitate) and (o.weight[at < G] > 0).all() and call[6] == len(prompts) * (G + imitate)
+    assert len(seen["objective_of"]) > 1                                          # micro-batches
+    assert all((o.weight > 0).all() and call[6] == len(prompts) * (G + imitate) for call, o in seen["objective_of"])
     W0 = WordEncoder(16).embed(["ab", "jk"])                                      # history: W of "ab" to "ab" is 1, of "jk" this cosine
     delta0 = 1 - (1 + (W0[0] @ W0[1]).item()) / 2
     for name in set(categories):
@@ -167,15 +167,15 @@ class ShareByCategory(Share):
 @pytest.mark.parametrize("keep, imitate, iterations", [(1.0, False, 1), (0.5, False, 1), (0.5, True, 2)])
 def test_micro_batches_do_not_change_training(keep, imitate, iterations):
     done = []
-    for micro in (16, 1, 3):
+    for tokens, recompute in ((4096, False), (1, False), (50, False), (4096, True)):
         policy, rewards = start()
-        c = replace(SMALL, micro=micro, keep=keep, prompts=6, imitate=imitate, iterations=iterations)
+        c = replace(SMALL, tokens_per_batch=tokens, recompute=recompute, keep=keep, prompts=6, imitate=imitate, iterations=iterations)
         records = run(policy.double(), ShareByCategory(rewards.trunk[0].double(), 1), c)
         done.append((policy.state_dict(), records))
     for state, records in done[1:]:
-        assert all(torch.allclose(v, done[0][0][k], atol=1e-7) for k, v in state.items())
+        assert all(torch.allclose(v, done[0][0][k], rtol=0, atol=1e-10) for k, v in state.items())
         for key in ("loss", "kl", "clipped", "grad_norm", "harmful_reward"):
-            assert [r[key] for r in records] == pytest.approx([r[key] for r in done[0][1]], abs=1e-7), key
+            assert [r[key] for r in records] == pytest.approx([r[key] for r in done[0][1]], rel=1e-10, abs=1e-10), key
 
 
 def test_learning_rates(monkeypatch):

@@ -1,5 +1,6 @@
 """model.py against transformers: random small networks, same numbers. Generation: test_generate.py."""
 import json
+import random
 
 import pytest
 import torch
@@ -179,14 +180,35 @@ def test_token_logps(pair, start, temperature):
 
 @torch.no_grad()
 @pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("chosen, want", (([3, 0], [0, 1, 3, 4, 5]), ([1, 2], [2]), ([0, 1, 2, 3], [0, 1, 2, 3, 4, 5])))
-def test_select_is_the_batch_of_those_prompts(pair, start, chosen, want):
+@pytest.mark.parametrize("chosen", ([0, 1, 3, 4, 5], [2], [1, 3, 5], [0, 1, 2, 3, 4, 5]))
+def test_select_is_the_batch_of_those_completions(pair, start, chosen):
     ours, batch = pair[0], Batch(STARTS[start][0], COMPLETIONS)
-    part, tokens, rows = batch.select(chosen)
-    assert torch.equal(batch.ids[tokens], part.ids) and rows.tolist() == want
+    part, tokens = batch.select(chosen)
+    assert torch.equal(batch.ids[tokens], part.ids)
+    flat = [c for group in COMPLETIONS for c in group]
+    assert [c[m].tolist() for c, m in zip(part.completions, part.mask)] == [flat[b] for b in chosen]
     assert torch.allclose(run_blocks(ours, batch)[tokens], run_blocks(ours, part), atol=1e-5)
     logps = token_logps(ours, part)
-    assert torch.allclose(token_logps(ours, batch)[rows, :logps.shape[1]], logps, atol=1e-5)
+    assert torch.allclose(token_logps(ours, batch)[chosen, :logps.shape[1]], logps, atol=1e-5)
+
+
+def test_split_keeps_the_budget():
+    """Every completion once and in order, no more parts than needed for the budget or one of a single completion, and these of similar size."""
+    rng = random.Random(0)
+    for _ in range(200):
+        prompts = [[1, *rng.choices(range(9), k=rng.randint(1, 12))] for _ in range(rng.randint(1, 6))]
+        groups = [[rng.choices(range(9), k=rng.randint(1, 20)) for _ in range(rng.randint(1, 5))] for _ in prompts]
+        batch, tokens = Batch(prompts, groups), rng.randint(1, 90)
+        rows = sorted(rng.sample(range(len(batch.owner)), rng.randint(1, len(batch.owner))))
+        parts = batch.split(rows, tokens)
+        assert [b for part in parts for b in part] == rows and all(parts)
+        sizes = [len(batch.select(part)[0].ids) - batch.shared for part in parts]
+        assert all(size <= tokens or len(part) == 1 for size, part in zip(sizes, parts))
+        if len(rows) == len(batch.owner):
+            assert len(parts) == 1 or sum(sizes) > tokens
+    even = Batch([[1, 2]] * 8, [[[3] * 9] * 4] * 8)                              # 8 groups of 37 tokens
+    assert [len(p) for p in even.split(list(range(32)), 160)] == [16, 16]
+    assert [len(p) for p in even.split(list(range(32)), 140)] == [11, 11, 10]   # not 15, 15, 2
 
 
 @pytest.mark.parametrize("frozen", (0, 1, 2, 3))
