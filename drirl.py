@@ -3,6 +3,7 @@
     python drirl.py all --run runs/mine              every stage, one after the other (what train.sh runs)
     python drirl.py eval --model FOLDER --prompts FILE.csv
     python drirl.py chat --run runs/mine
+    torchrun --nproc_per_node=2 drirl.py grpo --run runs/mine         GRPO-S in several processes (parallel.py)
 
 A run folder holds config.json, data/, sft/, rewards/, policy/ (the result, a Hugging Face folder), baseline/, metrics.jsonl,
 report.md, results.json and pictures. A stage reads what the earlier ones wrote; flags override config.json.
@@ -57,6 +58,8 @@ class Run:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def log(self, **record) -> None:
+        if parallel.rank():
+            return
         with open(self.folder / "metrics.jsonl", "a") as f:
             f.write(json.dumps(record) + "\n")
 
@@ -64,6 +67,8 @@ class Run:
         return json.loads((self.folder / name).read_text()) if (self.folder / name).exists() else default
 
     def write(self, name: str, content) -> None:
+        if parallel.rank():
+            return
         (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (self.folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
@@ -288,10 +293,12 @@ def peak_gb() -> float:
 def timed(stage: str, run: Run) -> None:
     """Runs a stage and prints its time. Its records of an earlier time leave metrics.jsonl."""
     start, path = time.time(), run.folder / "metrics.jsonl"
-    if path.exists():
+    if parallel.world() > 1 and stage != "grpo":
+        raise data.UserError(f"{stage} runs in one process: torchrun is for grpo")
+    if path.exists() and not parallel.rank():
         path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if json.loads(line)["stage"] != stage))
     STAGES[stage](run)
-    if stage != "chat":
+    if stage != "chat" and not parallel.rank():
         print(f"[{stage}] {time.time() - start:.0f} s, peak memory {peak_gb():.1f} GB", flush=True)
 
 

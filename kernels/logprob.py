@@ -14,11 +14,11 @@ from torch.autograd.function import once_differentiable
 import kernels
 from kernels.reference import Objective
 
-CHUNK = {"cpu": 2 ** 23, "cuda": 2 ** 28}   # logits alive at a time: 128 rows or so, or some thousand
+CHUNK = {"cpu": 2 ** 25, "cuda": 2 ** 29}   # bytes of logits alive at a time
 
 
 def _chunks(h: Tensor, W: Tensor):
-    n = max(1, CHUNK[h.device.type] // len(W))
+    n = max(1, CHUNK[h.device.type] // (len(W) * W.element_size()))
     n -= n % 16 if n > 16 else 0                             # slices of equal alignment: Triton compiles once for all of them
     return [slice(i, i + n) for i in range(0, len(h), n)]
 

@@ -59,8 +59,9 @@ def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None
         return logp, None, None
     g = (g / temperature).to(dtype)[:, None]
     dz = logps.exp_().mul_(-g).scatter_add_(1, targets[:, None], g)      # g (onehot - softmax), in place of the log-softmax
-    dz[g[:, 0] == 0] = 0                                                 # a token left out may hold anything
-    return logp, loss, dz.to(z.dtype)
+    if (g == 0).any():
+        dz[g[:, 0] == 0] = 0                                             # a token left out may hold anything
+    return logp, loss, dz if dz.dtype == z.dtype else z.copy_(dz)        # z is read: its memory serves again
 
 
 def advantage(rewards: Tensor, alpha: Tensor, eps: float) -> Tensor:

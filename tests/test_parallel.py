@@ -1,0 +1,60 @@
+"""Two processes on CPU do what one does: same losses, same weights."""
+import json
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+
+import parallel
+from model import save_model
+from test_grpo_train import SMALL, ShareByCategory, run, start
+
+CONFIG = replace(SMALL, prompts=5, samples=3, rollouts=3, iterations=2, keep=0.6, imitate=True, helpful_share=0.4, beta_kl=0.1)
+CASES = {"blocks": {"blocks": 1}, "whole model": {"blocks": 0}, "one group a pass": {"blocks": 0, "tokens_per_batch": 40}, "sharded": {"blocks": 0, "shard": True},
+         "sharded, in parts": {"blocks": 1, "shard": True, "tokens_per_batch": 40}}
+
+
+def work(folder: Path, case: str) -> None:
+    """One training run in however many processes; the first writes what came of it."""
+    torch.set_num_threads(1)
+    policy, rewards = start()
+    more = dict(CASES[case])
+    records = run(policy.double(), ShareByCategory(rewards.trunk[0].double(), 1), replace(CONFIG, **more), more.pop("blocks"))
+    save_model(policy, folder)
+    if not parallel.rank():
+        (folder / "records.json").write_text(json.dumps(records))
+
+
+def worker(rank: int, port: int, folder: Path) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    parallel.start("cpu")
+    for case in CASES:
+        work(folder / case, case)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(worker, (port, folder), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_as_one(two, tmp_path, case):
+    work(tmp_path, case)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path, two / case))
+    for name in ours:
+        torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=1e-9, msg=name)
+    for a, b in zip(*(json.loads((folder / "records.json").read_text()) for folder in (tmp_path, two / case)), strict=True):
+        a.pop("seconds"), b.pop("seconds")
+        assert b == {k: pytest.approx(v, rel=1e-8, abs=1e-9) if isinstance(v, (float, list)) else v for k, v in a.items()}
+        assert a["step"] == 1 or a["kl"] > 0
