@@ -4,6 +4,8 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 import data
 import encoder
@@ -80,6 +82,50 @@ def test_prompts_are_not_templates(corpus):
             where.setdefault(g, []).append(len(grams) - 1)
     shared = Counter(pair for rows in where.values() for pair in combinations(rows, 2))
     assert [(prompts[i], prompts[j]) for (i, j), n in shared.items() if n > min(len(grams[i]), len(grams[j])) / 2] == []
+
+
+def shape(text):
+    """What can be seen of a prompt without reading it: words, characters, question mark, lower-case start, sentences, first person."""
+    words = data.normalise(text).split()
+    return [len(words), len(text), text.endswith("?"), text[0].islower(), len(encoder.split_sentences(text)), not {"i", "my", "me", "our", "us"}.isdisjoint(words)]
+
+
+def fit_shape(harmful, harmless):
+    """Class-balanced logistic regression. Returns the function that says which of some prompts it takes for harmful."""
+    x = torch.tensor([shape(t) for t in harmful + harmless], dtype=torch.double)
+    y = torch.tensor([1.0] * len(harmful) + [0.0] * len(harmless), dtype=torch.double)
+    mean, std = x.mean(0), x.std(0)
+    w, b = torch.zeros(x.shape[1], dtype=torch.double, requires_grad=True), torch.zeros((), dtype=torch.double, requires_grad=True)
+    weight = torch.where(y == 1, 0.5 / len(harmful), 0.5 / len(harmless))
+    optimizer = torch.optim.LBFGS([w, b], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits((x - mean) / std @ w + b, y, weight, reduction="sum") + 1e-3 * w.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return lambda texts: ((torch.tensor([shape(t) for t in texts], dtype=torch.double) - mean) / std @ w + b > 0).double()
+
+
+@pytest.mark.parametrize("seen, name", [(TRAIN, "dev"), (TRAIN, "test"), (("test",), "dev"), (("dev",), "test")])
+def test_shape_does_not_tell(corpus, seen, name):
+    """Who learns only the shapes of other files' prompts is near chance (0.5) on harmful prompts against look-alikes."""
+    def prompts(names):
+        rows = [r for n in names for r in corpus[n]]
+        return [r["prompt"] for r in rows if r["category"] in CATEGORIES], [r["prompt"] for r in rows if r.get("kind") == "lookalike"]
+
+    flagged = fit_shape(*prompts(seen))
+    hits, false_alarms = (flagged(texts).mean() for texts in prompts([name]))
+    assert 0.35 < (hits + 1 - false_alarms) / 2 < 0.65
+
+
+@pytest.mark.parametrize("name", ("dev", "test"))
+def test_no_setting_is_everywhere(corpus, name):
+    """A word of fewer than 1 in 100 pool prompts, such as a place, is in at most 4 of the 140 harmful prompts."""
+    pool, held = (Counter(w for r in corpus[n] if r["category"] in CATEGORIES for w in set(data.normalise(r["prompt"]).split())) for n in ("pool", name))
+    assert {w: n for w, n in held.items() if n > 4 and pool[w] < len(corpus["pool"]) / 100} == {}
 
 
 def test_splits_are_apart(corpus):
