@@ -292,12 +292,13 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, device="c
     tensors = {k.removeprefix("model."): v for k, v in load_tensors(folder).items() if not k.endswith("rotary_emb.inv_freq")}
     if model.c.tied:
         tensors.pop("lm_head.weight", None)
-    want, got = {k: tuple(v.shape) for k, v in model.state_dict().items()}, {k: tuple(v.shape) for k, v in tensors.items()}
+    want, got = {k: tuple(v.shape) for k, v in model.named(model.state_dict()).items()}, {k: tuple(v.shape) for k, v in tensors.items()}
     wrong = sorted(k for k in want.keys() | got.keys() if want.get(k) != got.get(k))
     if wrong:
         k = wrong[0]
         raise UserError(f"{folder}: tensor {k} has shape {got.get(k)}, config.json asks for {want.get(k)} ({len(wrong)} such tensors)")
-    model.to_empty(device=device).load_state_dict(tensors)
+    for name, x in model.to_empty(device=device).named(model.state_dict()).items():
+        x.copy_(tensors[name])
     model.source = folder
     return model
 
@@ -305,7 +306,8 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, device="c
 def save_model(model: Transformer, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes a folder that transformers, vLLM and load_model read; tokenizer files are copied from the folder it came from."""
     folder = Path(folder)
-    state = {(k if k.startswith("lm_head") else "model." + k): parallel.whole(v).to("cpu", dtype or v.dtype).contiguous() for k, v in model.state_dict().items()}
+    state = model.named({k: parallel.whole(v) for k, v in model.state_dict().items()})
+    state = {(k if k.startswith("lm_head") else "model." + k): v.to("cpu", dtype or v.dtype, copy=True) for k, v in state.items()}
     if parallel.rank():
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -126,35 +126,37 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 
 class Attention(nn.Module):
+    """One product makes queries, keys and values: a wide one is faster than three."""
+
     def __init__(self, c: Config):
         super().__init__()
-        self.c = c
-        self.q_proj = nn.Linear(c.hidden_size, c.heads * c.head_dim, bias=c.qkv_bias)
-        self.k_proj = nn.Linear(c.hidden_size, c.kv_heads * c.head_dim, bias=c.qkv_bias)
-        self.v_proj = nn.Linear(c.hidden_size, c.kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.c, self.heads = c, (c.heads, c.kv_heads, c.kv_heads)
+        self.qkv_proj = nn.Linear(c.hidden_size, sum(self.heads) * c.head_dim, bias=c.qkv_bias)
         self.o_proj = nn.Linear(c.heads * c.head_dim, c.hidden_size, bias=c.out_bias)
         if c.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(c.head_dim, c.eps), RMSNorm(c.head_dim, c.eps)
 
     def forward(self, x, rope, attend):
-        q = self.q_proj(x).view(len(x), self.c.heads, self.c.head_dim)           # (N, H, E)
-        k = self.k_proj(x).view(len(x), self.c.kv_heads, self.c.head_dim)        # (N, K, E)
-        v = self.v_proj(x).view(len(x), self.c.kv_heads, self.c.head_dim)
+        H, K, _ = self.heads
+        qkv = self.qkv_proj(x).view(len(x), H + 2 * K, self.c.head_dim)          # (N, H + 2K, E)
+        qk, v = qkv.split((H + K, K), 1)
         if self.c.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        y = attend(rotate(q, rope), rotate(k, rope), v)                          # (N, H, E)
-        return self.o_proj(y.reshape(len(x), -1))
+            qk = torch.cat((self.q_norm(qk[:, :H]), self.k_norm(qk[:, H:])), 1)
+        q, k = rotate(qk, rope).split((H, K), 1)
+        return self.o_proj(attend(q, k, v).reshape(len(x), -1))                  # attend: (N, H, E)
 
 
 class MLP(nn.Module):
+    """SwiGLU: W_down (silu(W_gate x) * W_up x), gate and up in one product."""
+
     def __init__(self, c: Config):
         super().__init__()
-        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
-        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
+        self.gate_up_proj = nn.Linear(c.hidden_size, 2 * c.intermediate_size, bias=c.mlp_bias)
         self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
 
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_up_proj(x).chunk(2, -1)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -172,7 +174,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Parameter names are those of Hugging Face, without their leading `model.`."""
+    """Parameter names are those of Hugging Face, without their leading `model.`; `named` also takes the joined ones apart."""
 
     def __init__(self, c: Config):
         super().__init__()
@@ -192,6 +194,17 @@ class Transformer(nn.Module):
     @property
     def device(self):
         return self.head.device
+
+    def named(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state_dict() under Hugging Face's names: views of the joined products' parts."""
+        c, out = self.c, {}
+        parts = {"qkv_proj": (("q_proj", "k_proj", "v_proj"), [n * c.head_dim for n in (c.heads, c.kv_heads, c.kv_heads)]),
+                 "gate_up_proj": (("gate_proj", "up_proj"), [c.intermediate_size] * 2)}
+        for key, x in state.items():
+            joined = next((j for j in parts if f".{j}." in key), "")
+            names, sizes = parts.get(joined, ([""], len(x)))
+            out.update(zip([key.replace(joined, name) for name in names], x.split(sizes)))
+        return out
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin (N, 1, E) for positions (N,), in float32."""
