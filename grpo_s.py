@@ -49,7 +49,7 @@ from data import CATEGORIES, HELPFUL, UserError
 from encoder import similarity, split_sentences
 from judge import judge
 from kernels import Objective, clipped_objective, group_advantage, grpo_loss, kl_k3, token_logprobs  # noqa: F401 (kl_k3: part of the maths, for its readers)
-from model import Batch, copy_weights, frozen_copy, generate, head_inputs, run_blocks, working_copy
+from model import Batch, frozen_copy, generate, head_inputs, run_blocks
 from reward import RewardModels
 from sft import cycle, optimizer_for, set_lr, train_top
 from transformer import Transformer
@@ -218,13 +218,12 @@ def prepare(rewards: RewardModels, batch: Batch, shared: Tensor, below: Tensor, 
     return out
 
 
-def update(policy: Transformer, working: Transformer, optimizer, micro: list[tuple], split: int, temperature: float, amp, recompute: bool = False) -> dict:
-    """One optimizer step on the prepared micro-batches, run on the policy's working copy. Returns what to log. The first one after a
-    rollout sets log pi_old."""
+def update(policy: Transformer, optimizer, micro: list[tuple], split: int, temperature: float, amp, recompute: bool = False) -> dict:
+    """One optimizer step on the prepared micro-batches. Returns what to log. The first one after a rollout sets log pi_old."""
     sums = torch.zeros(3, dtype=torch.float64)               # loss, kl, clipped
     for batch, shared, objective in micro:
         with amp():
-            inputs = head_inputs(working, run_blocks(working, batch, shared if split else None, split, recompute=recompute), batch)
+            inputs = head_inputs(policy, run_blocks(policy, batch, shared if split else None, split, recompute=recompute), batch)
             part, logp = grpo_loss(*inputs, objective, temperature)
         part.backward()
         _, kl, clipped = clipped_objective(logp, objective)
@@ -234,7 +233,6 @@ def update(policy: Transformer, working: Transformer, optimizer, micro: list[tup
     norm = parallel.clip_gradients([p for p in policy.parameters() if p.requires_grad], 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    copy_weights(working, policy)
     return {**dict(zip(("loss", "kl", "clipped"), parallel.add(sums).tolist())), "grad_norm": norm}
 
 
@@ -251,7 +249,6 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         raise UserError(f"--prompts {c.prompts}: fewer than the {parallel.world()} processes")
     if c.shard:
         parallel.shard(policy)
-    working = policy if c.shard else working_copy(policy, dtype)
     optimizer, draw = optimizer_for(policy, c.lr), pick(rows, c, rng)
     deltas, gap_means = RunningMean(c.decay), RunningMean(c.decay)
     for category in sorted({g["category"] for g in history}):
@@ -267,7 +264,9 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         categories, mine = [r["category"] for r in part], part[share]
         prompts, demonstrations = [chat.prompt(r["prompt"]) for r in mine], [r["response"] for r in mine]
         draws = torch.rand(len(part), c.samples, max_new_tokens, generator=torch.Generator().manual_seed(rng.randrange(2 ** 31)))
-        flat = generate(frozen_copy(policy, dtype) if c.shard else working, prompts, c.samples, max_new_tokens, temperature, eos=chat.eos, draws=draws[share].flatten(0, 1)).rows()
+        sampler = frozen_copy(policy, dtype)                                     # cast once a rollout, not once a token
+        flat = generate(sampler, prompts, c.samples, max_new_tokens, temperature, eos=chat.eos, draws=draws[share].flatten(0, 1)).rows()
+        del sampler
         groups = [flat[i:i + c.samples] for i in range(0, len(flat), c.samples)]
         texts = [[chat.decode(o) for o in group] for group in groups]
         clock.append(time.time())
@@ -292,7 +291,7 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         # 5. updates
         for step in range(c.iterations):
             set_lr(optimizer, c.lr, (n + (step + 0.5) / c.iterations) / c.rollouts)
-            stats = update(policy, working, optimizer, micro, split, temperature, amp, c.recompute)
+            stats = update(policy, optimizer, micro, split, temperature, amp, c.recompute)
         clock.append(time.time())
         # 6. log
         refused, length, ended = facts.cpu().view(len(part), c.samples, 3).unbind(2)

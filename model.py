@@ -322,34 +322,11 @@ def save_model(model: Transformer, folder: str | Path, dtype: torch.dtype | None
                 shutil.copyfile(model.source / name, folder / name)
 
 
+@torch.no_grad()
 def frozen_copy(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """A copy without gradients."""
+    """A copy without gradients, for sampling; cast, and gathered if sharded, tensor by tensor."""
     with torch.device("meta"):
         out = Transformer(model.c).to(dtype).requires_grad_(False)
-    copy_weights(out.to_empty(device=model.device), model)
-    return out
-
-
-@torch.no_grad()
-def copy_weights(to: Transformer, model: Transformer) -> None:
-    """Casts and gathers tensor by tensor. Does nothing if the two are one."""
-    for mine, theirs in zip(to.parameters(), model.parameters() if to is not model else ()):
+    for mine, theirs in zip(out.to_empty(device=model.device).parameters(), model.parameters()):
         mine.copy_(parallel.whole(theirs))
-
-
-def working_copy(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """What samples and runs forward and backward for a model in training: a copy in `dtype`, cast once a step and not once a pass. Its
-    gradients go into the model's own as they are made. The model itself, if it has that dtype."""
-    if dtype == model.head.dtype:
-        return model
-    out = frozen_copy(model, dtype)
-    for mine, theirs in zip(out.parameters(), model.parameters()):
-        if theirs.requires_grad:
-            mine.requires_grad_().register_post_accumulate_grad_hook(functools.partial(hand_over, theirs))
     return out
-
-
-def hand_over(to: Tensor, x: Tensor) -> None:
-    """Adds x's gradient to that of `to`, in its dtype, and frees it."""
-    to.grad = x.grad.to(to.dtype) if to.grad is None else to.grad.add_(x.grad)
-    x.grad = None

@@ -12,8 +12,8 @@ CHUNK = 32
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """CHUNK rows at a time for the vocabulary of 11."""
-    monkeypatch.setitem(kernels.logprob.CHUNK, "cpu", CHUNK * 11)
+    """CHUNK rows of float64 at a time for the vocabulary of 11."""
+    monkeypatch.setitem(kernels.logprob.CHUNK, "cpu", CHUNK * 11 * 8)
 
 
 def problem(n, width=7, vocab=11, dtype=torch.float64, seed=0):
