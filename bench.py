@@ -166,6 +166,7 @@ def balance(a) -> None:
 
 # ------------------------------------------------------------------------------------------------ the comparison
 
+TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456"  # train.sh's, for both
 SIZES = ("prompts", "samples", "tokens", "steps", "tokens_per_batch")
 SINGLE = {f.__name__: f for f in (step_ours, step_theirs, generate_ours, generate_theirs)}
 
@@ -174,7 +175,8 @@ def measure(what: str, a, **sizes) -> dict:
     """One measurement in a process of its own."""
     flags = [f"--{k.replace('_', '-')}={sizes.get(k, getattr(a, k))}" for k in SIZES] + ["--recompute"] * a.recompute
     python = a.python if what.endswith("theirs") else sys.executable
-    result = subprocess.run([python, __file__, what, *flags], capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"})
+    environment = {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "GLIBC_TUNABLES": TUNABLES}
+    result = subprocess.run([python, __file__, what, *flags], capture_output=True, text=True, env={**environment, **os.environ})
     if result.returncode:
         sys.exit(f"{what} failed: {(result.stderr.strip() or 'no message').splitlines()[-1]}")
     return json.loads(result.stdout.strip().splitlines()[-1])
