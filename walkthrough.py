@@ -19,9 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("TRITON_INTERPRET", "1")               # before triton is imported: its interpreter needs no GPU
-
-import torch  # noqa: E402
+import torch
 
 ROOT = Path(__file__).resolve().parent
 PAGE = ROOT / "WALKTHROUGH.md"
@@ -101,15 +99,17 @@ def rebuild(text: str) -> str:
             path, *anchors = [part.strip() for part in m["what"].split(" | ")]
             return m["head"] + between((ROOT / path).read_text(encoding="utf-8"), anchors) + m["tail"]
         return m["run"] + run(m["code"], names) + m["end"]
-    threads, here = torch.get_num_threads(), os.getcwd()
-    torch.set_num_threads(1)
+    os.environ.setdefault("TRITON_INTERPRET", "1")           # before triton is imported: its interpreter needs no GPU
+    threads, here, out = torch.get_num_threads(), os.getcwd(), []
+    torch.set_num_threads(1)                                 # sums of floats in one order
     os.chdir(ROOT)
-    out = []
-    for section in re.split(r"(?m)^(?=## )", text):
-        names = {"__name__": "walkthrough_section"}
-        out.append(BLOCK.sub(lambda m, names=names: block(m, names), section))
-    torch.set_num_threads(threads)
-    os.chdir(here)
+    try:
+        for section in re.split(r"(?m)^(?=## )", text):
+            names = {"__name__": "walkthrough_section"}
+            out.append(BLOCK.sub(lambda m, names=names: block(m, names), section))
+    finally:
+        torch.set_num_threads(threads)
+        os.chdir(here)
     return "".join(out)
 
 
