@@ -4,9 +4,10 @@
     python drirl.py eval --model FOLDER --prompts FILE.csv
     python drirl.py chat --run runs/mine
     torchrun --nproc_per_node=2 drirl.py grpo --run runs/mine         GRPO-S in several processes (parallel.py)
+    python drirl.py explore --run runs/mine --prompt "..."
 
 A run folder holds config.json, data/, sft/, rewards/, policy/ (the result, a Hugging Face folder), baseline/, metrics.jsonl,
-report.md, results.json and pictures. A stage reads what the earlier ones wrote; flags override config.json.
+report.md, results.json and pictures; explore.html if asked for. A stage reads what the earlier ones wrote; flags override config.json.
 """
 import dataclasses
 import hashlib
@@ -26,6 +27,7 @@ import chat as chats
 import data
 import encoder
 import evaluate
+import explore
 import grpo_s
 import introspect
 import loaders
@@ -268,6 +270,19 @@ def stage_chat(run: Run) -> None:
             print(f"{name:>8}> " + answer["response"].replace("\n", "\n" + " " * 10) + ("" if answer["ended"] else " ..."))
 
 
+def stage_explore(run: Run) -> None:
+    """One group from the inside: --prompt's samples, rewards, similarities, advantages and log-ratios, here and in explore.html."""
+    c, rows, phi, chat = run.c, run.rows(), run.encoder(), run.chat(run.stage_folder("policy"))
+    held_out = loaders.load_rows(run.file("prompts"), strict=False)
+    prompt = c.explore.prompt or held_out[0]["prompt"]
+    rewards = reward.RewardModels(run.load(run.stage_folder("sft"), run.dtype).requires_grad_(False), c.irl).load(run.folder / "rewards")
+    g = explore.group(run.load(run.stage_folder("policy"), run.dtype), rewards, chat, phi, prompt, explore.closest(prompt, rows, held_out, phi),
+                      run.read("rewards/samples.json", []), c.grpo, c.explore.samples, c.run.max_new_tokens, c.run.temperature, c.run.seed, run.amp)
+    print(explore.text(g))
+    (run.folder / "explore.html").write_text(explore.page(g), encoding="utf-8")
+    print(f"\n{run.folder / 'explore.html'} shows the same with every cosine and the tokens coloured")
+
+
 def stage_all(run: Run) -> None:
     """data, sft, irl, grpo, baseline, eval."""
     for name in ("data", "sft", "irl", "grpo", "baseline", "eval"):
@@ -281,7 +296,7 @@ def stage_tiny(run: Run) -> None:
     tiny.make(Path(run.c.run.model), loaders.load_demonstrations(run.file("pool")), loaders.load_demonstrations(run.file("benign")), run.c.run.seed)
 
 
-STAGES = {name: globals()[f"stage_{name}"] for name in ("data", "route", "drafts", "sft", "irl", "grpo", "baseline", "eval", "chat", "all", "tiny")}
+STAGES = {name: globals()[f"stage_{name}"] for name in ("data", "route", "drafts", "sft", "irl", "grpo", "baseline", "eval", "explore", "chat", "all", "tiny")}
 
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -307,7 +322,7 @@ def main(argv: list[str]) -> int:
         stage, c, given = settings.parse(argv, STAGES)
         run = Run(c)
         standalone = settings.alone(stage, given)
-        if stage not in ("chat", "tiny", "eval", "drafts", "route"):            # what the run was trained with
+        if stage not in ("chat", "tiny", "eval", "explore", "drafts", "route"):            # what the run was trained with
             run.write("config.json", dataclasses.asdict(c))
         stage_eval(run, standalone=True) if standalone else timed(stage, run)
         return 0

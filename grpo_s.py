@@ -155,6 +155,16 @@ def difficulty(W: Tensor, gaps: Tensor, categories: list[str], deltas: RunningMe
     return alpha
 
 
+def advantages(scores: Tensor, alpha: Tensor, eps: float) -> Tensor:
+    """A (P, G + 1) of the groups' G samples and, last, their demonstrations, from their rewards `scores` (P, G + 1) and alpha (P, G).
+
+    The demonstration's is mean alpha (R_demo - mean of the samples) / (std of all G + 1 + eps): it stays out of the mean that the samples are measured from.
+    """
+    R, demo = scores[:, :-1], scores[:, -1:]
+    outside = alpha.mean(1, keepdim=True) * (demo - R.mean(1, keepdim=True)) / (scores.std(1, correction=0, keepdim=True) + eps)
+    return torch.cat((group_advantage(R, alpha, eps), outside), 1)
+
+
 # ------------------------------------------------------------------------------------------------ the loop
 
 def similarities(encoder, texts: list[list[str]], demonstrations: list[str]) -> Tensor:
@@ -164,6 +174,17 @@ def similarities(encoder, texts: list[list[str]], demonstrations: list[str]) -> 
     index, vectors = {s: i for i, s in enumerate(sentences)}, encoder.embed(sentences)
     at = {t: vectors[[index[s] for s in parts]] for t, parts in split.items()}
     return torch.stack([torch.stack([similarity(at[t], at[d]) for t in group]) for group, d in zip(texts, demonstrations)])
+
+
+def start_means(history: list[dict], encoder, decay: float) -> tuple[RunningMean, RunningMean]:
+    """Per category the running means of delta and of the gap before the first rollout: those of IRL's samples (`history`: see train)."""
+    deltas, gap_means = RunningMean(decay), RunningMean(decay)
+    for category in sorted({g["category"] for g in history}):
+        mine = [g for g in history if g["category"] == category]
+        W = similarities(encoder, [[text for _, text in g["samples"]] for g in mine], [g["response"] for g in mine])
+        deltas.update(category, 1 - W.mean().item())
+        gap_means.update(category, sum(g["reward_demo"] - r for g in mine for r, _ in g["samples"]) / W.numel())
+    return deltas, gap_means
 
 
 def pick(rows: list[dict], c: GRPOConfig, rng: random.Random):
@@ -250,12 +271,7 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
     if c.shard:
         parallel.shard(policy)
     optimizer, draw = optimizer_for(policy, c.lr), pick(rows, c, rng)
-    deltas, gap_means = RunningMean(c.decay), RunningMean(c.decay)
-    for category in sorted({g["category"] for g in history}):
-        mine = [g for g in history if g["category"] == category]
-        W = similarities(encoder, [[text for _, text in g["samples"]] for g in mine], [g["response"] for g in mine])
-        deltas.update(category, 1 - W.mean().item())
-        gap_means.update(category, sum(g["reward_demo"] - r for g in mine for r, _ in g["samples"]) / W.numel())
+    deltas, gap_means = start_means(history, encoder, c.decay)
     bar = tqdm(range(c.rollouts), desc="grpo", unit="rollout", disable=parallel.rank() > 0)
     for n in bar:
         clock = [time.time()]
@@ -280,8 +296,7 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         R, demo = scores.split((c.samples, 1), 1)                                # (P, G), (P, 1)
         # 3. advantages, scaled by difficulty
         alpha = difficulty(W, demo - R, categories, deltas, gap_means, c)
-        outside = alpha.mean(1, keepdim=True) * (demo - R.mean(1, keepdim=True)) / (scores.std(1, correction=0, keepdim=True) + c.std_eps)
-        advantage = torch.cat((group_advantage(R, alpha, c.std_eps), outside), 1)                       # (P, G + 1)
+        advantage = advantages(scores, alpha, c.std_eps)                         # (P, G + 1)
         # 4. the groups worth learning from, and what the reference says of them
         kept = most_spread(scores if c.imitate else R, categories, c.keep)
         per_group = c.samples + c.imitate                                        # without the demonstration, which is last, or with it

@@ -9,6 +9,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 
 from data import UserError
+from explore import ExploreConfig
 from grpo_s import SCALINGS, GRPOConfig
 from reward import ESTIMATORS, INTEGRATIONS, IRLConfig
 from sft import SFTConfig
@@ -46,6 +47,7 @@ class Config:
     sft: SFTConfig = field(default_factory=SFTConfig)
     irl: IRLConfig = field(default_factory=IRLConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    explore: ExploreConfig = field(default_factory=ExploreConfig)
 
 
 def check(c: Config) -> None:
