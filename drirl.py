@@ -118,14 +118,16 @@ class Run:
         """The balanced demonstrations of the data stage and the harmless ones."""
         return self.demonstrations("balanced", chat, data.CATEGORIES) + self.demonstrations("benign", chat, [data.HELPFUL])
 
-    def prompts(self, *all_chats: chats.Chat) -> list[dict]:
-        """The held-out prompts, of known kinds, none too long for the models."""
-        rows = loaders.load_rows(self.file("prompts"), strict=False)
+    def prompts(self, folders: list[Path]) -> tuple[list[dict], list[chats.Chat]]:
+        """The held-out prompts, of known kinds and none too long for the models in these folders, and the models' chats."""
+        rows, found = loaders.load_rows(self.file("prompts"), strict=False), []
         for row in rows:
             evaluate.kind_of(row)
-        for chat in all_chats:
-            chat.check(rows, self.c.run.max_new_tokens, self.file("prompts"))
-        return rows
+        for folder in folders:
+            open_model(folder)
+            found.append(self.chat(folder))
+            found[-1].check(rows, self.c.run.max_new_tokens, self.file("prompts"))
+        return rows, found
 
     @contextmanager
     def clock(self, stage: str):
@@ -279,12 +281,11 @@ def stage_eval(run: Run, standalone: bool = False) -> None:
     else:
         folders = [("base", run.base())] + [(label, run.folder / name) for label, name in (("SFT warm start", "sft"), ("DR-IRL from it", "policy"), ("SFT continued", "baseline"))
                                             if (run.folder / name / "config.json").exists()]
-    chosen, results = [run.chat(folder) for _, folder in folders if open_model(folder)], []
-    rows = run.prompts(*chosen)
+    (rows, found), results = run.prompts([folder for _, folder in folders]), []
     if not standalone:
         times, records = run.times(), read_records(run.folder / "metrics.jsonl")
         run.begin("eval")
-    for (label, folder), chat in zip(folders, chosen):
+    for (label, folder), chat in zip(folders, found):
         results.append(evaluate.evaluate(run.load(folder, run.dtype), chat, rows, run.c.run.max_new_tokens, label))
     if standalone:
         print(evaluate.table(results))
@@ -308,9 +309,9 @@ def stage_chat(run: Run) -> None:
 
 def stage_all(run: Run) -> None:
     """data, sft, irl, grpo, baseline, eval. What they read is looked at before the first one writes."""
-    open_model(run.base()), run.encoder()
-    run.prompts(chat := run.chat())
+    _, (chat,) = run.prompts([run.base()])
     run.demonstrations("benign", chat, [data.HELPFUL])
+    run.encoder()
     for name in ("data", "sft", "irl", "grpo", "baseline", "eval"):
         timed(name, run)
 
