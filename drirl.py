@@ -270,7 +270,7 @@ def stage_baseline(run: Run) -> None:
     policy, chat = run.load(folder), run.chat(folder)
     rows = run.rows(chat)
     with run.clock("baseline"):
-        sft.train(policy, chat, rows, run.c.sft, run.amp, run.c.run.seed + 1, seconds=times["irl"] + times["grpo"])
+        sft.train(policy, chat, rows, run.c.sft, run.amp, run.c.run.seed + 1, seconds=max(0.1, times["irl"] + times["grpo"]))
     save_model(policy, run.folder / "baseline")
 
 

@@ -28,7 +28,7 @@ def doing(what: str):
 def inside(folder: Path, name: str) -> Path:
     """The file `name` of a model folder. Raises UserError if it lies elsewhere, by its name or as a link; Hugging Face's cache may link to its blobs/."""
     path, root = folder / name, Path(os.path.realpath(folder))
-    if Path(name).name != name or not name.isprintable() or len(name.encode()) > 255 or Path(os.path.realpath(path)).parent not in (root, root.parent.parent / "blobs"):
+    if not name.isprintable() or len(name.encode()) > 255 or Path(os.path.realpath(path)).parent not in (root, root.parent.parent / "blobs"):
         raise UserError(f"{folder}: {name!r} leads out of the folder; put the file itself there")
     return path
 
