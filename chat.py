@@ -5,7 +5,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from data import UserError
-from model import read_json
+from files import inside, number, read_json, read_text
 
 # {system} and {prompt} are filled in; the model continues after the last character.
 CHATML = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
@@ -19,8 +19,8 @@ SYSTEM_TURN = {"chatml": "<|im_start|>system\n{system}<|im_end|>\n",
 class Chat:
     """The tokenizer of a model folder with its chat format and its end-of-text ids."""
 
-    def __init__(self, tokenizer: Tokenizer, template: str, eos: tuple[int, ...]):
-        self.tokenizer, self.template, self.eos = tokenizer, template, eos
+    def __init__(self, tokenizer: Tokenizer, template: str, eos: tuple[int, ...], context: int = 10 ** 9):
+        self.tokenizer, self.template, self.eos, self.context = tokenizer, template, eos, context
 
     def prompt(self, text: str) -> list[int]:
         """Token ids of one user turn, ready for the model to answer."""
@@ -36,6 +36,14 @@ class Chat:
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode([i for i in ids if i not in self.eos], skip_special_tokens=True)
 
+    def check(self, rows: list[dict], new: int, where: str | Path) -> None:
+        """Raises UserError for a row that is too long: its prompt with `new` sampled tokens or with its response exceeds the model's context."""
+        for n, row in enumerate(rows, 1):
+            prompt, answer = len(self.prompt(row["prompt"])), max(new, len(self.answer(row.get("response", ""))))
+            if not 0 < prompt <= self.context - answer:
+                raise UserError(f"{where}, row {n}: a prompt of {prompt} tokens and an answer of {answer} don't fit the model's context of {self.context} (max_position_embeddings): "
+                                f"shorten the row or lower --max-new-tokens: {row['prompt'][:40]!r}")
+
     def ended(self, ids: list[int]) -> bool:
         return bool(ids) and ids[-1] in self.eos
 
@@ -46,6 +54,24 @@ def default_system(template: str) -> str:
     return found.group(1) if found else ""
 
 
+def load_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
+    """tokenizer.json of a folder whose embedding has `vocabulary` rows; it neither pads nor truncates."""
+    path = inside(folder, "tokenizer.json")
+    if not path.exists():
+        raise UserError(f"{folder} has no tokenizer.json")
+    text = read_text(path)
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as e:                                   # the library raises nothing more precise
+        raise UserError(f"cannot read {path}: {e}") from e
+    last = max(tokenizer.get_vocab().values(), default=-1)
+    if not 0 <= last < vocabulary:
+        raise UserError(f"{path}: ids go up to {last}, but the embedding has {vocabulary} rows (config.json: vocab_size); take the tokenizer that belongs to the model")
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
 def load_chat(folder: str | Path, chat_format: str = "auto", system: str | None = None) -> Chat:
     """Reads tokenizer.json, the chat format and the eos list of a folder.
 
@@ -53,18 +79,10 @@ def load_chat(folder: str | Path, chat_format: str = "auto", system: str | None 
     optionally {system}. system: None takes the model's own default system text; "" sends no system turn.
     """
     folder = Path(folder)
-    if not (folder / "tokenizer.json").exists():
-        raise UserError(f"{folder} has no tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as e:
-        raise UserError(f"cannot read {folder / 'tokenizer.json'}: {e}") from None
-    settings = {}
-    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
-        settings[name] = read_json(folder / name) if (folder / name).exists() else {}
-    jinja = settings["tokenizer_config.json"].get("chat_template") or ""
-    if (folder / "chat_template.jinja").exists():
-        jinja = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    files = {name: inside(folder, name) for name in ("config.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")}
+    config, its, generation = (read_json(path) if path.exists() else {} for path in list(files.values())[:3])
+    tokenizer = load_tokenizer(folder, rows := number(config, "vocab_size", folder / "config.json", 1, 10 ** 7, 10 ** 7))
+    jinja = read_text(files["chat_template.jinja"]) if files["chat_template.jinja"].exists() else its.get("chat_template") or ""
     if chat_format == "auto":
         known = [name for name, mark in (("chatml", "<|im_start|>"), ("llama3", "<|start_header_id|>"))
                  if tokenizer.token_to_id(mark) is not None]
@@ -75,6 +93,8 @@ def load_chat(folder: str | Path, chat_format: str = "auto", system: str | None 
     template = FORMATS.get(chat_format, chat_format.replace("\\n", "\n"))      # a shell's quotes pass \n as two characters
     if "{prompt}" not in template:
         raise UserError(f"chat format {chat_format!r}: want auto, {', '.join(FORMATS)}, or a template with {{prompt}} in it")
+    if system and "{system}" not in template:
+        raise UserError(f"--system has no place in the chat format {chat_format!r}: put {{system}} into it, or leave --system out")
     if system is None:
         system = default_system(str(jinja))
     if not system:
@@ -82,12 +102,13 @@ def load_chat(folder: str | Path, chat_format: str = "auto", system: str | None 
     template = template.replace("{system}", system)
     if "enable_thinking" in str(jinja) and chat_format in FORMATS:                      # Qwen3: an empty thought, so that it answers at once
         template += "<think>\n\n</think>\n\n"
-    eos = settings["generation_config.json"].get("eos_token_id")
-    eos = settings["config.json"].get("eos_token_id") if eos is None else eos
-    eos = [eos] if isinstance(eos, int) else list(eos or [])
+    eos = config.get("eos_token_id") if generation.get("eos_token_id") is None else generation["eos_token_id"]
+    eos = eos if isinstance(eos, list) else [eos] if eos is not None else []
+    if not all(type(i) is int and 0 <= i < rows for i in eos):
+        raise UserError(f"{folder}: eos_token_id is {eos}: want ids below {rows} (generation_config.json or config.json)")
     turn_end = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}.get(chat_format)
     if turn_end and (i := tokenizer.token_to_id(turn_end)) is not None:      # the one that ends a turn comes first: it is trained on
         eos = [i] + [e for e in eos if e != i]
     if not eos:
         raise UserError(f"{folder}: no eos_token_id in generation_config.json or config.json")
-    return Chat(tokenizer, template, tuple(eos))
+    return Chat(tokenizer, template, tuple(eos), number(config, "max_position_embeddings", folder / "config.json", 1, 10 ** 9, 10 ** 9))

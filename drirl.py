@@ -16,11 +16,11 @@ import math
 import resource
 import sys
 import time
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 import chat as chats
@@ -37,7 +37,8 @@ import settings
 import sft
 import tiny
 import weights
-from model import frozen_copy, load_model, save_model
+from files import append, number, read_json, read_records, read_tensors, write
+from model import frozen_copy, load_model, open_model, save_model
 from transformer import Transformer
 
 
@@ -50,8 +51,10 @@ class Run:
             self.device = torch.device(c.run.device)
         except RuntimeError:
             raise data.UserError(f"--device {c.run.device}: want cpu or cuda") from None
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise data.UserError("--device cuda: this torch sees no GPU")
+        if self.device.type not in ("cpu", "cuda"):
+            raise data.UserError(f"--device {c.run.device}: want cpu or cuda")
+        if self.device.type == "cuda" and (self.device.index or 0) >= torch.cuda.device_count():
+            raise data.UserError(f"--device {c.run.device}: this torch sees {torch.cuda.device_count() or 'no'} GPU")
         parallel.start(self.device.type)
         auto = torch.cuda.is_bf16_supported(including_emulation=False) if self.device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
         self.dtype = torch.bfloat16 if c.run.dtype == "bf16" or c.run.dtype == "auto" and auto else torch.float32
@@ -60,19 +63,30 @@ class Run:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def log(self, **record) -> None:
-        if parallel.rank():
-            return
-        with open(self.folder / "metrics.jsonl", "a") as f:
-            f.write(json.dumps(record) + "\n")
+        if not parallel.rank():
+            append(self.folder / "metrics.jsonl", record)
 
     def read(self, name: str, default):
-        return json.loads((self.folder / name).read_text()) if (self.folder / name).exists() else default
+        return read_json(self.folder / name, type(default)) if (self.folder / name).exists() else default
 
     def write(self, name: str, content) -> None:
-        if parallel.rank():
-            return
-        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        if not parallel.rank():
+            write({self.folder / name: as_json(content)})
+
+    def times(self) -> dict[str, float]:
+        times = self.read("times.json", {})
+        for stage in times:
+            number(times, stage, self.folder / "times.json", 0.0, 1e9)
+        return times
+
+    def begin(self, stage: str) -> None:
+        """The first thing a stage writes, once its input has been read and found good: the settings; its records of an earlier time leave metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        kept = "".join(json.dumps(r) + "\n" for r in read_records(path) if r["stage"] != stage)
+        if stage != "eval":
+            self.write("config.json", dataclasses.asdict(self.c))
+        if path.exists() and not parallel.rank():
+            write({path: kept})
 
     def base(self) -> Path:
         return Path(self.c.run.model) if self.c.run.model else weights.fetch("SmolLM2-135M-Instruct")
@@ -96,32 +110,53 @@ class Run:
     def encoder(self):
         return encoder.load_encoder(self.c.run.encoder or weights.fetch("all-MiniLM-L6-v2"), self.device)
 
-    def rows(self) -> list[dict]:
+    def demonstrations(self, name: str, chat: chats.Chat, categories) -> list[dict]:
+        """The rows of a file of demonstrations: some of every category, none too long for the model."""
+        path = self.folder / "data/balanced.jsonl" if name == "balanced" else self.file(name)
+        rows = loaders.load_demonstrations(path)
+        if lost := [c for c in categories if all(r["category"] != c for r in rows)]:
+            raise data.UserError(f"{path}: no demonstrations of category {', '.join(lost)}; add some")
+        if (n := sum(r["category"] in categories for r in rows)) < self.c.irl.contrast:
+            raise data.UserError(f"{path}: {n} demonstrations of {', '.join(categories)}, --contrast asks for {self.c.irl.contrast} of them beside each sample")
+        chat.check(rows, self.c.run.max_new_tokens, path)
+        return rows
+
+    def rows(self, chat: chats.Chat) -> list[dict]:
         """The balanced demonstrations of the data stage and the harmless ones."""
-        return loaders.load_demonstrations(self.folder / "data/balanced.jsonl") + loaders.load_demonstrations(self.file("benign"))
+        return self.demonstrations("balanced", chat, data.CATEGORIES) + self.demonstrations("benign", chat, [data.HELPFUL])
+
+    def prompts(self, folders: list[Path]) -> tuple[list[dict], list[chats.Chat]]:
+        """The held-out prompts, of known kinds and none too long for the models in these folders, and the models' chats."""
+        rows, found = loaders.load_rows(self.file("prompts"), strict=False), []
+        for row in rows:
+            evaluate.kind_of(row)
+        for folder in folders:
+            open_model(folder)
+            found.append(self.chat(folder))
+            found[-1].check(rows, self.c.run.max_new_tokens, self.file("prompts"))
+        return rows, found
 
     @contextmanager
     def clock(self, stage: str):
-        """Adds the seconds of a stage's work, models loaded, to times.json."""
-        start = time.time()
+        """A stage's work, begun with its input checked and its models loaded; its seconds go to times.json."""
+        times, start = self.times(), time.time()
+        self.begin(stage)
         yield
-        self.write("times.json", {**self.read("times.json", {}), stage: round(time.time() - start, 1)})
+        self.write("times.json", {**times, stage: round(time.time() - start, 1)})
+
+
+def as_json(content) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
 # ------------------------------------------------------------------------------------------------ the stages, in order
 
-def embedded(run: Run, texts: list[str]) -> torch.Tensor:
-    """The texts' embeddings (N, D), kept in data/embeddings.safetensors until texts or encoder change."""
+def embedded(run: Run, texts: list[str]) -> dict[str, torch.Tensor]:
+    """{key: the texts' embeddings (N, D)}; the key stands for texts and encoder: data/embeddings.safetensors keeps them until one changes."""
     path = run.folder / "data/embeddings.safetensors"
     key = hashlib.sha256(json.dumps([run.c.run.encoder, texts]).encode()).hexdigest()
-    if path.exists():
-        with safe_open(path, "pt") as f:
-            if f.metadata().get("key") == key:
-                return f.get_tensor("embeddings")
-    vectors = run.encoder().embed(texts).cpu()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"embeddings": vectors}, path, {"key": key})
-    return vectors
+    known = read_tensors(path) if path.exists() else {}
+    return {key: known[key] if key in known else run.encoder().embed(texts).cpu()}
 
 
 def centres_of(run: Run) -> torch.Tensor:
@@ -134,7 +169,10 @@ def stage_data(run: Run) -> None:
     """Balances the pool's demonstrations over the seven categories; sorts unlabelled prompts into them, and generates what is missing, if asked."""
     c = run.c.run
     rows = [r for r in loaders.load_rows(run.file("pool"), skip_bad=c.skip_bad) if r["category"] != data.HELPFUL]
-    vectors, report = embedded(run, [r["prompt"] for r in rows]), {}
+    if not rows:
+        raise data.UserError(f"{run.file('pool')}: no harmful prompts: every row is of category {data.HELPFUL}")
+    cache, report = embedded(run, [r["prompt"] for r in rows]), {}
+    vectors, = cache.values()
     unlabelled = [i for i, r in enumerate(rows) if r["category"] is None]
     if unlabelled:
         for i, category in zip(unlabelled, data.route(vectors[unlabelled], centres_of(run))):
@@ -152,9 +190,10 @@ def stage_data(run: Run) -> None:
         drafted += range(len(rows) - len(made), len(rows))
     balanced = data.balance([rows[i] for i in drafted], c.per_category, vectors[drafted], c.seed)
     report["after"] = data.balance_report(balanced)
-    run.write("data/report.json", report)
-    fields = ("prompt", "category", "draft", "answer", "generated")
-    (run.folder / "data/balanced.jsonl").write_text("".join(json.dumps({k: r[k] for k in fields if k in r}, ensure_ascii=False) + "\n" for r in balanced), encoding="utf-8")
+    fields, folder = ("prompt", "category", "draft", "answer", "generated"), run.folder / "data"
+    run.begin("data")
+    write({folder / "embeddings.safetensors": lambda path: save_file(cache, path), folder / "report.json": as_json(report),
+           folder / "balanced.jsonl": "".join(json.dumps({k: r[k] for k in fields if k in r}, ensure_ascii=False) + "\n" for r in balanced)})
     evaluate.picture_of_balance(run.folder / "data/balance.png", report["before"]["counts"], report["after"]["counts"])
     print(data.balance_table(report))
 
@@ -180,8 +219,9 @@ def stage_drafts(run: Run) -> None:
 def stage_sft(run: Run) -> None:
     """Supervised warm start."""
     policy, chat = run.load(run.base()), run.chat()
+    rows = run.rows(chat)
     with run.clock("sft"):
-        sft.train(policy, chat, run.rows(), run.c.sft, run.amp, run.c.run.seed, log=run.log)
+        sft.train(policy, chat, rows, run.c.sft, run.amp, run.c.run.seed, log=run.log)
     save_model(policy, run.folder / "sft")
 
 
@@ -190,10 +230,11 @@ def stage_irl(run: Run) -> None:
     c, seed = run.c.irl, run.c.run.seed
     folder = run.stage_folder("sft")
     trunk, chat = run.load(folder, run.dtype), run.chat(folder)
+    rows = run.rows(chat)
     with run.clock("irl"):
         models, policy = reward.RewardModels(trunk, c), trunk
         for n in range(c.rounds):
-            groups = reward.sample_groups(policy, chat, run.rows(), c, run.c.run.max_new_tokens, run.c.run.temperature, seed + n)
+            groups = reward.sample_groups(policy, chat, rows, c, run.c.run.max_new_tokens, run.c.run.temperature, seed + n)
             by_category = sorted(groups, key=lambda g: g["category"])
             held = by_category[::8]                          # kept out of the fit, to see what the rewards are worth
             batches = reward.prepare(models, [g for i, g in enumerate(by_category) if i % 8], c.batch, run.amp)
@@ -201,14 +242,13 @@ def stage_irl(run: Run) -> None:
             if n + 1 < c.rounds:                             # alternating, as Li et al. do: improve a throw-away policy against these rewards
                 improved = run.load(folder)
                 grpo = dataclasses.replace(run.c.grpo, rollouts=c.policy_steps, scaling="none")
-                grpo_s.train(improved, chat, models, encoder.WordEncoder(), run.rows(), grpo, run.amp, run.c.run.temperature,
+                grpo_s.train(improved, chat, models, encoder.WordEncoder(), rows, grpo, run.amp, run.c.run.temperature,
                              run.c.run.max_new_tokens, run.dtype, seed + n)
                 policy = frozen_copy(improved, run.dtype)
         reward.score(models, batches + reward.prepare(models, held, c.batch, run.amp), run.amp)
-    models.save(run.folder / "rewards")
-    run.write("rewards/samples.json", [{**{k: g[k] for k in ("prompt", "category", "response", "reward_demo")},
-                                        "samples": [[round(r, 2), chat.decode(s)] for s, r in zip(g["samples"], g["rewards"])]} for g in groups])
-    run.write("rewards/report.json", report := reward.reward_report(held, chat))
+    drawn = [{**{k: g[k] for k in ("prompt", "category", "response", "reward_demo")}, "samples": [[round(r, 2), chat.decode(s)] for s, r in zip(g["samples"], g["rewards"])]} for g in groups]
+    report = reward.reward_report(held, chat)
+    models.save(run.folder / "rewards", {"samples.json": as_json(drawn), "report.json": as_json(report)})
     for kind, r in report.items():
         print(f"rewards, {kind} prompts kept out of their fit: AUC of {r['wanted']} samples {r['auc']:.2f} (by length alone {r['auc_length']:.2f}; {r['good']} : {r['bad']} samples)")
 
@@ -220,7 +260,9 @@ def stage_grpo(run: Run) -> None:
         raise data.UserError(f"{run.folder / 'rewards'} is older than the warm start it should stand on: run irl again")
     policy, reference, chat = run.load(folder), run.load(folder, run.dtype).requires_grad_(False), run.chat(folder)
     rewards = reward.RewardModels(reference, run.c.irl).load(run.folder / "rewards")
-    phi, rows, history = run.encoder(), run.rows(), run.read("rewards/samples.json", [])
+    phi, rows, history = run.encoder(), run.rows(chat), run.read("rewards/samples.json", [])
+    if not all(isinstance(g, dict) and {"category", "response", "reward_demo", "samples"} <= g.keys() for g in history):
+        raise data.UserError(f"{run.folder / 'rewards/samples.json'}: want category, response, reward_demo and samples of every prompt: of another version, run irl again")
     with run.clock("grpo"):
         grpo_s.train(policy, chat, rewards, phi, rows, run.c.grpo, run.amp, run.c.run.temperature,
                      run.c.run.max_new_tokens, run.dtype, run.c.run.seed, history, run.log)
@@ -229,31 +271,32 @@ def stage_grpo(run: Run) -> None:
 
 def stage_baseline(run: Run) -> None:
     """What SFT alone makes of the same warm start in the wall time that irl and grpo took."""
-    times, folder = run.read("times.json", {}), run.stage_folder("sft")
+    times, folder = run.times(), run.stage_folder("sft")
     if not {"irl", "grpo"} <= times.keys():
         raise data.UserError(f"{run.folder / 'times.json'} has no times of irl and grpo yet: run them first")
     policy, chat = run.load(folder), run.chat(folder)
+    rows = run.rows(chat)
     with run.clock("baseline"):
-        sft.train(policy, chat, run.rows(), run.c.sft, run.amp, run.c.run.seed + 1, seconds=times["irl"] + times["grpo"])
+        sft.train(policy, chat, rows, run.c.sft, run.amp, run.c.run.seed + 1, seconds=max(0.1, times["irl"] + times["grpo"]))
     save_model(policy, run.folder / "baseline")
 
 
 def stage_eval(run: Run, standalone: bool = False) -> None:
     """Every model of the run on the held-out prompts (base, sft, policy, baseline), or one folder on any file of prompts."""
-    rows = loaders.load_rows(run.file("prompts"), strict=False)
     if standalone:
         folders = [(run.base().name, run.base())]
     else:
         folders = [("base", run.base())] + [(label, run.folder / name) for label, name in (("SFT warm start", "sft"), ("DR-IRL from it", "policy"), ("SFT continued", "baseline"))
                                             if (run.folder / name / "config.json").exists()]
-    results = []
-    for label, folder in folders:
-        results.append(evaluate.evaluate(run.load(folder, run.dtype), run.chat(folder), rows, run.c.run.max_new_tokens, label))
+    (rows, found), results = run.prompts([folder for _, folder in folders]), []
+    if not standalone:
+        times, records = run.times(), read_records(run.folder / "metrics.jsonl")
+        run.begin("eval")
+    for (label, folder), chat in zip(folders, found):
+        results.append(evaluate.evaluate(run.load(folder, run.dtype), chat, rows, run.c.run.max_new_tokens, label))
     if standalone:
         print(evaluate.table(results))
         return
-    path, times = run.folder / "metrics.jsonl", run.read("times.json", {})
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     notes = [f"Model {run.base().name}, prompts {run.file('prompts').name}, seed {run.c.run.seed}, {time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads, {str(run.dtype)[6:]}; "
              "training seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in times.items()) + ". Refused = phrase-matched refusal; it measures wording, not safety."]
     print(evaluate.write_report(run.folder, results, records, notes))
@@ -266,25 +309,30 @@ def stage_chat(run: Run) -> None:
     models = {name: (run.load(f, run.dtype), run.chat(f)) for name, f in folders.items()}
     while line := input("you> ").strip():
         for name, (model, chat) in models.items():
+            chat.check([{"prompt": line}], run.c.run.max_new_tokens, "your prompt")
             answer = evaluate.respond(model, chat, [line], run.c.run.max_new_tokens)[0]
             print(f"{name:>8}> " + answer["response"].replace("\n", "\n" + " " * 10) + ("" if answer["ended"] else " ..."))
 
 
 def stage_explore(run: Run) -> None:
     """One group from the inside: --prompt's samples, rewards, similarities, advantages and log-ratios, here and in explore.html."""
-    c, rows, phi, chat = run.c, run.rows(), run.encoder(), run.chat(run.stage_folder("policy"))
-    held_out = loaders.load_rows(run.file("prompts"), strict=False)
-    prompt = c.explore.prompt or held_out[0]["prompt"]
+    c, phi = run.c, run.encoder()
+    held_out, (chat,) = run.prompts([run.stage_folder("policy")])
+    rows, prompt = run.rows(chat), c.explore.prompt or held_out[0]["prompt"]
+    chat.check([{"prompt": prompt}], c.run.max_new_tokens, "--prompt")
     rewards = reward.RewardModels(run.load(run.stage_folder("sft"), run.dtype).requires_grad_(False), c.irl).load(run.folder / "rewards")
     g = explore.group(run.load(run.stage_folder("policy"), run.dtype), rewards, chat, phi, prompt, explore.closest(prompt, rows, held_out, phi),
                       run.read("rewards/samples.json", []), c.grpo, c.explore.samples, c.run.max_new_tokens, c.run.temperature, c.run.seed, run.amp)
     print(explore.text(g))
-    (run.folder / "explore.html").write_text(explore.page(g), encoding="utf-8")
+    write({run.folder / "explore.html": explore.page(g)})
     print(f"\n{run.folder / 'explore.html'} shows the same with every cosine and the tokens coloured")
 
 
 def stage_all(run: Run) -> None:
-    """data, sft, irl, grpo, baseline, eval."""
+    """data, sft, irl, grpo, baseline, eval. What they read is looked at before the first one writes."""
+    _, (chat,) = run.prompts([run.base()])
+    run.demonstrations("benign", chat, [data.HELPFUL])
+    run.encoder()
     for name in ("data", "sft", "irl", "grpo", "baseline", "eval"):
         timed(name, run)
 
@@ -306,12 +354,10 @@ def peak_gb() -> float:
 
 
 def timed(stage: str, run: Run) -> None:
-    """Runs a stage and prints its time. Its records of an earlier time leave metrics.jsonl."""
-    start, path = time.time(), run.folder / "metrics.jsonl"
+    """Runs a stage and prints its time."""
+    start = time.time()
     if parallel.world() > 1 and stage != "grpo":
         raise data.UserError(f"{stage} runs in one process: torchrun is for grpo")
-    if path.exists() and not parallel.rank():
-        path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if json.loads(line)["stage"] != stage))
     STAGES[stage](run)
     if stage != "chat" and not parallel.rank():
         print(f"[{stage}] {time.time() - start:.0f} s, peak memory {peak_gb():.1f} GB", flush=True)
@@ -322,15 +368,15 @@ def main(argv: list[str]) -> int:
         stage, c, given = settings.parse(argv, STAGES)
         run = Run(c)
         standalone = settings.alone(stage, given)
-        if stage not in ("chat", "tiny", "eval", "explore", "drafts", "route"):            # what the run was trained with
-            run.write("config.json", dataclasses.asdict(c))
         stage_eval(run, standalone=True) if standalone else timed(stage, run)
         return 0
     except (EOFError, KeyboardInterrupt):
         print("", file=sys.stderr)
         return 130
-    except data.UserError as e:
-        print(f"drirl: {e}", file=sys.stderr)
+    except (data.UserError, OSError) as e:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print("drirl:", "".join(c if c.isprintable() else " " for c in str(e))[:1000], file=sys.stderr)   # one line, whatever a file put into it
         return 2
 
 

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from chat import load_tokenizer
 from data import UserError, pad
-from model import load_tensors, read_json
+from files import fitting, inside, number, read_json
+from model import load_tensors
 
 
 def split_sentences(text: str) -> list[str]:
@@ -73,40 +75,41 @@ CLIP_NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.
 class Encoder(nn.Module):
     """Texts in, unit vectors out. Build it with load_encoder."""
 
-    def __init__(self, c: dict, tensors: dict[str, Tensor], tokenizer: Tokenizer):
+    def __init__(self, c: dict, tensors: dict[str, Tensor], tokenizer: Tokenizer, where: Path):
         super().__init__()
-        self.clip = c["model_type"].startswith("clip")
-        if not self.clip and c["model_type"] != "bert":
-            raise UserError(f"unsupported text encoder {c['model_type']!r}: want bert, clip or clip_text_model")
-        act = c["hidden_act"]
+        self.clip, act, eps = c["model_type"] != "bert", c.get("hidden_act"), number(c, "layer_norm_eps", where, 0.0, 1.0)
         if act not in ("gelu", "quick_gelu"):
-            raise UserError(f"unsupported activation {act!r} in the text encoder: want gelu or quick_gelu")
-        width, eps, names = c["hidden_size"], c["layer_norm_eps"], CLIP_NAMES if self.clip else BERT_NAMES
-        self.tokenizer, self.limit = tokenizer, c["max_position_embeddings"]
-        self.eos = c.get("eos_token_id", 2)
-        self.layers = nn.ModuleList(Layer(width, c["intermediate_size"], c["num_attention_heads"], eps, act, pre_norm=self.clip)
-                                    for _ in range(c["num_hidden_layers"]))
-        stem = "encoder.layers" if self.clip else "encoder.layer"
+            raise UserError(f"{where}: unsupported activation {act!r} in the text encoder: want gelu or quick_gelu")
+        width, inner, heads, layers, words, self.limit = (number(c, name, where, 1, high) for name, high in (
+            ("hidden_size", 10 ** 6), ("intermediate_size", 10 ** 7), ("num_attention_heads", 10 ** 4), ("num_hidden_layers", 1000), ("vocab_size", 10 ** 7),
+            ("max_position_embeddings", 10 ** 6)))
+        if width % heads:
+            raise UserError(f"{where}: hidden_size {width} must be a multiple of num_attention_heads {heads}")
+        self.tokenizer, self.eos, names = tokenizer, number(c, "eos_token_id", where, 0, 10 ** 7, 2), CLIP_NAMES if self.clip else BERT_NAMES
+        with torch.device("meta"):                           # only shapes, until the tensors are known to fit
+            self.layers = nn.ModuleList(Layer(width, inner, heads, eps, act, pre_norm=self.clip) for _ in range(layers))
+            self.norm, (self.words, self.positions, self.segment) = nn.LayerNorm(width, eps), (nn.Parameter(torch.empty(n, width)) for n in (words, self.limit, 1))
+        stem, norm = ("encoder.layers", "final_layer_norm") if self.clip else ("encoder.layer", "embeddings.LayerNorm")
         state = {f"layers.{i}.{ours}.{part}": tensors[f"{stem}.{i}.{theirs}.{part}"]
                  for i in range(len(self.layers)) for ours, theirs in names.items() for part in ("weight", "bias")}
-        self.load_state_dict(state)
-        self.words = nn.Parameter(tensors["embeddings.token_embedding.weight" if self.clip else "embeddings.word_embeddings.weight"])
-        positions = tensors["embeddings.position_embedding.weight" if self.clip else "embeddings.position_embeddings.weight"]
-        if not self.clip:                                    # every text is of BERT's first segment: add that row once
-            positions = positions + tensors["embeddings.token_type_embeddings.weight"][0]
-        self.positions = nn.Parameter(positions)
-        name = "final_layer_norm" if self.clip else "embeddings.LayerNorm"
-        self.norm = nn.LayerNorm(width, eps)
-        self.norm.load_state_dict({part: tensors[f"{name}.{part}"] for part in ("weight", "bias")})
-        self.projection = nn.Parameter(tensors["text_projection.weight"]) if "text_projection.weight" in tensors else None
-        self.requires_grad_(False).eval()
+        state |= {f"norm.{part}": tensors[f"{norm}.{part}"] for part in ("weight", "bias")}
+        state["words"] = tensors["embeddings.token_embedding.weight" if self.clip else "embeddings.word_embeddings.weight"]
+        state["positions"] = tensors["embeddings.position_embedding.weight" if self.clip else "embeddings.position_embeddings.weight"]
+        # every text is of BERT's first segment
+        state["segment"] = torch.zeros(1, width) if self.clip else torch.atleast_2d(tensors["embeddings.token_type_embeddings.weight"])[:1]
+        self.projection = None
+        if "text_projection.weight" in tensors:
+            state["projection"] = tensors["text_projection.weight"]
+            self.projection = nn.Parameter(torch.empty(state["projection"].shape[:1] + (width,), device="meta"))
+        self.load_state_dict(fitting(self.state_dict(), state, where), assign=True)
+        self.float().requires_grad_(False).eval()
 
     def pool(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids (B, T) padded on the right -> embeddings (B, D), not yet of unit length."""
         T = ids.shape[1]
         at = torch.arange(T, device=ids.device)
         real = at < lengths[:, None]                                             # (B, T)
-        x = self.words[ids] + self.positions[:T]
+        x = self.words[ids] + (self.positions[:T] + self.segment)
         if self.clip:
             mask = (at <= at[:, None])[None, None]                               # causal; pads lie to the right
             for layer in self.layers:
@@ -156,21 +159,22 @@ def load_encoder(folder: str | Path, device="cpu"):
     if str(folder) == "words":
         return WordEncoder()
     folder = Path(folder)
-    if not (folder / "config.json").exists() or not (folder / "tokenizer.json").exists():
+    where = inside(folder, "config.json")
+    if not where.exists() or not (folder / "tokenizer.json").exists():
         raise UserError(f"{folder} is no text-encoder folder: it needs config.json and tokenizer.json")
-    c = read_json(folder / "config.json")
+    c = read_json(where)
     kind = c.get("model_type")
+    if kind not in ("bert", "clip", "clip_text_model"):
+        raise UserError(f"{where}: unsupported text encoder {kind!r}: want bert, clip or clip_text_model")
     if kind == "clip":                                       # the text half of a whole CLIP
+        text = c.get("text_config") or {}
+        if not isinstance(text, dict):
+            raise UserError(f"{where}: text_config: want an object")
         c = {"num_hidden_layers": 12, "num_attention_heads": 8, "hidden_size": 512, "intermediate_size": 2048, "hidden_act": "quick_gelu",
-             "layer_norm_eps": 1e-5, "max_position_embeddings": 77, **c.get("text_config", {}), "model_type": "clip"}
+             "layer_norm_eps": 1e-5, "max_position_embeddings": 77, "vocab_size": 49408, **text, "model_type": "clip"}
+    tokenizer = load_tokenizer(folder, number(c, "vocab_size", where, 1, 10 ** 7))
+    tensors = {k.removeprefix("bert.").removeprefix("text_model."): v for k, v in load_tensors(folder).items() if not k.startswith("vision_model.")}
     try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as e:
-        raise UserError(f"cannot read {folder / 'tokenizer.json'}: {e}") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    tensors = {k.removeprefix("bert.").removeprefix("text_model."): v.float() for k, v in load_tensors(folder).items() if not k.startswith("vision_model.")}
-    try:
-        return Encoder(c, tensors, tokenizer).to(device)
+        return Encoder(c, tensors, tokenizer, where).to(device)
     except KeyError as e:
         raise UserError(f"{folder}: the text encoder lacks {e.args[0]!r}") from None

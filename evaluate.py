@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from chat import Chat
 from data import CATEGORIES, HELPFUL, SEPARATOR, UserError
+from files import read_json, write
 from judge import gibberish, judge
 from model import generate
 from transformer import Transformer
@@ -56,9 +57,9 @@ def kind_of(row: dict) -> str:
 
 def evaluate(model: Transformer, chat: Chat, rows: list[dict], max_new_tokens: int, name: str = "model") -> dict:
     """Answers every prompt greedily and judges it. Returns {"name", "seconds", "answers": [...], "rates": {...}}."""
-    start = time.time()
-    answers = [{"prompt": r["prompt"], "kind": kind_of(r), "category": r.get("category"), **a, "verdict": judge(a["response"]), "gibberish": gibberish(a["response"])}
-               for r, a in zip(rows, respond(model, chat, [r["prompt"] for r in rows], max_new_tokens, f"eval {name}"))]
+    start, kinds = time.time(), [kind_of(r) for r in rows]
+    answers = [{"prompt": r["prompt"], "kind": kind, "category": r.get("category"), **a, "verdict": judge(a["response"]), "gibberish": gibberish(a["response"])}
+               for r, kind, a in zip(rows, kinds, respond(model, chat, [r["prompt"] for r in rows], max_new_tokens, f"eval {name}"))]
     return {"name": name, "seconds": round(time.time() - start, 1), "rates": rates(answers), "answers": answers}
 
 
@@ -125,6 +126,10 @@ def samples_side_by_side(results: list[dict], per_kind: int = 4) -> str:
     return "\n".join(lines)
 
 
+def save(fig, path: Path, **how) -> None:
+    write({path: lambda aside: fig.savefig(aside, format="png", dpi=120, **how)})
+
+
 def pictures(folder: Path, results: list[dict], records: list[dict]) -> list[str]:
     """refusals.png (per category, every model) and curves.png (learning curves). Without matplotlib: none, and a line that says so."""
     try:
@@ -147,7 +152,7 @@ def pictures(folder: Path, results: list[dict], records: list[dict]) -> list[str
     ax.axvspan(len(CATEGORIES) - 0.5, len(groups) - 0.5, color="0.92", zorder=0)
     ax.set(ylabel="refused, % (phrase-matched)", title="Held-out prompts: harmful by category; shaded: harmless", ylim=(0, 105))
     ax.legend(ncols=len(results), loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
-    fig.savefig(folder / "refusals.png", dpi=120, bbox_inches="tight")
+    save(fig, folder / "refusals.png", bbox_inches="tight")
     plt.close(fig)
 
     wanted = [("sft", "loss", "SFT: loss"), ("irl", "gap_demo_minus_sample", "IRL: reward gap, demonstration − sample"),
@@ -170,7 +175,7 @@ def pictures(folder: Path, results: list[dict], records: list[dict]) -> list[str
         ax.set(title=title, xlabel="step")
         ax.title.set_fontsize(9)
     fig.tight_layout()
-    fig.savefig(folder / "curves.png", dpi=120)
+    save(fig, folder / "curves.png")
     plt.close(fig)
     return ["refusals.png", "curves.png"]
 
@@ -189,7 +194,7 @@ def picture_of_balance(path: Path, before: dict[str, int], after: dict[str, int]
     ax.set_xticks(range(len(before)), [name.replace("_", " ") for name in before], fontsize=8)
     ax.set(ylabel="demonstrations")
     ax.legend(frameon=False)
-    fig.savefig(path, dpi=120, bbox_inches="tight")
+    save(fig, path, bbox_inches="tight")
     plt.close(fig)
 
 
@@ -198,10 +203,13 @@ def write_report(folder: Path, results: list[dict], records: list[dict], notes: 
     text = table(results)
     images = "\n\n".join(f"![{name}]({name})" for name in pictures(folder, results, records))
     lines = ["# DR-IRL: before and after", "", *notes, "", text, "", images, "", "## Samples, chosen by position", samples_side_by_side(results), ""]
-    (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
-    (folder / "results.json").write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write({folder / "report.md": "\n".join(lines), folder / "results.json": json.dumps(results, ensure_ascii=False, indent=1) + "\n"})
     return text
 
 
 if __name__ == "__main__":
-    print(means([json.loads((Path(folder) / "results.json").read_text(encoding="utf-8")) for folder in sys.argv[1:]]))
+    try:
+        print(means([read_json(Path(folder) / "results.json", list) for folder in sys.argv[1:]]))
+    except UserError as e:
+        print(f"evaluate: {e}", file=sys.stderr)
+        sys.exit(2)

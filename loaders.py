@@ -16,14 +16,15 @@ The format is found from the content, never from the file's name. A row keeps it
 """
 import csv
 import io
-import json
 import re
 from pathlib import Path
 
 from data import CATEGORIES, HELPFUL, UserError, format_draft, parse_draft
+from files import MAX_TEXT, parse_json, read_text
 
 PROMPTS = ("prompt", "forbidden_prompt", "goal", "behavior", "question", "instruction", "query", "text")
 RESPONSES = ("response", "completion", "output")
+MAX_LINE = 10 ** 6      # characters of a JSON line; of a field of CSV: 2^17
 LABELS = {"safe": True, "benign": True, "harmless": True, "unsafe": False, "harmful": False}
 
 # Other people's category names, in lower case with _ for anything that is no letter.
@@ -45,14 +46,7 @@ class Bad(ValueError):
 
 def records_of(path: Path) -> list[tuple[str, dict | Bad]]:
     """(where, record) of every row; a line that is no JSON is a Bad."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not UTF-8 at byte {e.start}") from None
-    if "\0" in text:
-        raise UserError(f"{path}: a NUL byte at character {text.index(chr(0))}: not a text file")
+    text = read_text(path, MAX_TEXT)
     if text.lstrip()[:1] not in ("{", "["):
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
@@ -63,7 +57,7 @@ def records_of(path: Path) -> list[tuple[str, dict | Bad]]:
     lines = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     first = parse(lines[0][1])
     if len(lines) > 1 and (isinstance(first, dict) or not lines[0][1].rstrip().endswith(("{", "[", ","))):      # JSON lines
-        return [(where, parse(line)) for where, line in lines]
+        return [(where, parse(line, MAX_LINE)) for where, line in lines]
     whole = parse(text)
     if isinstance(whole, Bad):
         raise UserError(f"{path}: {whole}")
@@ -72,13 +66,11 @@ def records_of(path: Path) -> list[tuple[str, dict | Bad]]:
     return [(f"{path}, item {n}", row) for n, row in enumerate(whole if isinstance(whole, list) else [whole], 1)]
 
 
-def parse(text: str):
+def parse(text: str, limit: int = MAX_TEXT):
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as e:
+        return parse_json(text) if len(text) <= limit else Bad(f"a line of {len(text)} characters: want at most {limit}")
+    except ValueError as e:
         return Bad(f"not JSON: {e}")
-    except RecursionError:
-        return Bad("not JSON: nested too deep")
 
 
 def words(record: dict, names: tuple[str, ...]) -> str | None:

@@ -7,19 +7,19 @@ import functools
 import json
 import math
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import kernels
 import parallel
 from data import UserError, completion_mask, pad
+from files import fitting, inside, read_json, read_tensors, write
 from transformer import Config, Transformer, attention
 
 
@@ -260,66 +260,61 @@ def generate(model: Transformer, prompts: list[list[int]], samples: int = 1, max
 
 # ------------------------------------------------------------------------------------------------ folders
 
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise UserError(f"cannot read {path}: {e.strerror if isinstance(e, OSError) else e}") from None
-
-
 def load_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder: model.safetensors, or the shards that model.safetensors.index.json names."""
-    index = folder / "model.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    index, names = inside(folder, "model.safetensors.index.json"), ["model.safetensors"]
+    if index.exists():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+            raise UserError(f"{index}: weight_map: want an object that names a file for every tensor")
+        names = sorted(set(shards.values()))
     tensors = {}
     for name in names:
-        if not (folder / name).exists():
+        if not inside(folder, name).exists():
             raise UserError(f"no weights: {folder / name} does not exist (only safetensors are read)")
-        try:
-            tensors.update(load_file(folder / name))
-        except Exception as e:
-            raise UserError(f"cannot read {folder / name}: {e}") from None
+        tensors.update(read_tensors(folder / name))
     return tensors
 
 
-def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, device="cpu") -> Transformer:
-    """Loads a Hugging Face folder (config.json and safetensors). Raises UserError if something is missing or unsupported."""
+def open_model(folder: str | Path) -> tuple[Transformer, dict[str, Tensor]]:
+    """A Hugging Face folder's network, without its numbers (on the meta device), and the tensors, which fit it. Raises UserError for whatever is missing, wrong or unsupported."""
     folder = Path(folder)
-    if not (folder / "config.json").exists():
+    if not inside(folder, "config.json").exists():
         raise UserError(f"{folder} is no model folder: it has no config.json")
     with torch.device("meta"):                               # no random initial weights
-        model = Transformer(Config.from_dict(read_json(folder / "config.json"))).to(dtype)
+        model = Transformer(Config.from_dict(read_json(folder / "config.json"), folder / "config.json"))
+    model.source = folder
     tensors = {k.removeprefix("model."): v for k, v in load_tensors(folder).items() if not k.endswith("rotary_emb.inv_freq")}
     if model.c.tied:
         tensors.pop("lm_head.weight", None)
-    want, got = {k: tuple(v.shape) for k, v in model.named(model.state_dict()).items()}, {k: tuple(v.shape) for k, v in tensors.items()}
-    wrong = sorted(k for k in want.keys() | got.keys() if want.get(k) != got.get(k))
-    if wrong:
-        k = wrong[0]
-        raise UserError(f"{folder}: tensor {k} has shape {got.get(k)}, config.json asks for {want.get(k)} ({len(wrong)} such tensors)")
-    for name, x in model.to_empty(device=device).named(model.state_dict()).items():
+    return model, fitting(model.named(model.state_dict()), tensors, folder)
+
+
+def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, device="cpu") -> Transformer:
+    model, tensors = open_model(folder)
+    for name, x in model.to(dtype).to_empty(device=device).named(model.state_dict()).items():
         x.copy_(tensors[name])
-    model.source = folder
     return model
 
 
 def save_model(model: Transformer, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes a folder that transformers, vLLM and load_model read; tokenizer files are copied from the folder it came from."""
-    folder = Path(folder)
+    """Writes a folder that transformers, vLLM and load_model read; tokenizer files are copied from the folder it came from.
+
+    One set (files.write): weights and tokenizer first, config.json, without which nobody reads the folder, last.
+    """
+    folder, source = Path(folder), model.source
     state = model.named({k: parallel.whole(v) for k, v in model.state_dict().items()})
     state = {(k if k.startswith("lm_head") else "model." + k): v.to("cpu", dtype or v.dtype, copy=True) for k, v in state.items()}
     if parallel.rank():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").unlink(missing_ok=True)            # one file now; old shards must not be read again
     raw = dict(model.c.raw)
     raw["dtype" if "dtype" in raw else "torch_dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(raw, indent=1) + "\n")
-    if model.source and model.source.resolve() != folder.resolve():
+    files = {folder / "model.safetensors": lambda path: save_file(state, path, metadata={"format": "pt"}),
+             folder / "model.safetensors.index.json": None}  # one file now; old shards must not be read again
+    if source and source.resolve() != folder.resolve():
         for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja"):
-            if (model.source / name).exists():
-                shutil.copyfile(model.source / name, folder / name)
+            files[folder / name] = inside(source, name).read_bytes() if (source / name).exists() else None
+    write({**files, folder / "config.json": json.dumps(raw, indent=1) + "\n"})
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ up with the demonstration's reward, down with what the model would say instead. 
    send their gap to infinity.
 """
 import copy
+import functools
 import math
 import random
 from dataclasses import dataclass
@@ -32,12 +33,13 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from chat import Chat
 from data import CATEGORIES, HELPFUL, UserError
+from files import fitting, read_tensors, write
 from judge import judge
 from model import Batch, generate, run_blocks
 from transformer import Transformer
@@ -125,8 +127,6 @@ class RewardModels(nn.Module):
 
     def __init__(self, trunk: Transformer, c: IRLConfig):
         super().__init__()
-        if c.reward_models not in (1, len(CATEGORIES) + 1):
-            raise UserError(f"--reward-models {c.reward_models}: want {len(CATEGORIES) + 1} (one per category and a helpful one) or 1")
         self.names = [*CATEGORIES, HELPFUL] if c.reward_models > 1 else ["all"]
         blocks = c.reward_blocks or trunk.c.layers
         self.below, self.integration = trunk.c.layers - min(blocks, trunk.c.layers), c.integration
@@ -154,16 +154,18 @@ class RewardModels(nn.Module):
             out[rows] = self.shadows[category](x[tokens], self.trunk[0].rope(part.positions), part)
         return out
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, shadow in self.shadows.items():
-            save_file({k: v.contiguous() for k, v in shadow.state_dict().items()}, folder / f"{name}.safetensors")
+    def save(self, folder: Path, beside: dict[str, str] | None = None) -> None:
+        """One set (files.write): the models, and files of text that belong to them."""
+        states = {name: {k: v.contiguous() for k, v in shadow.state_dict().items()} for name, shadow in self.shadows.items()}
+        texts = {folder / name: text for name, text in (beside or {}).items()}
+        write({**texts, **{folder / f"{name}.safetensors": functools.partial(save_file, state) for name, state in states.items()}})
 
     def load(self, folder: Path) -> "RewardModels":
         for name, shadow in self.shadows.items():
-            if not (folder / f"{name}.safetensors").exists():
-                raise UserError(f"no reward model {folder / name}.safetensors; run the irl stage first, with the same --reward-models")
-            shadow.load_state_dict(load_file(folder / f"{name}.safetensors"))
+            path = folder / f"{name}.safetensors"
+            if not path.exists():
+                raise UserError(f"no reward model {path}; run the irl stage first, with the same --reward-models")
+            shadow.load_state_dict(fitting(shadow.state_dict(), read_tensors(path), f"{path}, of another --model or --reward-blocks (run irl again)"))
         return self.requires_grad_(False)
 
 

@@ -2,14 +2,14 @@
 import argparse
 import functools
 import inspect
-import json
-import math
 import re
+from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 
-from data import UserError
+from data import CATEGORIES, UserError
 from explore import ExploreConfig
+from files import read_json
 from grpo_s import SCALINGS, GRPOConfig
 from reward import ESTIMATORS, INTEGRATIONS, IRLConfig
 from sft import SFTConfig
@@ -17,7 +17,9 @@ from sft import SFTConfig
 CORPUS = Path(__file__).parent / "corpus"
 SHIPPED = {"pool": CORPUS / "pool.jsonl", "benign": CORPUS / "benign.jsonl", "prompts": CORPUS / "test.jsonl"}
 MAY_BE_ZERO = {"blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks", "l2", "beta_kl", "std_eps", "helpful_share", "drop", "decay"}
-AT_MOST = {"helpful_share": 1.0, "keep": 1.0, "decay": 1.0, "drop": 0.99}
+AT_LEAST = {"temperature": 0.01, "per_category": 2, "irl.prompts": 2, "helpful_prompts": 2}      # of two prompts one is kept out of a reward model's fit
+AT_MOST = {"helpful_share": 1.0, "keep": 1.0, "decay": 1.0, "drop": 0.99, "seed": 2 ** 31}        # others: a million
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,28 @@ class Config:
     explore: ExploreConfig = field(default_factory=ExploreConfig)
 
 
-def check(c: Config) -> None:
-    """Raises UserError for a value that would only fail minutes later."""
-    for flag, value, known in (("dtype", c.run.dtype, ("auto", "fp32", "bf16")), ("estimator", c.irl.estimator, ESTIMATORS),
-                               ("integration", c.irl.integration, INTEGRATIONS), ("scaling", c.grpo.scaling, SCALINGS)):
-        if value not in known:
-            raise UserError(f"--{flag} {value}: want one of {', '.join(known)}")
+def check(c: Config, told: Callable[[str, str], str] = lambda key, flag: flag) -> None:
+    """Raises UserError for a value that would only fail minutes later. told: what to call a setting, by its key in config.json and its flag."""
+    known = {"run.dtype": ("auto", "fp32", "bf16"), "irl.estimator": ESTIMATORS, "irl.integration": INTEGRATIONS, "irl.reward_models": (len(CATEGORIES) + 1, 1), "grpo.scaling": SCALINGS}
     for section, f, flag, _ in settings():
-        value = getattr(getattr(c, section), f.name)
-        if f.type in (int, float) and not (0 < value or value == 0 and f.name in MAY_BE_ZERO):
-            raise UserError(f"{flag} {value}: too small")
-        if f.type in (int, float) and not value <= AT_MOST.get(f.name, math.inf):
-            raise UserError(f"{flag} {value}: too large")
-    if c.irl.rounds > 1 and c.irl.estimator == "importance":
-        raise UserError("--rounds over 1 draws from improved policies: choose --estimator linear or logistic")
+        key, value = f"{section}.{f.name}", getattr(getattr(c, section), f.name)
+        what = f"{told(key, flag)} {value}"
+        if type(value) not in ((int, float) if f.type is float else (f.type,)) or f.type is str and re.search("[\0\ud800-\udfff]", value):
+            raise UserError(f"{told(key, flag)} {value!r}: want {KINDS[f.type]}")
+        if value not in known.get(key, (value,)):
+            raise UserError(f"{what}: want one of {', '.join(map(str, known[key]))}")
+        if f.type in (int, float):
+            low, high = AT_LEAST.get(key, AT_LEAST.get(f.name, 0)), AT_MOST.get(f.name, 10 ** 6)
+            if not (low <= value and (value > 0 or f.name in MAY_BE_ZERO)):
+                raise UserError(f"{what}: too small, want {f'at least {low}' if low or f.name in MAY_BE_ZERO else 'more than 0'}")
+            if value > high:
+                raise UserError(f"{what}: too large, want at most {high}")
+    for clash, message in ((c.irl.rounds > 1 and c.irl.estimator == "importance", "--rounds over 1 draws from improved policies: choose --estimator linear or logistic"),
+                           (c.irl.joint_epochs + c.irl.epochs == 0, "--joint-epochs 0 and --epochs 0 leave the rewards unfitted: raise one"),
+                           (c.grpo.per_sample and c.grpo.scaling in ("none", "model"), f"--per-sample true changes nothing with --scaling {c.grpo.scaling}: drop one of them"),
+                           (c.grpo.samples == 1 and not c.grpo.imitate, "--grpo-samples 1 with --imitate false leaves nothing to compare a sample with: change one")):
+        if clash:
+            raise UserError(message)
 
 
 @functools.cache
@@ -87,9 +97,15 @@ def yes_or_no(text: str) -> bool:
     return text.lower() == "true"
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} (all flags: python drirl.py --help)")
+
+
 def build_parser(stages: dict) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="drirl.py", description="DR-IRL from the command line.", allow_abbrev=False)
+    parser = Parser(prog="drirl.py", description="DR-IRL from the command line.", allow_abbrev=False)
     parser.add_argument("stage", choices=stages, help="; ".join(f"{name}: {f.__doc__.split('.')[0]}" for name, f in stages.items()))
+    parser.add_argument("--debug", action="store_true", help="a mistake shows its traceback as well as its one line")
     for section in fields(Config):
         group = parser.add_argument_group(section.type.__doc__)
         for name, f, flag, text in settings():
@@ -104,19 +120,23 @@ def alone(stage: str, given: dict) -> bool:
 
 
 def parse(argv: list[str], stages: dict) -> tuple[str, Config, dict]:
-    """Flags over the run folder's config.json over the defaults; `all` starts anew, without the config.json. An unknown key in it is an error."""
+    """Flags over the run folder's config.json over the defaults; `all` starts anew, but not in a folder whose config.json is no run's. An unknown key in it is an error."""
     given = {k: v for k, v in vars(build_parser(stages).parse_args(argv)).items() if v is not None}
     stage, values = given.pop("stage"), {s.name: {} for s in fields(Config)}
+    del given["debug"]
     path = Path(given.get("run.run", RunConfig.run)) / "config.json"
-    saved = json.loads(path.read_text()) if path.exists() and stage != "all" and not alone(stage, given) else {}
+    saved = read_json(path) if path.exists() and not alone(stage, given) else {}
     for section, content in saved.items():
-        for key, value in content.items():
-            if section not in values or key not in {f.name for f in fields(dict((s.name, s.type) for s in fields(Config))[section])}:
-                raise UserError(f"{path}: unknown setting {section}.{key}")
-            values[section][key] = value
+        if section not in values or not isinstance(content, dict):
+            raise UserError(f"{path}: unknown section {section!r}: not the settings of a run, or of another version; choose another --run")
+        unknown = sorted(content.keys() - {f.name for s, f, *_ in settings() if s == section})
+        if unknown and stage != "all":
+            raise UserError(f"{path}: unknown setting {section}.{unknown[0]}: of another version; remove it there, or start anew with the stage all")
+        values[section] = content if stage != "all" else {}
     for key, value in given.items():
         section, name = key.split(".")
         values[section][name] = value
+    values["run"]["run"] = str(path.parent)                  # also where a run was moved or copied
     c = Config(**{s.name: s.type(**values[s.name]) for s in fields(Config)})
-    check(c)
+    check(c, lambda key, flag: flag if key in given or stage == "all" else f"{path}: {key} (or {flag})")
     return stage, c, given

@@ -4,6 +4,7 @@ It learns to answer every harmless training prompt, and nothing else: like a bas
 the pipeline works, not that the model knows anything.
 """
 import json
+import tempfile
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import sft
 from chat import load_chat
 from data import HELPFUL
+from files import write
 from model import save_model
 from transformer import Config, Transformer
 
@@ -21,18 +23,14 @@ STEPS = 350
 
 def make(folder: Path, demonstrations: list[dict], benign: list[dict], seed: int = 0) -> None:
     """Writes a Hugging Face folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=2048, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator([r[k] for r in demonstrations + benign for k in ("prompt", "response")], trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 128,
               "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
               "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 2, "torch_dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}) + "\n")
     torch.manual_seed(seed)
     model = Transformer(Config.from_dict(config))
     for p in model.parameters():
@@ -41,5 +39,8 @@ def make(folder: Path, demonstrations: list[dict], benign: list[dict], seed: int
     print(f"tiny: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
     rows = [r for r in benign if r["category"] == HELPFUL]
     c = sft.SFTConfig(steps=STEPS, lr=5e-3, batch=8, helpful_share=1.0, blocks=0)
-    sft.train(model, load_chat(folder, system=""), rows, c, amp=lambda: torch.autocast("cpu", enabled=False), seed=seed)
-    save_model(model, folder)
+    with tempfile.TemporaryDirectory() as aside:             # the folder itself appears only with the trained model
+        write({Path(aside) / "tokenizer.json": tokenizer.to_str(), Path(aside) / "generation_config.json": json.dumps({"eos_token_id": 2}) + "\n"})
+        sft.train(model, load_chat(aside, system=""), rows, c, amp=lambda: torch.autocast("cpu", enabled=False), seed=seed)
+        model.source = Path(aside)
+        save_model(model, folder)

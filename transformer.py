@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data import UserError
+from files import number
 
 
 # ------------------------------------------------------------------------------------------------ configuration
@@ -41,38 +42,45 @@ class Config:
     out_bias: bool               # bias on attention's output projection
     mlp_bias: bool
     qk_norm: bool                # Qwen3: RMSNorm on each head's q and k
+    context: int                 # most tokens of a sequence
     raw: dict = field(repr=False, hash=False, compare=False, default_factory=dict)
 
     @staticmethod
-    def from_dict(raw: dict) -> "Config":
-        """Reads a Hugging Face config; raises UserError for what this file does not implement."""
+    def from_dict(raw: dict, where: str | Path = "config.json") -> "Config":
+        """Reads a Hugging Face config; raises UserError for what this file does not implement and for numbers that make no network."""
+        def whole(name, high, default=None):
+            return number(raw, name, where, 1, high, default)
+
+        def flag(name):
+            value = raw.get(name) or False
+            if not isinstance(value, bool):
+                raise UserError(f"{where}: {name} is {value!r}: want true or false")
+            return value
         kind = raw.get("model_type")
         if kind not in ("llama", "qwen2", "qwen3"):
-            raise UserError(f"unsupported architecture {kind!r}: model_type must be llama, qwen2 or qwen3")
+            raise UserError(f"{where}: unsupported architecture {kind!r}: model_type must be llama, qwen2 or qwen3")
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}  # transformers 5 / 4 spell it so
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        lost = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"} - rope.keys() if rope_type == "llama3" else ()
-        if lost:
-            raise UserError(f"config.json: llama3 rope scaling lacks {', '.join(sorted(lost))}")
+        rope_type = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else repr(rope)
         if rope_type not in ("default", "llama3"):
-            raise UserError(f"unsupported rope scaling {rope_type!r}: plain and llama3 are implemented")
+            raise UserError(f"{where}: unsupported rope scaling {rope_type!r}: plain and llama3 are implemented")
+        scaling = {name: number(rope, name, f"{where}: llama3 rope scaling", 1e-3, 1e9) for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+                   } if rope_type == "llama3" else None
+        if scaling and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+            raise UserError(f"{where}: llama3 rope scaling: low_freq_factor must be below high_freq_factor")
         if raw.get("use_sliding_window"):
-            raise UserError("unsupported: use_sliding_window")
+            raise UserError(f"{where}: unsupported: use_sliding_window")
         if raw.get("hidden_act", "silu") != "silu":
-            raise UserError(f"unsupported hidden_act {raw['hidden_act']!r}: only silu")
-        try:
-            heads, width = raw["num_attention_heads"], raw["hidden_size"]
-            bias = bool(raw.get("attention_bias", False))
-            return Config(
-                model_type=kind, vocab_size=raw["vocab_size"], hidden_size=width, intermediate_size=raw["intermediate_size"],
-                layers=raw["num_hidden_layers"], heads=heads, kv_heads=raw.get("num_key_value_heads") or heads,
-                head_dim=raw.get("head_dim") or width // heads, eps=raw.get("rms_norm_eps", 1e-6),
-                rope_theta=raw.get("rope_theta") or rope.get("rope_theta", 10000.0),
-                rope_scaling=rope if rope_type == "llama3" else None, tied=bool(raw.get("tie_word_embeddings", False)),
-                qkv_bias=True if kind == "qwen2" else bias, out_bias=False if kind == "qwen2" else bias,
-                mlp_bias=kind == "llama" and bool(raw.get("mlp_bias", False)), qk_norm=kind == "qwen3", raw=raw)
-        except KeyError as e:
-            raise UserError(f"config.json lacks {e.args[0]!r}") from None
+            raise UserError(f"{where}: unsupported hidden_act {raw['hidden_act']!r}: only silu")
+        heads, width, bias = whole("num_attention_heads", 10 ** 4), whole("hidden_size", 10 ** 6), flag("attention_bias")
+        kv_heads, head_dim = whole("num_key_value_heads", heads, heads), whole("head_dim", 10 ** 4, width // heads)
+        if heads % kv_heads or head_dim % 2:
+            raise UserError(f"{where}: {heads} num_attention_heads must be a multiple of {kv_heads} num_key_value_heads, and head_dim, {head_dim}, even")
+        return Config(
+            model_type=kind, vocab_size=whole("vocab_size", 10 ** 7), hidden_size=width, intermediate_size=whole("intermediate_size", 10 ** 7),
+            layers=whole("num_hidden_layers", 1000), heads=heads, kv_heads=kv_heads, head_dim=head_dim, eps=number(raw, "rms_norm_eps", where, 0.0, 1.0, 1e-6),
+            rope_theta=number(rope if raw.get("rope_theta") is None else raw, "rope_theta", where, 1.0, 1e12, 10000.0),
+            rope_scaling=scaling, tied=flag("tie_word_embeddings"), qkv_bias=True if kind == "qwen2" else bias, out_bias=False if kind == "qwen2" else bias,
+            mlp_bias=kind == "llama" and flag("mlp_bias"), qk_norm=kind == "qwen3", context=whole("max_position_embeddings", 10 ** 9, 10 ** 9), raw=raw)
 
 
 def rope_frequencies(c: Config) -> Tensor:

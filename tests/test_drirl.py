@@ -107,7 +107,7 @@ def test_settings_come_from_flags_then_the_run_folder(tmp_path):
     assert (c.sft.lr, c.sft.steps, c.run.seed, c.grpo.per_sample, c.irl.reward_blocks) == (0.25, 3, 4, True, 0)
     _, c, _ = parse(["all", "--run", str(tmp_path), "--seed", "2"])                  # a whole run starts anew
     assert (c.sft, c.run.seed) == (settings.SFTConfig(), 2)
-    with pytest.raises(SystemExit):
+    with pytest.raises(drirl.data.UserError, match="--per-sample: want true or false, got 'yes'"):
         parse(["sft", "--per-sample", "yes"])
     (tmp_path / "config.json").write_text(json.dumps({"sft": {"lrr": 0.5}}))
     with pytest.raises(drirl.data.UserError, match="unknown setting sft.lrr"):
@@ -152,12 +152,12 @@ def test_train_sh_tiny(tmp_path):
     assert (run / "policy/tokenizer.json").exists() and len(list((run / "rewards").glob("*.safetensors"))) == 8
 
 
-def test_a_stage_clears_its_own_records_only(tmp_path, monkeypatch):
+def test_a_stage_clears_its_own_records_only(tmp_path):
     run = drirl.Run(settings.Config(run=settings.RunConfig(run=str(tmp_path))))
     for stage in ("sft", "grpo", "sft"):
         run.log(stage=stage, step=1)
-    monkeypatch.setitem(drirl.STAGES, "sft", lambda run: run.log(stage="sft", step=2))
-    drirl.timed("sft", run)
+    with run.clock("sft"):
+        run.log(stage="sft", step=2)
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [{"stage": "grpo", "step": 1}, {"stage": "sft", "step": 2}]
 
 

@@ -199,8 +199,6 @@ def test_one_model_for_all(trunk):
     models = random_models(trunk, reward_models=1)
     assert list(models.shadows) == ["all"] and models.name("crime") == "all"
     torch.testing.assert_close(score(models, PROMPTS, COMPLETIONS, MIXED), score(models, PROMPTS, COMPLETIONS, ["insult"] * 4))
-    with pytest.raises(UserError, match="--reward-models 3"):
-        RewardModels(trunk, IRLConfig(reward_models=3))
 
 
 def test_rewards_start_at_zero(trunk):
