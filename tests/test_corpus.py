@@ -1,4 +1,5 @@
 """What corpus/README.md promises, checked row by row. Similarities are those of the default text encoder."""
+import json
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -135,3 +136,11 @@ def test_splits_are_apart(corpus):
         similar = vectors[a] @ vectors[b].T
         i, j = divmod(int(similar.argmax()), similar.shape[1])
         assert similar.max() < LIMIT, (a, b, similar.max(), corpus[a][i]["prompt"], corpus[b][j]["prompt"])
+
+
+def test_blind_readers_agree(corpus):
+    """corpus/README.md: each agrees with 279 of the 280 labels."""
+    labels = {r["prompt"]: r["category"] for name in ("dev", "test") for r in corpus[name] if r["category"] != HELPFUL}
+    rows = [json.loads(line) for line in (CORPUS / "readers.jsonl").read_text().splitlines()]
+    assert {r["prompt"] for r in rows} == labels.keys()
+    assert [sum(r[name] == labels[r["prompt"]] for r in rows) for name in ("reader1", "reader2")] == [279, 279]
