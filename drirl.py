@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import chat as chats
@@ -65,7 +65,8 @@ class Run:
 
     def write(self, name: str, content) -> None:
         (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        lines = [json.dumps(row, ensure_ascii=False) for row in content] if name.endswith(".jsonl") else [json.dumps(content, ensure_ascii=False, indent=1)]
+        (self.folder / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
     def base(self) -> Path:
         return Path(self.c.run.model) if self.c.run.model else weights.fetch("SmolLM2-135M-Instruct")
@@ -103,14 +104,16 @@ class Run:
 
 # ------------------------------------------------------------------------------------------------ the stages, in order
 
-def embedded(run: Run, texts: list[str]) -> torch.Tensor:
-    """The texts' embeddings (N, D), kept in data/embeddings.safetensors until texts or encoder change."""
-    path = run.folder / "data/embeddings.safetensors"
+def embedded(run: Run, texts: list[str], name: str = "embeddings") -> torch.Tensor:
+    """The texts' embeddings (N, D), kept in data/NAME.safetensors until texts or encoder change."""
+    path = run.folder / f"data/{name}.safetensors"
     key = hashlib.sha256(json.dumps([run.c.run.encoder, texts]).encode()).hexdigest()
-    if path.exists():
+    try:
         with safe_open(path, "pt") as f:
             if f.metadata().get("key") == key:
                 return f.get_tensor("embeddings")
+    except (FileNotFoundError, SafetensorError):             # none yet, or cut off: made anew
+        pass
     vectors = run.encoder().embed(texts).cpu()
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"embeddings": vectors}, path, {"key": key})
@@ -120,13 +123,25 @@ def embedded(run: Run, texts: list[str]) -> torch.Tensor:
 def centres_of(run: Run) -> torch.Tensor:
     """The categories' centroids, of the shipped pool's prompts."""
     known = loaders.load_demonstrations(settings.SHIPPED["pool"])
-    return data.centroids(run.encoder().embed([r["prompt"] for r in known]).cpu(), [r["category"] for r in known])
+    return data.centroids(embedded(run, [r["prompt"] for r in known], "known"), [r["category"] for r in known])
+
+
+def harmful(run: Run) -> list[dict]:
+    """The held-out prompts that have a harm category."""
+    rows = [r for r in loaders.load_rows(run.file("prompts")) if r["category"] in data.CATEGORIES]
+    if not rows:
+        raise data.UserError(f"{run.file('prompts')}: no prompt has a harm category")
+    return rows
 
 
 def stage_data(run: Run) -> None:
     """Balances the pool's demonstrations over the seven categories; sorts unlabelled prompts into them, and generates what is missing, if asked."""
     c = run.c.run
-    rows = [r for r in loaders.load_rows(run.file("pool"), skip_bad=c.skip_bad) if r["category"] != data.HELPFUL]
+    pool = loaders.load_rows(run.file("pool"), skip_bad=c.skip_bad)
+    rows = data.distinct(harm := [r for r in pool if r["category"] != data.HELPFUL])
+    drafted = [i for i, r in enumerate(rows) if "draft" in r]
+    print(f"{run.file('pool')}: {len(pool)} rows, {len(pool) - len(harm)} helpful ones left out, {len(harm) - len(rows)} duplicates dropped; "
+          f"{len(drafted)} demonstrations, {len(rows) - len(drafted)} prompts without a draft")
     vectors, report = embedded(run, [r["prompt"] for r in rows]), {}
     unlabelled = [i for i, r in enumerate(rows) if r["category"] is None]
     if unlabelled:
@@ -134,27 +149,28 @@ def stage_data(run: Run) -> None:
             rows[i]["category"] = category
         report["routed"] = len(unlabelled)
         print(f"{len(unlabelled)} prompts had no category and went to the nearest centroid")
-    report["before"] = data.balance_report(rows)
-    drafted = [i for i, r in enumerate(rows) if "draft" in r]
+    plain = lambda rows: [{k: r[k] for k in ("prompt", "category", "draft", "answer", "generated") if k in r} for r in rows]
+    report["before"] = data.balance_report([rows[i] for i in drafted])
     if c.generate:
         made, report["generated"] = introspect.fill(run.load(run.base(), run.dtype), run.chat(), rows, vectors, c.per_category, c.seed)
         for category, n in report["generated"].items():
-            print(f"generated for {category}: {n['kept']} of {n['asked']} kept; turned down: form {n['form']}, length {n['length']}, compliance {n['compliance']}; "
-                  f"{n['duplicate']} prompts were near-duplicates")
+            print(f"generated for {category}: {n['kept']} of {n['asked']} kept; turned down: " + ", ".join(f"{why} {n[why]}" for why in introspect.FILTERS) +
+                  f"; {n['duplicate']} prompts were near-duplicates")
+        run.write("data/generated.jsonl", plain(made))       # before balancing: what was made must not be lost if it is too little
+        run.write("data/generated.json", report["generated"])
         rows, vectors = rows + made, torch.cat((vectors, vectors[[r["source"] for r in made]]))
         drafted += range(len(rows) - len(made), len(rows))
     balanced = data.balance([rows[i] for i in drafted], c.per_category, vectors[drafted], c.seed)
     report["after"] = data.balance_report(balanced)
     run.write("data/report.json", report)
-    fields = ("prompt", "category", "draft", "answer", "generated")
-    (run.folder / "data/balanced.jsonl").write_text("".join(json.dumps({k: r[k] for k in fields if k in r}, ensure_ascii=False) + "\n" for r in balanced), encoding="utf-8")
+    run.write("data/balanced.jsonl", plain(balanced))
     evaluate.picture_of_balance(run.folder / "data/balance.png", report["before"]["counts"], report["after"]["counts"])
     print(data.balance_table(report))
 
 
 def stage_route(run: Run) -> None:
     """How well prompts without a category find theirs: confusion table on the harmful held-out prompts."""
-    rows = [r for r in loaders.load_rows(run.file("prompts")) if r["category"] in data.CATEGORIES]
+    rows = harmful(run)
     found = data.route(run.encoder().embed([r["prompt"] for r in rows]).cpu(), centres_of(run))
     print(data.confusion([r["category"] for r in rows], found))
 
@@ -162,12 +178,12 @@ def stage_route(run: Run) -> None:
 def stage_drafts(run: Run) -> None:
     """Chain of Draft against Chain of Thought: what the base model writes for a quarter of the harmful held-out prompts under either template."""
     shown = [r for r in loaders.load_demonstrations(settings.SHIPPED["pool"]) if "thought" in r]
-    prompts = [(r["prompt"], r["category"]) for r in loaders.load_rows(run.file("prompts")) if r["category"] in data.CATEGORIES][::4]
+    prompts = [(r["prompt"], r["category"]) for r in harmful(run)][::4]
     results = introspect.compare(run.load(run.base(), run.dtype), run.chat(), prompts, shown, run.c.run.seed)
     run.write("data/drafts.json", results)
-    print("| template | prompts | tokens a response | seconds | in form % | refuses % |\n" + "|---" * 6 + "|")
+    print("| template | prompts | tokens a response | cut off % | seconds | in form % | refuses % |\n" + "|---" * 7 + "|")
     for r in results:
-        print(f"| {r['template']} | {r['prompts']} | {r['tokens']:.0f} | {r['seconds']:.0f} | {100 * r['parses']:.0f} | {100 * r['refuses']:.0f} |")
+        print(f"| {r['template']} | {r['prompts']} | {r['tokens']:.0f} | {100 * r['cut']:.0f} | {r['seconds']:.0f} | {100 * r['parses']:.0f} | {100 * r['refuses']:.0f} |")
 
 
 def stage_sft(run: Run) -> None:
@@ -291,6 +307,8 @@ def timed(stage: str, run: Run) -> None:
     if path.exists():
         path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if json.loads(line)["stage"] != stage))
     STAGES[stage](run)
+    if stage not in ("chat", "tiny", "eval", "drafts", "route"):                # what the run was made with; a stage that failed leaves no trace
+        run.write("config.json", dataclasses.asdict(run.c))
     if stage != "chat":
         print(f"[{stage}] {time.time() - start:.0f} s, peak memory {peak_gb():.1f} GB", flush=True)
 
@@ -300,8 +318,6 @@ def main(argv: list[str]) -> int:
         stage, c, given = settings.parse(argv, STAGES)
         run = Run(c)
         standalone = settings.alone(stage, given)
-        if stage not in ("chat", "tiny", "eval", "drafts", "route"):            # what the run was trained with
-            run.write("config.json", dataclasses.asdict(c))
         stage_eval(run, standalone=True) if standalone else timed(stage, run)
         return 0
     except (EOFError, KeyboardInterrupt):
