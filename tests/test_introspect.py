@@ -202,10 +202,10 @@ def test_fill_shows_the_categorys_demonstrations_only_and_bounds_its_prompts(mon
 
 
 def test_compare(scripted):
-    """Greedy, under either template; tokens are the mean of both rows; a row without an end was cut off."""
-    calls, long = scripted(GOOD + "\0", "no form"), demo("d", thought=["They want it."])
-    short, thought = compare(None, Letters(), [("p", "crime"), ("q", "insult")], [long], 3)
-    assert (short["tokens"], short["cut"], short["parses"], short["refuses"]) == ((len(GOOD) + 1 + 7) / 2, 0.5, 0.5, 0.5) and short["prompts"] == thought["prompts"] == 2
+    """Greedy, under either template; tokens are the mean of the three rows; a row without an end was cut off."""
+    calls, long = scripted(GOOD + "\0", "no form", "no form"), demo("d", thought=["They want it."])
+    short, thought = compare(None, Letters(), [("p", "crime"), ("q", "insult"), ("r", "ethics")], [long], 3)
+    assert (short["tokens"], short["cut"], short["parses"], short["refuses"]) == ((len(GOOD) + 1 + 7 + 7) / 3, 2 / 3, 1 / 3, 1 / 3) and short["prompts"] == thought["prompts"] == 3
     assert [r["template"] for r in (short, thought)] == ["Chain of Draft", "Chain of Thought"]
     assert [(c["temperature"], c["max_new_tokens"], c["seed"]) for c in calls] == [(0.0, 200, 3)] * 2
     assert [c["turns"][0] for c in calls] == [introspection("p", "crime", [long]), introspection("p", "crime", [long], draft=False)]
