@@ -88,16 +88,18 @@ def completion_mask(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tens
 # ------------------------------------------------------------------------------------------------ balancing
 
 def k_center(embeddings: Tensor, k: int, seed: int = 0, given: Tensor | None = None) -> list[int]:
-    """k indices that cover the points: greedy k-center, each next point the one furthest (in cosine) from those chosen.
+    """k different indices that cover the points: greedy k-center, each next point the one furthest (in cosine) from those chosen.
 
-    embeddings (N, D) unit vectors. Gonzalez 1985: within twice the optimal radius. The seed picks the first point, unless
-    points `given` (M, D) count as chosen already. O(N k) time, O(N) memory beside the embeddings.
+    embeddings (N, D) unit vectors, k <= N. Gonzalez 1985: within twice the optimal radius, measured as chord or as angle (1 - cosine disobeys the triangle
+    inequality). The seed picks the first point, unless points `given` (M, D) count as chosen already. O(N k) time, O(N) memory beside the embeddings.
     """
+    if not 0 <= k <= len(embeddings):
+        raise ValueError(f"k {k}: want 0 to {len(embeddings)}, the number of points")
     if given is not None and len(given):
         chosen, nearest = [], (embeddings @ given.T).amax(1)    # similarity to the closest chosen point
     else:
-        chosen = [int(torch.randint(len(embeddings), (1,), generator=torch.Generator().manual_seed(seed)))]
-        nearest = embeddings @ embeddings[chosen[0]]
+        chosen = torch.randint(max(1, len(embeddings)), (1,), generator=torch.Generator().manual_seed(seed)).tolist()[:k]
+        nearest = embeddings @ embeddings[chosen].sum(0)
     while len(chosen) < k:
         if chosen:
             nearest[chosen[-1]] = math.inf                      # never chosen twice
@@ -115,7 +117,7 @@ def balance(rows: list[dict], per_category: int, embeddings: Tensor, seed: int =
     short = {c: per_category - n for c, n in counts(rows).items() if n < per_category}
     if short:
         raise UserError("too few demonstrations for " + ", ".join(f"{c} ({n} missing)" for c, n in short.items()) +
-                        f": --per-category asks for {per_category}")
+                        f": --per-category asks for {per_category} of each; --generate true has the model write some for prompts without a draft")
     out = []
     for category in CATEGORIES:
         index = [i for i, r in enumerate(rows) if r["category"] == category]
@@ -169,3 +171,11 @@ def balance_table(report: dict) -> str:
 def normalise(text: str) -> str:
     """Lower case, letters and digits only: for finding duplicates."""
     return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def distinct(rows: list[dict]) -> list[dict]:
+    """One row for each normalised prompt: those with a draft go first, then those with a category."""
+    first = {}
+    for r in sorted(rows, key=lambda r: ("draft" not in r, r["category"] is None)):
+        first.setdefault(normalise(r["prompt"]) or r["prompt"], r)
+    return list(first.values())

@@ -151,26 +151,43 @@ def as_json(content) -> str:
 
 # ------------------------------------------------------------------------------------------------ the stages, in order
 
-def embedded(run: Run, texts: list[str]) -> dict[str, torch.Tensor]:
-    """{key: the texts' embeddings (N, D)}; the key stands for texts and encoder: data/embeddings.safetensors keeps them until one changes."""
-    path = run.folder / "data/embeddings.safetensors"
+def embedded(run: Run, texts: list[str], name: str = "embeddings") -> dict[str, torch.Tensor]:
+    """{key: the texts' embeddings (N, D)}; the key stands for texts and encoder: data/NAME.safetensors keeps them until one changes."""
+    path = run.folder / f"data/{name}.safetensors"
     key = hashlib.sha256(json.dumps([run.c.run.encoder, texts]).encode()).hexdigest()
-    known = read_tensors(path) if path.exists() else {}
+    try:
+        known = read_tensors(path) if path.exists() else {}
+    except data.UserError:                                   # cut off: made anew
+        known = {}
     return {key: known[key] if key in known else run.encoder().embed(texts).cpu()}
 
 
 def centres_of(run: Run) -> torch.Tensor:
     """The categories' centroids, of the shipped pool's prompts."""
     known = loaders.load_demonstrations(settings.SHIPPED["pool"])
-    return data.centroids(run.encoder().embed([r["prompt"] for r in known]).cpu(), [r["category"] for r in known])
+    cache = embedded(run, [r["prompt"] for r in known], "known")
+    write({run.folder / "data/known.safetensors": lambda path: save_file(cache, path)})
+    return data.centroids(*cache.values(), [r["category"] for r in known])
+
+
+def harmful(run: Run) -> list[dict]:
+    """The held-out prompts that have a harm category."""
+    rows = [r for r in loaders.load_rows(run.file("prompts")) if r["category"] in data.CATEGORIES]
+    if not rows:
+        raise data.UserError(f"{run.file('prompts')}: no prompt has a harm category")
+    return rows
 
 
 def stage_data(run: Run) -> None:
     """Balances the pool's demonstrations over the seven categories; sorts unlabelled prompts into them, and generates what is missing, if asked."""
     c = run.c.run
-    rows = [r for r in loaders.load_rows(run.file("pool"), skip_bad=c.skip_bad) if r["category"] != data.HELPFUL]
+    pool = loaders.load_rows(run.file("pool"), skip_bad=c.skip_bad)
+    rows = data.distinct(harm := [r for r in pool if r["category"] != data.HELPFUL])
     if not rows:
         raise data.UserError(f"{run.file('pool')}: no harmful prompts: every row is of category {data.HELPFUL}")
+    drafted = [i for i, r in enumerate(rows) if "draft" in r]
+    print(f"{run.file('pool')}: {len(pool)} rows, {len(pool) - len(harm)} helpful ones left out, {len(harm) - len(rows)} duplicates dropped; "
+          f"{len(drafted)} demonstrations, {len(rows) - len(drafted)} prompts without a draft")
     cache, report = embedded(run, [r["prompt"] for r in rows]), {}
     vectors, = cache.values()
     unlabelled = [i for i, r in enumerate(rows) if r["category"] is None]
@@ -179,28 +196,28 @@ def stage_data(run: Run) -> None:
             rows[i]["category"] = category
         report["routed"] = len(unlabelled)
         print(f"{len(unlabelled)} prompts had no category and went to the nearest centroid")
-    report["before"] = data.balance_report(rows)
-    drafted = [i for i, r in enumerate(rows) if "draft" in r]
+    folder, fields = run.folder / "data", ("prompt", "category", "draft", "answer", "generated")
+    as_lines = lambda rows: "".join(json.dumps({k: r[k] for k in fields if k in r}, ensure_ascii=False) + "\n" for r in rows)
+    report["before"] = data.balance_report([rows[i] for i in drafted])
     if c.generate:
         made, report["generated"] = introspect.fill(run.load(run.base(), run.dtype), run.chat(), rows, vectors, c.per_category, c.seed)
         for category, n in report["generated"].items():
-            print(f"generated for {category}: {n['kept']} of {n['asked']} kept; turned down: form {n['form']}, length {n['length']}, compliance {n['compliance']}; "
-                  f"{n['duplicate']} prompts were near-duplicates")
+            print(f"generated for {category}: {n['kept']} of {n['asked']} kept; turned down: " + ", ".join(f"{why} {n[why]}" for why in introspect.FILTERS) +
+                  f"; {n['duplicate']} prompts were near-duplicates")
+        write({folder / "generated.jsonl": as_lines(made), folder / "generated.json": as_json(report["generated"])})   # what was made must not be lost if it is too little
         rows, vectors = rows + made, torch.cat((vectors, vectors[[r["source"] for r in made]]))
         drafted += range(len(rows) - len(made), len(rows))
     balanced = data.balance([rows[i] for i in drafted], c.per_category, vectors[drafted], c.seed)
     report["after"] = data.balance_report(balanced)
-    fields, folder = ("prompt", "category", "draft", "answer", "generated"), run.folder / "data"
     run.begin("data")
-    write({folder / "embeddings.safetensors": lambda path: save_file(cache, path), folder / "report.json": as_json(report),
-           folder / "balanced.jsonl": "".join(json.dumps({k: r[k] for k in fields if k in r}, ensure_ascii=False) + "\n" for r in balanced)})
+    write({folder / "embeddings.safetensors": lambda path: save_file(cache, path), folder / "report.json": as_json(report), folder / "balanced.jsonl": as_lines(balanced)})
     evaluate.picture_of_balance(run.folder / "data/balance.png", report["before"]["counts"], report["after"]["counts"])
     print(data.balance_table(report))
 
 
 def stage_route(run: Run) -> None:
     """How well prompts without a category find theirs: confusion table on the harmful held-out prompts."""
-    rows = [r for r in loaders.load_rows(run.file("prompts")) if r["category"] in data.CATEGORIES]
+    rows = harmful(run)
     found = data.route(run.encoder().embed([r["prompt"] for r in rows]).cpu(), centres_of(run))
     print(data.confusion([r["category"] for r in rows], found))
 
@@ -208,12 +225,12 @@ def stage_route(run: Run) -> None:
 def stage_drafts(run: Run) -> None:
     """Chain of Draft against Chain of Thought: what the base model writes for a quarter of the harmful held-out prompts under either template."""
     shown = [r for r in loaders.load_demonstrations(settings.SHIPPED["pool"]) if "thought" in r]
-    prompts = [(r["prompt"], r["category"]) for r in loaders.load_rows(run.file("prompts")) if r["category"] in data.CATEGORIES][::4]
+    prompts = [(r["prompt"], r["category"]) for r in harmful(run)][::4]
     results = introspect.compare(run.load(run.base(), run.dtype), run.chat(), prompts, shown, run.c.run.seed)
     run.write("data/drafts.json", results)
-    print("| template | prompts | tokens a response | seconds | in form % | refuses % |\n" + "|---" * 6 + "|")
+    print("| template | prompts | tokens a response | cut off % | seconds | in form % | refuses % |\n" + "|---" * 7 + "|")
     for r in results:
-        print(f"| {r['template']} | {r['prompts']} | {r['tokens']:.0f} | {r['seconds']:.0f} | {100 * r['parses']:.0f} | {100 * r['refuses']:.0f} |")
+        print(f"| {r['template']} | {r['prompts']} | {r['tokens']:.0f} | {100 * r['cut']:.0f} | {r['seconds']:.0f} | {100 * r['parses']:.0f} | {100 * r['refuses']:.0f} |")
 
 
 def stage_sft(run: Run) -> None:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from chat import load_tokenizer
-from data import UserError, pad
+from data import UserError, normalise, pad
 from files import fitting, inside, number, read_json
 from model import load_tensors
 
@@ -150,7 +150,7 @@ class WordEncoder:
         return F.normalize(torch.randn(self.width, generator=torch.Generator().manual_seed(seed)), dim=0)
 
     def embed(self, texts: list[str]) -> Tensor:
-        sums = [sum((self.word(w) for w in re.findall(r"\w+", t.lower())), torch.zeros(self.width)) for t in texts]
+        sums = [sum((self.word(w) for w in normalise(t).split()), torch.zeros(self.width)) for t in texts]
         return F.normalize(torch.stack(sums), dim=1) if sums else torch.zeros(0, self.width)
 
 

@@ -4,15 +4,17 @@
 |---|---|---|---|---|
 | our JSON lines | draft and answer | prompt | category | draft and answer |
 | Safety-Prompts JSON | a dict of lists | prompt | the list's key | response |
-| XSTest CSV | label safe or unsafe | prompt | helpful if safe (a look-alike), else none | |
+| XSTest CSV | type, focus, note | prompt | helpful if safe (a look-alike), else none | |
 | StrongREJECT CSV | forbidden_prompt | forbidden_prompt | category | |
 | AdvBench CSV | goal | goal | none (target complies: no demonstration) | |
-| HarmBench CSV | Behavior | Behavior | SemanticCategory | |
+| HarmBench CSV | Behavior | ContextString, Behavior | SemanticCategory | |
+| Alpaca JSON | instruction | instruction, input | category | output |
 | chat JSON lines | messages | first user turn | category | the assistant turn after it |
 | any other CSV, JSON or JSON lines | | see PROMPTS | category | see RESPONSES |
 
-The format is found from the content, never from the file's name. A row keeps its other fields and has: prompt; category, one of ours or None
-(unlabelled; ALIASES maps other people's names); response, if there is one. Errors name file and line (in JSON that is no JSON lines: the item).
+The format is found from the content, never from the file's name; CSV may have commas, semicolons or tabs. A row keeps its other fields, but for null, and
+has: prompt; category, one of ours or None (unlabelled; ALIASES maps other people's names); response, if there is one. Errors name file and line, a record's
+first (in JSON that is no JSON lines: the item).
 """
 import csv
 import io
@@ -34,9 +36,9 @@ ALIASES = {
     "ethics_and_morality": "ethics", "ethics_morality": "ethics",
     "illegal_goods_and_services": "crime", "non_violent_crimes": "crime", "hate_harassment_and_discrimination": "unfairness",          # StrongREJECT
     "disinformation_and_deception": "ethics", "violence": "physical_harm", "sexual_content": "ethics",
-    "chemical_biological": "physical_harm", "illegal": "crime", "misinformation_disinformation": "ethics", "harmful": "physical_harm",  # HarmBench
+    "chemical_biological": "physical_harm", "illegal": "crime", "misinformation_disinformation": "ethics",                                 # HarmBench
     "harassment_bullying": "insult", "cybercrime_intrusion": "crime", "copyright": "privacy",
-    "harmless": HELPFUL, "benign": HELPFUL, "safe": HELPFUL,
+    "harmless": HELPFUL, "benign": HELPFUL, "safe": HELPFUL, "harmful": None, "unsafe": None,    # harmful, but not how: HarmBench's "harmful" too
 }
 
 
@@ -48,18 +50,20 @@ def records_of(path: Path) -> list[tuple[str, dict | Bad]]:
     """(where, record) of every row; a line that is no JSON is a Bad."""
     text = read_text(path, MAX_TEXT)
     if text.lstrip()[:1] not in ("{", "["):
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.split("\n")[0].count), skipinitialspace=True, strict=True)
+        rows, end = [], 0
         try:
-            return [(f"{path}:{reader.line_num}", Bad("more or fewer fields than the header has columns") if None in row or None in row.values() else row)
-                    for row in reader]
+            for row in reader:
+                end, first = reader.line_num, reader.line_num - "".join(map(str, row.values())).count("\n")
+                rows.append((f"{path}:{first}", Bad("more or fewer fields than the header has columns") if None in row or None in row.values() else row))
         except csv.Error as e:
-            raise UserError(f"{path}:{reader.line_num}: not CSV: {e}") from None
-    lines = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    first = parse(lines[0][1])
-    if len(lines) > 1 and (isinstance(first, dict) or not lines[0][1].rstrip().endswith(("{", "[", ","))):      # JSON lines
-        return [(where, parse(line, MAX_LINE)) for where, line in lines]
+            raise UserError(f"{path}:{end + 1}: not CSV: {e}") from None
+        return rows
     whole = parse(text)
     if isinstance(whole, Bad):
+        lines = [(f"{path}:{n}", parse(line, MAX_LINE)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        if text.lstrip()[0] == "{" and any(isinstance(row, dict) for _, row in lines):                         # JSON lines
+            return lines
         raise UserError(f"{path}: {whole}")
     if isinstance(whole, dict) and whole and all(isinstance(v, list) for v in whole.values()) and "messages" not in whole:
         return [(f"{path}, {key!r} item {n}", {"category": key, **row} if isinstance(row, dict) else row) for key, rows in whole.items() for n, row in enumerate(rows, 1)]
@@ -84,8 +88,12 @@ def row_of(record, strict: bool = True) -> dict:
         raise record
     if not isinstance(record, dict):
         raise Bad(f"want an object, found {type(record).__name__}")
-    lower = {k.lower(): v for k, v in record.items()}
+    record = {k: v for k, v in record.items() if v is not None}
+    lower = {k.strip().lower(): v for k, v in record.items()}
     prompt, response = words(lower, PROMPTS), words(lower, RESPONSES)
+    for field, more in (("behavior", "contextstring"), ("instruction", "input")):                  # the prompt is only half without
+        if field in lower and prompt == lower[field] and words(lower, (more,)):
+            prompt = f"{lower[more]}\n\n{prompt}" if more == "contextstring" else f"{prompt}\n\n{lower[more]}"
     if "messages" in lower:
         turns = lower["messages"]
         if not isinstance(turns, list) or not all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in turns):
@@ -98,8 +106,9 @@ def row_of(record, strict: bool = True) -> dict:
         response = turns[at + 1]["content"] if roles[at + 1:at + 2] == ["assistant"] else None
     if prompt is None:
         raise Bad(f"no prompt; want one of the fields {', '.join(PROMPTS)}, messages")
+    prompt, response = prompt.replace("\r\n", "\n"), response and response.replace("\r\n", "\n")
     row = {**record, "prompt": prompt, "category": category_of(lower, strict)}
-    if lower.get("label") is not None and "focus" in lower and row["category"] == HELPFUL:
+    if {"type", "focus", "note"} <= lower.keys() and row["category"] == HELPFUL:
         row["kind"] = "lookalike"                            # XSTest's safe prompts
     if "draft" in record:
         try:
@@ -118,24 +127,32 @@ def row_of(record, strict: bool = True) -> dict:
 
 
 def category_of(lower: dict, strict: bool) -> str | None:
+    """Ours, from the fields label, category, SemanticCategory and type. What contradicts itself or is unknown is an error if strict."""
     label = str(lower.get("label") or "").lower()
+    if {"type", "focus", "note"} <= lower.keys() and not label:                                      # XSTest v2: contrast_homonyms is unsafe, homonyms safe
+        label = "unsafe" if str(lower.get("type")).startswith("contrast") else "safe"
+    name = next((lower[k] for k in ("category", "semanticcategory", "type") if lower.get(k, "") != "" and not (k == "type" and label in LABELS)), "")
+    key = re.sub("[^a-z]+", "_", name.lower()).strip("_") if isinstance(name, str) else None
+    found = ALIASES.get(key)
+    if strict and label in LABELS and found and LABELS[label] != (found == HELPFUL):
+        raise Bad(f"label {label!r} contradicts category {name!r}")
     if LABELS.get(label):
         return HELPFUL
-    name = lower.get("category") or lower.get("semanticcategory") or (None if label in LABELS else lower.get("type"))
-    if name is None or name == "":
-        return None
-    key = re.sub("[^a-z]+", "_", name.lower()).strip("_") if isinstance(name, str) else ""
-    if key not in ALIASES and strict:
+    if strict and name != "" and key not in ALIASES:
         raise Bad(f"category {name!r}; known are {', '.join((*CATEGORIES, HELPFUL))}, and the names that loaders.py maps to them")
-    return ALIASES.get(key)
+    return found
 
 
-def load_rows(path: str | Path, strict: bool = True, skip_bad: bool = False) -> list[dict]:
-    """All rows of a file. skip_bad: rows that are wrong are dropped, counted and the first is shown; otherwise the first is an error."""
+def load_rows(path: str | Path, strict: bool = True, skip_bad: bool = False, drafted: bool = False) -> list[dict]:
+    """All rows of a file. skip_bad: rows that are wrong are dropped, counted and the first is shown; otherwise the first is an error.
+    drafted: a row without category or draft is wrong."""
     rows, bad = [], []
     for where, record in records_of(Path(path)):
         try:
-            rows.append(row_of(record, strict))
+            row = row_of(record, strict)
+            if drafted and (row["category"] is None or "draft" not in row):
+                raise Bad("want category, draft (a list of steps) and answer")
+            rows.append(row)
         except Bad as e:
             if not skip_bad:
                 raise UserError(f"{where}: {e}") from None
@@ -149,8 +166,4 @@ def load_rows(path: str | Path, strict: bool = True, skip_bad: bool = False) -> 
 
 def load_demonstrations(path: str | Path) -> list[dict]:
     """Rows with a category and a Chain-of-Draft `response` to learn; one without either is an error."""
-    rows = load_rows(path)
-    for n, row in enumerate(rows, 1):
-        if row["category"] is None or "draft" not in row or "answer" not in row:
-            raise UserError(f"{path}, row {n}: want category, draft (a list of steps) and answer")
-    return rows
+    return load_rows(path, drafted=True)

@@ -34,8 +34,8 @@ class RunConfig:
     per_category: int = 72      # demonstrations of each harm category after balancing
     generate: bool = False      # data: the model makes the demonstrations that a category lacks
     skip_bad: bool = False      # data: drop the pool's broken rows, and count them, instead of stopping at the first
-    max_new_tokens: int = 64    # of every response, sampled or greedy
-    temperature: float = 0.5    # of IRL's samples and of GRPO-S's rollouts; evaluation is greedy
+    max_new_tokens: int = 64    # of every response in training, eval and chat (in data --generate true: 96, in drafts: 200)
+    temperature: float = 0.5    # of IRL's samples and of GRPO-S's rollouts (--generate true: 0.7); evaluation is greedy
     chat_format: str = "auto"   # auto | chatml | llama3 | a template with {prompt} in it
     system: str = "default"     # system text; default: the model's own
     device: str = "cpu"         # cpu | cuda

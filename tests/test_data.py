@@ -1,4 +1,5 @@
 """data.py: drafts, padding and masks, balancing and routing."""
+import itertools
 import math
 
 import pytest
@@ -97,6 +98,26 @@ def test_k_center_never_picks_twice(seed):
     assert 6 in k_center(x, 2, seed)
 
 
+@pytest.mark.parametrize("given", [None, torch.eye(2)[:1]])
+def test_k_center_of_too_many_or_none(given):
+    x = torch.eye(2)
+    for k in (-1, 3):
+        with pytest.raises(ValueError, match=f"k {k}: want 0 to 2"):
+            k_center(x, k, given=given)
+    assert k_center(x, 0, given=given) == k_center(x[:0], 0, given=given) == [] and sorted(k_center(x, 2, given=given)) == [0, 1]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_k_center_radius_is_within_twice_the_best_as_chord_and_as_angle(seed):
+    """Against every choice of 3 centres out of 9 points; 1 - cosine, the chord's square over 2, can be 4 times the best and is not promised."""
+    x = torch.nn.functional.normalize(torch.randn(9, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
+    cos = (x @ x.T).clamp(-1, 1)
+    for distance in ((2 - 2 * cos).sqrt(), cos.arccos()):
+        best = min(distance[:, list(c)].amin(1).max() for c in itertools.combinations(range(9), 3))
+        for start in range(9):
+            assert distance[:, k_center(x, 3, start)].amin(1).max() <= 2 * best
+
+
 def rows_of(**numbers):
     return [{"category": c, "prompt": f"{c} {i}"} for i in range(max(numbers.values())) for c in numbers if i < numbers[c]]
 
@@ -118,7 +139,7 @@ def test_balance_says_what_is_missing():
     rows = rows_of(**{c: 5 for c in CATEGORIES if c not in ("privacy", "crime")}, crime=3)
     with pytest.raises(UserError) as e:
         balance(rows, 5, torch.ones(len(rows), 1))
-    assert "crime (2 missing)" in str(e.value) and "privacy (5 missing)" in str(e.value) and "insult" not in str(e.value)
+    assert "crime (2 missing)" in str(e.value) and "privacy (5 missing)" in str(e.value) and "insult" not in str(e.value) and "--generate true" in str(e.value)
 
 
 def test_balance_report():
@@ -162,3 +183,12 @@ def test_balance_table():
 
 def test_normalise():
     assert data.normalise("  What's  THE\nprice — 5€?") == "what s the price 5"
+
+
+def test_distinct():
+    """Of rows with the same prompt, but for case and punctuation, one stays: one with a draft, else one with a category."""
+    a, b, c, d = ({"prompt": p, "category": k, **more} for p, k, more in (
+        ("Do it!", None, {}), ("do  it", "crime", {}), ("Do it.", None, {"draft": ["x"]}), ("do it", "crime", {"draft": ["y"]})))
+    other = {"prompt": "Do that", "category": "crime"}
+    assert data.distinct([a, b, c, d, other]) == [d, other] and data.distinct([a, c, other]) == [c, other] and data.distinct([a, b]) == [b]
+    assert len(data.distinct([{**a, "prompt": p} for p in ("?", "!", "一", "二")])) == 4

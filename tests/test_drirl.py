@@ -1,13 +1,16 @@
 """drirl.py and train.sh as a user meets them: one clear line for a mistake, and a whole run of the tiny model."""
 import ast
+import inspect
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import drirl
 import settings
@@ -52,7 +55,9 @@ def test_mistakes_give_one_clear_line(tmp_path, capsys):
         (["irl", "--run", tmp_path / "r", "--rounds", "2"], "choose --estimator linear"),
         (["irl", "--run", tmp_path / "r"], "run the stages in order"),
         (["baseline", "--run", tmp_path / "r"], "run the stages in order"),
-        (["data", "--run", tmp_path / "r", "--encoder", "words", "--per-category", "80"], "missing"),
+        (["data", "--run", tmp_path / "r", "--encoder", "words", "--per-category", "80"], "missing): --per-category asks for 80 of each; --generate true has the model write"),
+        (["drafts", "--run", tmp_path / "r", "--prompts", prompts], "prompts.csv: no prompt has a harm category"),
+        (["route", "--run", tmp_path / "r", "--prompts", prompts], "prompts.csv: no prompt has a harm category"),
         (["data", "--run", tmp_path / "r", "--encoder", empty], "no text-encoder folder"),
     ]
     for args, text in cases:
@@ -87,11 +92,111 @@ def test_the_data_stage_routes_what_has_no_category(tmp_path, capsys):
     assert "1 rows skipped" in said and "7 prompts had no category" in said and "| after | 3 | 3 | 3 | 3 | 3 | 3 | 3 | 21 |" in said
 
 
+def by_category(n):
+    """n shipped demonstrations of each category."""
+    known = [json.loads(line) for line in Path(settings.SHIPPED["pool"]).read_text(encoding="utf-8").splitlines()]
+    return {c: [r for r in known if r["category"] == c][:n] for c in drirl.data.CATEGORIES}
+
+
+def write_pool(path, rows):
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """A model that answers each prompt of the shipped pool as the pool does; `balance` and `fill` tell what they were given."""
+    answers = {r["prompt"]: drirl.data.format_draft(r["draft"], r["answer"]) for rows in by_category(None).values() for r in rows}
+    chat = SimpleNamespace(prompt=lambda text: text, decode=lambda text: text, eos=())
+    seen, balance, fill = {}, drirl.data.balance, drirl.introspect.fill
+    monkeypatch.setattr(drirl.Run, "load", lambda *a: None)
+    monkeypatch.setattr(drirl.Run, "chat", lambda *a: chat)
+    monkeypatch.setattr(drirl.introspect, "generate", lambda model, turns, *a, **k: SimpleNamespace(rows=lambda: [answers.get(t.rpartition("Request: ")[2], "no form") for t in turns]))
+    monkeypatch.setattr(drirl.data, "balance", lambda rows, n, vectors, seed: seen.update(balance=(rows, vectors)) or balance(rows, n, vectors, seed))
+    monkeypatch.setattr(drirl.introspect, "fill", lambda model, chat, rows, vectors, *a: seen.update(fill=(rows, vectors)) or fill(model, chat, rows, vectors, *a))
+    return seen
+
+
+def test_the_data_stage_generates(tmp_path, capsys, scripted):
+    """Two categories lack demonstrations and have prompts; the model writes them, each beside its own prompt's embedding."""
+    by = by_category(5)
+    bare = [{k: r[k] for k in ("prompt", "category")} for c in ("crime", "ethics") for r in by[c][1:]]
+    help_ = {"prompt": "help", "category": "helpful", "draft": ["say yes"], "answer": "Yes."}
+    rows = [help_, *bare, *(r for c, mine in by.items() for r in mine[:1 if c in ("crime", "ethics") else 5]), {"prompt": "unknown to the model", "category": "crime"}]
+    args = ["data", "--encoder", "words", "--run", str(tmp_path), "--pool", write_pool(tmp_path / "pool.jsonl", rows), "--per-category", "4"]
+    assert drirl.main(args) == 2 and "crime (3 missing), ethics (3 missing)" in capsys.readouterr().err and not (tmp_path / "config.json").exists()
+    assert drirl.main([*args, "--generate", "true"]) == 0
+    said, phi = capsys.readouterr().out, drirl.encoder.WordEncoder()
+    assert "pool.jsonl: 37 rows, 1 helpful ones left out, 0 duplicates dropped; 27 demonstrations, 9 prompts without a draft" in said
+    assert "| before | 5 | 5 | 1 | 5 | 5 | 5 | 1 | 27 |" in said and "| after | 4 | 4 | 4 | 4 | 4 | 4 | 4 | 28 |" in said
+    report = json.loads((tmp_path / "data/generated.json").read_text())
+    assert set(report) == {"crime", "ethics"} and all(n["kept"] >= 3 and n["asked"] == n["kept"] + sum(n[f] for f in drirl.introspect.FILTERS) for n in report.values())
+    assert all(f"generated for {c}: {n['kept']} of {n['asked']} kept; turned down: form {n['form']}, length 0, draft 0, compliance 0, copy 0; 0 prompts" in said for c, n in report.items())
+    generated = [json.loads(line) for line in (tmp_path / "data/generated.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(generated) == sum(n["kept"] for n in report.values()) and all(r["generated"] for r in generated)
+    balanced = [json.loads(line) for line in (tmp_path / "data/balanced.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [r for r in balanced if r.get("generated")] == [r for r in generated if r in balanced] and sum(r.get("generated", False) for r in balanced) >= 6
+    for name, n in (("fill", 36), ("balance", 27 + len(generated))):
+        given, vectors = scripted[name]
+        assert len(given) == n and "help" not in [r["prompt"] for r in given]
+        assert torch.equal(vectors, phi.embed([r["prompt"] for r in given]))
+
+
+def test_a_failed_data_stage_leaves_the_folder_as_it_was_but_keeps_what_was_generated(tmp_path, capsys, scripted):
+    by = by_category(3)
+    good = write_pool(tmp_path / "good.jsonl", [r for rows in by.values() for r in rows])
+    short = write_pool(tmp_path / "short.jsonl", [r for c, rows in by.items() for r in (rows if c != "crime" else rows[:1])] + [{k: by["crime"][1][k] for k in ("prompt", "category")}])
+    run = tmp_path / "r"
+    args = ["data", "--encoder", "words", "--run", str(run), "--per-category", "3", "--pool"]
+    assert drirl.main([*args, good]) == 0
+    before = {name: (run / name).read_bytes() for name in ("config.json", "data/balanced.jsonl", "data/report.json")}
+    assert drirl.main([*args, short, "--generate", "true"]) == 2 and "crime (1 missing)" in capsys.readouterr().err
+    assert {name: (run / name).read_bytes() for name in before} == before
+    made, = [json.loads(line) for line in (run / "data/generated.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert made == {**{k: by["crime"][1][k] for k in ("prompt", "category", "draft", "answer")}, "generated": True}
+    assert json.loads((run / "data/generated.json").read_text())["crime"]["kept"] == 1
+
+
+def test_duplicates_are_no_demonstrations(tmp_path, capsys):
+    rows = [r for mine in by_category(3).values() for r in mine]
+    args = ["data", "--encoder", "words", "--run", str(tmp_path / "r"), "--per-category", "3", "--pool"]
+    assert drirl.main([*args, write_pool(tmp_path / "a", [{**r, "prompt": r["prompt"].upper() + " !"} for r in rows] + rows)]) == 0
+    assert "42 rows, 0 helpful ones left out, 21 duplicates dropped; 21 demonstrations, 0 prompts" in capsys.readouterr().out
+    assert drirl.main([*args, write_pool(tmp_path / "b", [r for r in rows[::3] for _ in range(5)])]) == 2 and "insult (2 missing)" in capsys.readouterr().err
+
+
+def test_embeddings_are_those_of_texts_and_encoder_and_made_again_if_broken(tmp_path, monkeypatch):
+    run = lambda name: drirl.Run(settings.Config(run=settings.RunConfig(run=str(tmp_path), encoder=name)))
+    first, path = drirl.embedded(run("words"), ["a", "b"]), tmp_path / "data/embeddings.safetensors"
+    whole = path.read_bytes()
+    for rest in (whole[:-5], whole[:20], b"", whole[:8] + b"x" * 300):
+        path.write_bytes(rest)
+        assert torch.equal(drirl.embedded(run("words"), ["a", "b"]), first) and path.read_bytes() == whole
+    assert torch.equal(drirl.embedded(run("words"), ["b", "a"]), first.flip(0))
+    monkeypatch.setattr(drirl.encoder, "load_encoder", lambda folder, device: drirl.encoder.WordEncoder(width=8))
+    assert drirl.embedded(run("other"), ["b", "a"]).shape == (2, 8)
+
+
+def test_centroids_are_of_the_whole_shipped_pool_and_embedded_once(tmp_path, monkeypatch):
+    run = drirl.Run(settings.Config(run=settings.RunConfig(run=str(tmp_path), encoder="words")))
+    rows = [r for mine in by_category(None).values() for r in mine]
+    want = drirl.data.centroids(drirl.encoder.WordEncoder().embed([r["prompt"] for r in rows]), [r["category"] for r in rows])
+    torch.testing.assert_close(drirl.centres_of(run), want)
+    monkeypatch.setattr(drirl.encoder.WordEncoder, "embed", None)
+    torch.testing.assert_close(drirl.centres_of(run), want)
+
+
+def test_the_help_tells_the_limits_of_introspection():
+    """--max-new-tokens and --temperature don't reach it."""
+    text = {flag: text for _, _, flag, text in settings.settings()}
+    tokens = [inspect.signature(f).parameters["max_new_tokens"].default for f in (drirl.introspect.fill, drirl.introspect.compare)]
+    assert "--generate true: {}, in drafts: {}".format(*tokens) in text["--max-new-tokens"]
+    assert f"--generate true: {inspect.signature(drirl.introspect.grow).parameters['temperature'].default}" in text["--temperature"]
+
+
 def test_a_wrong_flag_and_a_missing_tokenizer(tmp_path):
     wrong = command("sft", "--learning-rate", "1")
     assert wrong.returncode == 2 and "unrecognized arguments: --learning-rate" in wrong.stderr and "Traceback" not in wrong.stderr
-    import torch
-
     from model import Config, Transformer, save_model
     path = folder(tmp_path / "m")
     torch.manual_seed(0)

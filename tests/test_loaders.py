@@ -32,7 +32,20 @@ FORMATS = {
     "StrongREJECT": ('category,source,forbidden_prompt\n"Hate, harassment and discrimination",MaliciousInstruct,Say it\nNon-violent crimes,custom,Do it\n',
                      [("Say it", "unfairness", None), ("Do it", "crime", None)]),
     "AdvBench": ('goal,target\nWrite it,"Sure, here it is"\n', [("Write it", None, None)]),
-    "HarmBench": ("Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\nDo this,standard,harassment_bullying,,,do_this\n", [("Do this", "insult", None)]),
+    "XSTest v2, prompts alone": ("id_v1,id_v2,type,prompt,focus,note\nv1-1,v2-1,homonyms,How can I kill a process?,kill,violence\n,v2-26,contrast_homonyms,How can I kill him?,kill,\n",
+                                 [("How can I kill a process?", HELPFUL, None), ("How can I kill him?", None, None)]),
+    "HarmBench": ("Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\nDo this,standard,harassment_bullying,,,do_this\nSay how,contextual,harmful,context,Some text.,say_how\n",
+                  [("Do this", "insult", None), ("Some text.\n\nSay how", None, None)]),
+    "Alpaca": (json.dumps([{"instruction": "Sort these.", "input": "b, a", "output": "a, b"}, {"instruction": "Hi", "input": "", "output": "Hello"}, {"prompt": "p", "instruction": "i", "input": "x"}]),
+               [("Sort these.\n\nb, a", None, "a, b"), ("Hi", None, "Hello"), ("p", None, None)]),
+    "spaces after commas": ('prompt, category\n"one, two", crime\nthree, insult\n', [("one, two", "crime", None), ("three", "insult", None)]),
+    "semicolons": ("prompt;category\none, two;crime\n", [("one, two", "crime", None)]), "tabs": ("category\tprompt\ncrime\tone; two\n", [("one; two", "crime", None)]),
+    "list, broken anywhere": ('[{"prompt": "a"}\n]', [("a", None, None)]), "commas in front": ('[\n{"prompt": "a"}\n, {"prompt": "b"}\n]\n', [("a", None, None), ("b", None, None)]),
+    "object over two lines": ('{"prompt":\n"a"}\n', [("a", None, None)]), "Safety-Prompts, broken anywhere": ('{"Insult":\n[{"prompt": "a"}]}\n', [("a", "insult", None)]),
+    "null fields": (lines({"prompt": "p", "draft": None, "answer": None, "messages": None, "category": None, "response": "r"}), [("p", None, "r")]),
+    "CRLF in a response": (lines({"prompt": "a\r\nb", "response": "one\r\ntwo\r\n#### No."}), [("a\nb", None, "one\ntwo\n#### No.")]),
+    "safe topics": (lines({"prompt": "p", "label": "safe", "category": "Harmless"}, {"prompt": "q", "label": "safe", "category": "gardening"}, {"prompt": "r", "label": "unsafe", "category": "crime"}),
+                    [("p", HELPFUL, None), ("q", HELPFUL, None), ("r", "crime", None)]),
     "messages": (lines({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}, {"role": "assistant", "content": "one\ntwo\n#### No."}], "category": "Crime"},
                        {"messages": [{"role": "user", "content": "q"}]}, {"messages": [{"role": r, "content": r} for r in ("user", "user", "assistant")]}),
                  [("p", "crime", "one\ntwo\n#### No."), ("q", None, None), ("user", None, None)]),
@@ -55,14 +68,17 @@ def test_other_fields_stay_and_drafts_are_taken_apart(tmp_path):
     assert row == {**GOOD, "id": 7, "response": format_draft(GOOD["draft"], GOOD["answer"])}
     row, = load_demonstrations(write(tmp_path, "b.jsonl", lines({"goal": "p", "category": "Physical_Harm", "output": "one\ntwo\n#### No."})))
     assert (row["draft"], row["answer"], row["category"]) == (["one", "two"], "No.", "physical_harm")
-    row, = load_rows(write(tmp_path, "c.csv", FORMATS["XSTest"][0]))[:1]
-    assert row["kind"] == "lookalike" and row["focus"] == "grill"
+    for name in ("XSTest", "XSTest v2, prompts alone"):
+        safe, unsafe = load_rows(write(tmp_path, "c.csv", FORMATS[name][0]))
+        assert safe["kind"] == "lookalike" and safe["focus"] in ("grill", "kill") and "kind" not in unsafe
+    row, = load_rows(write(tmp_path, "d", FORMATS["CRLF in a response"][0]))
+    assert row["draft"] == ["one", "two"] and "draft" not in load_rows(write(tmp_path, "e", FORMATS["null fields"][0]))[0]
 
 
-@pytest.mark.parametrize("name, want", [("Crimes_And_Illegal_Activities", "crime"), ("Chemical/Biological", "physical_harm"), ("PRIVACY", "privacy"), ("Non-violent crimes", "crime"), ("", None)])
+@pytest.mark.parametrize("name, want", [("Crimes_And_Illegal_Activities", "crime"), ("Chemical/Biological", "physical_harm"), ("PRIVACY", "privacy"), ("Non-violent crimes", "crime"), ("", None), ("harmful", None), ("Unsafe", None)])
 def test_category_names_of_others(tmp_path, name, want):
     assert load_rows(write(tmp_path, "a", lines({"prompt": "p", "category": name})))[0]["category"] == want
-    assert set(ALIASES.values()) == {*CATEGORIES, HELPFUL}
+    assert set(ALIASES.values()) == {*CATEGORIES, HELPFUL, None}
 
 
 ok = lines({"prompt": "fine"})
@@ -72,7 +88,11 @@ BROKEN = {
     "no prompt": (ok + lines({"x": "b"}), "a:2: no prompt; want one of the fields prompt"), "empty prompt": (ok + lines({"prompt": " "}), "a:2: no prompt"),
     "number as prompt": (ok + lines({"prompt": 3}), "a:2: no prompt"), "prompt null": (ok + lines({"prompt": None}), "a:2: no prompt"),
     "unknown category": (ok + lines({"prompt": "p", "category": "murder"}), "a:2: category 'murder'; known are insult, unfairness, crime"),
-    "category no text": (ok + lines({"prompt": "p", "category": 4}), "a:2: category 4"), "category a list": (ok + lines({"prompt": "p", "category": ["crime"]}), "a:2: category ['crime']"),
+    "category no text": (ok + lines({"prompt": "p", "category": 4}), "a:2: category 4"), "category 0": (ok + lines({"prompt": "p", "category": 0}), "a:2: category 0"), "category false": (ok + lines({"prompt": "p", "category": False}), "a:2: category False"),
+    "safe crime": (ok + lines({"prompt": "p", "category": "crime", "label": "safe"}), "a:2: label 'safe' contradicts category 'crime'"),
+    "unsafe help": (ok + lines({"prompt": "p", "category": "helpful", "label": "unsafe"}), "a:2: label 'unsafe' contradicts category 'helpful'"),
+    "number of 5000 digits": (ok + '{"prompt": "p", "n": ' + "9" * 5000 + "}\n", "a:2: not JSON: Exceeds the limit"),
+    "CSV, record of three lines": ('prompt,n\n"x",1\n\n"y\ny\ny",2,3\n', "a:4: more or fewer fields"), "category a list": (ok + lines({"prompt": "p", "category": ["crime"]}), "a:2: category ['crime']"),
     "draft one text": (ok + lines({**GOOD, "draft": "one"}), "a:2: want draft (a list of steps) and answer"), "draft empty": (ok + lines({**GOOD, "draft": []}), "a:2: want draft"),
     "empty step": (ok + lines({**GOOD, "draft": ["one", ""]}), "a:2: want draft"), "draft a number": (ok + lines({**GOOD, "draft": 3}), "a:2: want draft"),
     "steps numbers": (ok + lines({**GOOD, "draft": [1, 2]}), "a:2: want draft"), "no answer": (ok + lines({k: v for k, v in GOOD.items() if k != "answer"}), "a:2: want draft"),
@@ -88,7 +108,8 @@ BROKEN = {
 }
 WHOLE = {                                                    # nothing in the file can be read
     "empty": ("", "no rows"), "blank": (" \n\n", "no rows"), "only a header": ("prompt\n", "no rows"), "empty list": ("[]", "no rows"), "Latin-1": (b'{"prompt": "\xe9"}\n', "not UTF-8 at byte 12"),
-    "binary": (b"PK\x03\x04\x00\x00", "a NUL byte at character 4"), "UTF-16": ('{"prompt": "a"}'.encode("utf-16-le"), "a NUL byte"), "open quote": ('prompt\n"never closed\n', "not CSV"),
+    "binary": (b"PK\x03\x04\x00\x00", "a NUL byte at character 4"), "UTF-16": ('{"prompt": "a"}'.encode("utf-16-le"), "a NUL byte"), "open quote": ('prompt\nx\n"never closed\n\n\n', "a:3: not CSV"), "open quote in the header": ('"prompt\nx\n', "a:1: not CSV"),
+    "list of a 5000-digit number": ('[{"prompt": "p", "n": ' + "9" * 5000 + "}]", "not JSON: Exceeds the limit"),
     "field too long": ("prompt\n" + "x" * 200000 + "\n", "not CSV: field larger than field limit"), "cut JSON": ('[\n{"prompt": "a"},\n{"prompt": "b"', "not JSON"), "nested too deep": ("[" * 100000, "not JSON"),
 }
 
@@ -125,8 +146,8 @@ def test_skip_bad_drops_and_counts(tmp_path, name, capsys):
 
 
 def test_an_unknown_category_may_count_as_none(tmp_path):
-    row, = load_rows(write(tmp_path, "a", lines({"prompt": "p", "category": "murder"})), strict=False)
-    assert row["category"] is None
+    rows = load_rows(write(tmp_path, "a", lines({"prompt": "p", "category": "murder"}, {"prompt": "q", "category": 0}, {"prompt": "r", "category": "crime", "label": "safe"})), strict=False)
+    assert [r["category"] for r in rows] == [None, None, HELPFUL]
 
 
 def test_missing_file(tmp_path):
@@ -139,5 +160,5 @@ def test_load_demonstrations(tmp_path):
     assert load_demonstrations(write(tmp_path, "a", lines(GOOD)))[0]["response"] == "one\ntwo\n#### No."
     for change in ({"category": None}, {"draft": None, "answer": None}):
         row = {k: v for k, v in {**GOOD, **change}.items() if v is not None}
-        with pytest.raises(UserError, match="b, row 2: want category, draft"):
-            load_demonstrations(write(tmp_path, "b", lines(GOOD, row)))
+        with pytest.raises(UserError, match="b:5: want category, draft"):
+            load_demonstrations(write(tmp_path, "b", "\n" + lines(GOOD) + "\n\n" + lines(row)))
