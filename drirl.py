@@ -151,23 +151,22 @@ def as_json(content) -> str:
 
 # ------------------------------------------------------------------------------------------------ the stages, in order
 
-def embedded(run: Run, texts: list[str], name: str = "embeddings") -> dict[str, torch.Tensor]:
-    """{key: the texts' embeddings (N, D)}; the key stands for texts and encoder: data/NAME.safetensors keeps them until one changes."""
+def embedded(run: Run, texts: list[str], name: str = "embeddings") -> torch.Tensor:
+    """The texts' embeddings (N, D), kept in data/NAME.safetensors until texts or encoder change."""
     path = run.folder / f"data/{name}.safetensors"
     key = hashlib.sha256(json.dumps([run.c.run.encoder, texts]).encode()).hexdigest()
     try:
-        known = read_tensors(path) if path.exists() else {}
-    except data.UserError:                                   # cut off: made anew
-        known = {}
-    return {key: known[key] if key in known else run.encoder().embed(texts).cpu()}
+        return read_tensors(path)[key]
+    except (data.UserError, KeyError):                       # none yet, cut off, or of others
+        cache = {key: run.encoder().embed(texts).cpu()}
+    write({path: lambda path: save_file(cache, path)})
+    return cache[key]
 
 
 def centres_of(run: Run) -> torch.Tensor:
     """The categories' centroids, of the shipped pool's prompts."""
     known = loaders.load_demonstrations(settings.SHIPPED["pool"])
-    cache = embedded(run, [r["prompt"] for r in known], "known")
-    write({run.folder / "data/known.safetensors": lambda path: save_file(cache, path)})
-    return data.centroids(*cache.values(), [r["category"] for r in known])
+    return data.centroids(embedded(run, [r["prompt"] for r in known], "known"), [r["category"] for r in known])
 
 
 def harmful(run: Run) -> list[dict]:
@@ -188,8 +187,7 @@ def stage_data(run: Run) -> None:
     drafted = [i for i, r in enumerate(rows) if "draft" in r]
     print(f"{run.file('pool')}: {len(pool)} rows, {len(pool) - len(harm)} helpful ones left out, {len(harm) - len(rows)} duplicates dropped; "
           f"{len(drafted)} demonstrations, {len(rows) - len(drafted)} prompts without a draft")
-    cache, report = embedded(run, [r["prompt"] for r in rows]), {}
-    vectors, = cache.values()
+    vectors, report = embedded(run, [r["prompt"] for r in rows]), {}
     unlabelled = [i for i, r in enumerate(rows) if r["category"] is None]
     if unlabelled:
         for i, category in zip(unlabelled, data.route(vectors[unlabelled], centres_of(run))):
@@ -210,7 +208,7 @@ def stage_data(run: Run) -> None:
     balanced = data.balance([rows[i] for i in drafted], c.per_category, vectors[drafted], c.seed)
     report["after"] = data.balance_report(balanced)
     run.begin("data")
-    write({folder / "embeddings.safetensors": lambda path: save_file(cache, path), folder / "report.json": as_json(report), folder / "balanced.jsonl": as_lines(balanced)})
+    write({folder / "report.json": as_json(report), folder / "balanced.jsonl": as_lines(balanced)})
     evaluate.picture_of_balance(run.folder / "data/balance.png", report["before"]["counts"], report["after"]["counts"])
     print(data.balance_table(report))
 

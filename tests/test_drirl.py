@@ -109,7 +109,7 @@ def scripted(monkeypatch):
     answers = {r["prompt"]: drirl.data.format_draft(r["draft"], r["answer"]) for rows in by_category(None).values() for r in rows}
     chat = SimpleNamespace(prompt=lambda text: text, decode=lambda text: text, eos=())
     seen, balance, fill = {}, drirl.data.balance, drirl.introspect.fill
-    monkeypatch.setattr(drirl.Run, "load", lambda *a: None)
+    monkeypatch.setattr(drirl.Run, "load", lambda *a: SimpleNamespace(c=SimpleNamespace(context=10 ** 6)))
     monkeypatch.setattr(drirl.Run, "chat", lambda *a: chat)
     monkeypatch.setattr(drirl.introspect, "generate", lambda model, turns, *a, **k: SimpleNamespace(rows=lambda: [answers.get(t.rpartition("Request: ")[2], "no form") for t in turns]))
     monkeypatch.setattr(drirl.data, "balance", lambda rows, n, vectors, seed: seen.update(balance=(rows, vectors)) or balance(rows, n, vectors, seed))

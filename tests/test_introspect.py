@@ -107,12 +107,12 @@ CALM, SAFE = said("Mocking him would hurt, so I decline; talk to him instead."),
 
 def test_grow(says):
     asked = says({"p": [GOOD], "q": ["nothing", "a\nrefuse\n#### Sure.", CALM], "r": ["x"], "s": [SAFE]})
-    made, counts = grow(None, Letters(), ["p", "q", "r"], "insult", 5, [], 0, 10, tries=3)
+    made, counts = grow(MODEL, Letters(), ["p", "q", "r"], "insult", 5, [], 0, 10, tries=3)
     assert [(r["prompt"], r["response"]) for r in made] == [("p", GOOD), ("q", CALM)] and all(r["category"] == "insult" and r["generated"] for r in made)
     assert counts == {"asked": 7, "kept": 2, "form": 4, "length": 0, "draft": 0, "compliance": 1, "copy": 0} and asked == {"p": 1, "q": 3, "r": 3}
-    made, counts = grow(None, Letters(), ["p", "s"], "insult", 1, [], 0, 10, batch=1)
+    made, counts = grow(MODEL, Letters(), ["p", "s"], "insult", 1, [], 0, 10, batch=1)
     assert [r["prompt"] for r in made] == ["p"] and counts["asked"] == 1
-    made, counts = grow(None, Letters(), ["p", "s"], "insult", 1, [], 0, 10)      # one batch: what it brings is not thrown away
+    made, counts = grow(MODEL, Letters(), ["p", "s"], "insult", 1, [], 0, 10)      # one batch: what it brings is not thrown away
     assert [r["prompt"] for r in made] == ["p", "s"] and counts["kept"] == 2
 
 
@@ -120,12 +120,12 @@ def test_grow_keeps_no_copies(says):
     """A model that repeats a demonstration it was shown, or itself."""
     shown = demo("shown", "insult")
     says({p: [shown["response"]] for p in "abcde"})
-    made, counts = grow(None, Letters(), list("abcde"), "insult", 5, [shown], 0, 10, tries=1)
+    made, counts = grow(MODEL, Letters(), list("abcde"), "insult", 5, [shown], 0, 10, tries=1)
     assert made == [] and counts["copy"] == 5
     says({p: [GOOD] for p in "abcde"})
-    made, counts = grow(None, Letters(), list("abcde"), "insult", 5, [shown], 0, 10, tries=1)
+    made, counts = grow(MODEL, Letters(), list("abcde"), "insult", 5, [shown], 0, 10, tries=1)
     assert [r["prompt"] for r in made] == ["a"] and counts["copy"] == 4
-    made, counts = grow(None, Letters(), ["a"], "insult", 5, [{**demo("other", "crime"), "answer": made[0]["answer"]}], 0, 10)
+    made, counts = grow(MODEL, Letters(), ["a"], "insult", 5, [{**demo("other", "crime"), "answer": made[0]["answer"]}], 0, 10)
     assert len(made) == 1                                    # of another category: not shown
 
 
@@ -143,11 +143,14 @@ def scripted(monkeypatch):
     return use
 
 
+MODEL = SimpleNamespace(c=SimpleNamespace(context=10 ** 6))          # of a model, respond itself looks at its context alone
+
+
 def test_respond(scripted):
     """Each turn is the template with three demonstrations of the prompt's own category, all different; they vary with the seed, and drafts become thoughts."""
     calls = scripted("yes")
     pool = [demo(f"crime {i}", thought=[f"Thought {i}."]) for i in range(9)] + [demo("insult 0", "insult", thought=["Thought."])]
-    rows = introspect.respond(None, Letters(), [("p", "crime"), ("q", "insult"), ("r", "ethics")], pool, 33, 0.4, 5)
+    rows = introspect.respond(MODEL, Letters(), [("p", "crime"), ("q", "insult"), ("r", "ethics")], pool, 33, 0.4, 5)
     assert rows == [list(map(ord, "yes"))] * 3
     call = calls[0]
     assert {k: call[k] for k in ("samples", "max_new_tokens", "temperature", "seed", "eos")} == {"samples": 1, "max_new_tokens": 33, "temperature": 0.4, "seed": 5, "eos": (0,)}
@@ -155,16 +158,16 @@ def test_respond(scripted):
     shown = re.findall(r"Request: (.+)\nsteal it\ntheft\nrefuse\n#### I won't help with theft\.\n", first)
     assert len(set(shown)) == introspect.SHOWN == 3 and all(s.startswith("crime") for s in shown) and first.endswith("\n\nRequest: p")
     assert second == introspection("q", "insult", [pool[-1]]) and third == introspection("r", "ethics", [])
-    introspect.respond(None, Letters(), [("p", "crime")], pool, 33, 0.4, 5)
-    introspect.respond(None, Letters(), [("p", "crime")], pool, 33, 0.4, 6)
+    introspect.respond(MODEL, Letters(), [("p", "crime")], pool, 33, 0.4, 5)
+    introspect.respond(MODEL, Letters(), [("p", "crime")], pool, 33, 0.4, 6)
     assert calls[1]["turns"] == [first] != calls[2]["turns"]
-    introspect.respond(None, Letters(), [("q", "insult")], pool, 33, 0.4, 5, False)
+    introspect.respond(MODEL, Letters(), [("q", "insult")], pool, 33, 0.4, 5, False)
     assert calls[3]["turns"] == [introspection("q", "insult", [pool[-1]], draft=False)]
 
 
 def test_each_attempt_and_batch_has_a_seed_of_its_own(scripted):
     calls = scripted("no form")
-    grow(None, Letters(), ["p", "q", "r"], "crime", 3, [], 7, 10, tries=3, batch=2)
+    grow(MODEL, Letters(), ["p", "q", "r"], "crime", 3, [], 7, 10, tries=3, batch=2)
     assert [(len(c["turns"]), c["seed"]) for c in calls] == [(2, 8), (1, 9), (2, 10), (1, 11), (2, 12), (1, 13)] and {c["temperature"] for c in calls} == {0.7}
 
 
@@ -178,7 +181,7 @@ def test_fill(says):
             demo("i0", "insult"), {"prompt": "free", "category": "ethics"}, demo("p0", "privacy")]
     vectors = torch.tensor([at(0), at(90), at(180), at(45), at(1), at(0), at(0), at(0)])
     asked = says({"far": [GOOD], "near": ["x"], "free": ["x"]})
-    made, report = fill(None, Letters(), rows, vectors, 3, seed=0)
+    made, report = fill(MODEL, Letters(), rows, vectors, 3, seed=0)
     assert [(r["prompt"], r["category"], r["source"]) for r in made] == [("far", "crime", 2)] and asked == {"far": 1, "near": 1, "free": 3}
     assert report["crime"]["duplicate"] == 1 and report["ethics"]["kept"] == 0 and set(report) == {"crime", "ethics"}
 
@@ -187,7 +190,7 @@ def test_near_duplicates_start_at_a_cosine_of_nine_tenths(says):
     """The one furthest from what there is, at 0 degrees, comes first: 108. Then 71, whose cosine to it is 0.80, but neither 90 nor -18: 0.95 to 108 and to 0."""
     rows = [demo("have"), *({"prompt": str(degrees), "category": "crime"} for degrees in (90, 71, 108, -18))]
     asked = says({r["prompt"]: ["x"] for r in rows})
-    _, report = fill(None, Letters(), rows, torch.tensor([at(0), at(90), at(71.3), at(108.2), at(-18.2)]), 5, seed=0)
+    _, report = fill(MODEL, Letters(), rows, torch.tensor([at(0), at(90), at(71.3), at(108.2), at(-18.2)]), 5, seed=0)
     assert list(asked) == ["108", "71"] and report["crime"]["duplicate"] == 2
 
 
@@ -196,7 +199,7 @@ def test_fill_shows_the_categorys_demonstrations_only_and_bounds_its_prompts(mon
     vectors = torch.nn.functional.normalize(torch.randn(32, 99, generator=torch.Generator().manual_seed(0)), dim=1)
     asked = []
     monkeypatch.setattr(introspect, "grow", lambda model, chat, prompts, category, wanted, demonstrations, *rest: asked.append((prompts, category, wanted, demonstrations)) or ([], {}))
-    fill(None, Letters(), rows, vectors, 3, seed=0)
+    fill(MODEL, Letters(), rows, vectors, 3, seed=0)
     (prompts, category, wanted, demonstrations), = asked
     assert (len(prompts), category, wanted, demonstrations) == (10 * 2, "crime", 2, rows[:1])
 
@@ -204,7 +207,7 @@ def test_fill_shows_the_categorys_demonstrations_only_and_bounds_its_prompts(mon
 def test_compare(scripted):
     """Greedy, under either template; tokens are the mean of the three rows; a row without an end was cut off."""
     calls, long = scripted(GOOD + "\0", "no form", "no form"), demo("d", thought=["They want it."])
-    short, thought = compare(None, Letters(), [("p", "crime"), ("q", "insult"), ("r", "ethics")], [long], 3)
+    short, thought = compare(MODEL, Letters(), [("p", "crime"), ("q", "insult"), ("r", "ethics")], [long], 3)
     assert (short["tokens"], short["cut"], short["parses"], short["refuses"]) == ((len(GOOD) + 1 + 7 + 7) / 3, 2 / 3, 1 / 3, 1 / 3) and short["prompts"] == thought["prompts"] == 3
     assert [r["template"] for r in (short, thought)] == ["Chain of Draft", "Chain of Thought"]
     assert [(c["temperature"], c["max_new_tokens"], c["seed"]) for c in calls] == [(0.0, 200, 3)] * 2
