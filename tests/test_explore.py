@@ -53,6 +53,8 @@ def world(tmp_path_factory):
     (folder / "data/balanced.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ROWS[:3]))
     (folder / "benign.jsonl").write_text(json.dumps(ROWS[3]) + "\n")
     rows = load_demonstrations(folder / "data/balanced.jsonl") + load_demonstrations(folder / "benign.jsonl")
+    with open(folder / "data/balanced.jsonl", "a") as f:                            # the stage wants every category
+        f.writelines(json.dumps({**ROWS[2], "prompt": c, "category": c}) + "\n" for c in ("unfairness", "physical_harm", "mental_health", "privacy", "ethics"))
     chat, found = load_chat(folder / "sft"), {"category": "insult", "demonstration": rows[0], "cosine": 0.5}
     history = [words(1), words(2)]
     made = group(policy, rewards.requires_grad_(False), chat, WordEncoder(), PROMPT, found, history, C, 3, 10, 0.8, 1, nullcontext)

@@ -127,7 +127,7 @@ def test_commands_and_links_exist(page):
         assert anchor in [re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"(?m)^#+ (.*)", README)]
     known = {flag for *_, flag, _ in settings.settings()}
     for flag in re.findall(r"`(--[\w-]+)", text):
-        assert flag in known | {"--help", "--check"}, flag
+        assert flag in known | {"--help", "--check", "--debug"}, flag
 
 
 def test_readme_tables():
