@@ -55,6 +55,8 @@ def world(tmp_path_factory):
     rows = load_demonstrations(folder / "data/balanced.jsonl") + load_demonstrations(folder / "benign.jsonl")
     with open(folder / "data/balanced.jsonl", "a") as f:                            # the stage wants every category
         f.writelines(json.dumps({**ROWS[2], "prompt": c, "category": c}) + "\n" for c in ("unfairness", "physical_harm", "mental_health", "privacy", "ethics"))
+    with open(folder / "benign.jsonl", "a") as f:                                   # and two harmless ones
+        f.write(json.dumps({**ROWS[3], "prompt": "Bake bread."}) + "\n")
     chat, found = load_chat(folder / "sft"), {"category": "insult", "demonstration": rows[0], "cosine": 0.5}
     history = [words(1), words(2)]
     made = group(policy, rewards.requires_grad_(False), chat, WordEncoder(), PROMPT, found, history, C, 3, 10, 0.8, 1, nullcontext)
