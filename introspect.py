@@ -70,7 +70,8 @@ def respond(model: Transformer, chat: Chat, prompts: list[tuple[str, str]], demo
     rng, of = random.Random(seed), {c: [r for r in demonstrations if r["category"] == c] for c in CATEGORIES}
     turns = [chat.prompt(introspection(p, c, rng.sample(of[c], min(SHOWN, len(of[c]))), draft)) for p, c in prompts]
     if (longest := max(map(len, turns), default=0)) + max_new_tokens > model.c.context:
-        raise UserError(f"an introspection of {longest} tokens and {max_new_tokens} new ones don't fit the model's context of {model.c.context}: shorten the demonstrations it shows, or take another model")
+        raise UserError(f"an introspection of {longest} tokens and {max_new_tokens} new ones don't fit the model's context of {model.c.context}: "
+                        "shorten the demonstrations it shows, or take another model")
     return generate(model, turns, 1, max_new_tokens, temperature, seed=seed, eos=chat.eos).rows()
 
 
