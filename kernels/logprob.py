@@ -18,9 +18,13 @@ CHUNK = {"cpu": 2 ** 25, "cuda": 2 ** 29}   # bytes of logits alive at a time
 
 
 def _chunks(h: Tensor, W: Tensor):
+    """Slices of the rows with their logits, which all take the same memory."""
     n = max(1, CHUNK[h.device.type] // (len(W) * W.element_size()))
     n -= n % 16 if n > 16 else 0                             # slices of equal alignment: Triton compiles once for all of them
-    return [slice(i, i + n) for i in range(0, len(h), n)]
+    buffer = W.new_empty(min(n, len(h)), len(W))
+    for i in range(0, len(h), n):
+        x = h[i:i + n].to(W.dtype)
+        yield slice(i, i + n), torch.mm(x, W.T, out=buffer[:len(x)])
 
 
 def _add_product(dW: Tensor, dz: Tensor, h: Tensor) -> None:
@@ -37,9 +41,8 @@ class _TokenLogProbs(torch.autograd.Function):
         want_h, want_W = ctx.needs_input_grad[:2]
         frozen = want_h and not want_W
         logps, dh = [], torch.empty_like(h) if frozen else None
-        for s in _chunks(h, W):
+        for s, z in _chunks(h, W):
             g = torch.ones(len(targets[s]), device=h.device) if frozen else None
-            z = h[s].to(W.dtype) @ W.T
             logp, _, dz = kernels.backend(z).rows(z, targets[s], temperature, g)
             logps.append(logp)
             if frozen:
@@ -56,8 +59,7 @@ class _TokenLogProbs(torch.autograd.Function):
             return dh * g[:, None].to(dh.dtype), None, None, None
         h, W, targets = ctx.saved_tensors
         dh, dW = torch.empty_like(h), torch.zeros(W.shape, dtype=g.dtype, device=W.device)
-        for s in _chunks(h, W):
-            z = h[s].to(W.dtype) @ W.T
+        for s, z in _chunks(h, W):
             dz = kernels.backend(z).rows(z, targets[s], ctx.temperature, g[s])[2]
             if ctx.needs_input_grad[0]:
                 dh[s] = dz @ W
@@ -71,8 +73,7 @@ class _GRPOLoss(torch.autograd.Function):
         want_h, want_W = ctx.needs_input_grad[:2]
         logps, dh, total = [], torch.empty_like(h), 0.0
         dW = torch.zeros(W.shape, dtype=torch.promote_types(W.dtype, torch.float32), device=W.device) if want_W else None
-        for s in _chunks(h, W):
-            z = h[s].to(W.dtype) @ W.T
+        for s, z in _chunks(h, W):
             logp, loss, dz = kernels.backend(z).rows(z, targets[s], temperature, objective=objective.rows(s))
             logps.append(logp)
             total = total + loss.sum()

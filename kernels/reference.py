@@ -45,9 +45,10 @@ def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None
     """One row of logits per token: z (n, V) -> log softmax(z / temperature)[target] (n,), the loss per token, the gradient in z's dtype (n, V).
 
     g (n,): the gradient of sum(g * logp). objective: the loss is -weight * J, and the gradient that of its sum. Neither: log-probs only.
+    z is overwritten.
     """
-    dtype, loss = torch.promote_types(z.dtype, torch.float32), None
-    logps = torch.log_softmax(z if temperature == 1 else z.to(dtype) / temperature, -1, dtype=dtype)
+    logps, loss = z.to(torch.promote_types(z.dtype, torch.float32)), None
+    torch.log_softmax(logps if temperature == 1 else logps.div_(temperature), -1, out=logps)     # in place of the logits
     logp = logps.gather(1, targets[:, None])[:, 0]
     if objective is not None:
         with torch.enable_grad():
@@ -57,11 +58,11 @@ def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None
         loss = loss.detach()
     if g is None:
         return logp, None, None
-    g = (g / temperature).to(dtype)[:, None]
+    g = (g / temperature).to(logps.dtype)[:, None]
     dz = logps.exp_().mul_(-g).scatter_add_(1, targets[:, None], g)      # g (onehot - softmax), in place of the log-softmax
     if (g == 0).any():
         dz[g[:, 0] == 0] = 0                                             # a token left out may hold anything
-    return logp, loss, dz if dz.dtype == z.dtype else z.copy_(dz)        # z is read: its memory serves again
+    return logp, loss, dz if dz.dtype == z.dtype else z.copy_(dz)
 
 
 def advantage(rewards: Tensor, alpha: Tensor, eps: float) -> Tensor:
