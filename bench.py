@@ -6,8 +6,9 @@
     python bench.py grow                                    our step against G, T and P
     python bench.py balance                                 50,000 rows through data.balance
 
-Same weights (SmolLM2-135M-Instruct), prompts, lengths (no end of text: every sample has all its tokens), group size, precision (bfloat16 autocast
-over float32 weights) and threads. The reward is a share of letters, for both. `pip install trl==1.16.0` first; nothing else needs it. The last line
+Same weights (SmolLM2-135M-Instruct), prompts, lengths (no end of text: every sample has all its tokens), group size, loss, micro-batches (--accumulate) and threads;
+training under bfloat16 autocast over float32 weights, a bfloat16 reference. Rollouts differ: ours come from a bfloat16 copy of the policy, TRL's from the policy under
+autocast. The reward is a share of letters, for both; who goes first alternates. `pip install trl==1.16.0` first; nothing else needs it. The last line
 is the ratio, theirs / ours, of medians. `--python` names the interpreter of theirs, if TRL lives in another environment.
 """
 import argparse
@@ -78,7 +79,7 @@ def step_ours(a) -> dict:
     chat.eos, chat.answer = (), lambda text: chat.encode(text)           # nothing ends early
     rows = [{"prompt": p, "category": "crime", "response": "An answer."} for p in PROMPTS[:a.prompts]]
     c = grpo_s.GRPOConfig(rollouts=a.steps + 1, iterations=1, prompts=a.prompts, samples=a.samples, imitate=False, keep=1.0, blocks=0, lr=1e-6, helpful_share=0.0,
-                          tokens_per_batch=a.tokens_per_batch, recompute=a.recompute)
+                          tokens_per_batch=-(-sum(len(chat.prompt(p)) + a.samples * a.tokens for p in PROMPTS[:a.prompts]) // a.accumulate), recompute=a.recompute)
     parts, records = Parts(), [(time.time(), {})]
     for owner, name, part in ((grpo_s, "frozen_copy", "rollout"), (grpo_s, "generate", "rollout"), (grpo_s, "score", "reward"), (grpo_s, "similarities", "reward"),
                               (grpo_s, "prepare", "reference"), (grpo_s, "update", "train"), (torch.optim.AdamW, "step", "optimizer")):
@@ -111,13 +112,14 @@ def step_theirs(a) -> dict:
             records[-1] += time.time(), dict(parts)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float32), AutoTokenizer.from_pretrained(folder())
     data = Dataset.from_list([{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS[:a.prompts]] * (a.steps + 1))
-    config = GRPOConfig(output_dir="/tmp/trl", use_cpu=True, bf16=True, per_device_train_batch_size=a.prompts * a.samples, num_generations=a.samples, beta=0.02, learning_rate=1e-6,
+    config = GRPOConfig(output_dir="/tmp/trl", use_cpu=True, bf16=True, per_device_train_batch_size=a.prompts * a.samples // a.accumulate, gradient_accumulation_steps=a.accumulate, shuffle_dataset=False, loss_type="grpo", num_generations=a.samples, beta=0.02, learning_rate=1e-6,
                         max_completion_length=a.tokens, generation_kwargs={"min_new_tokens": a.tokens}, max_steps=a.steps + 1, temperature=1.0, report_to=[], save_strategy="no",
-                        logging_steps=1000, disable_tqdm=True, gradient_checkpointing=False)
+                        logging_steps=1000, disable_tqdm=True, gradient_checkpointing=a.recompute)
 
     def reward(completions, **_):
         return [share_of_e(c[0]["content"]) for c in completions]
     trainer = GRPOTrainer(model=model, reward_funcs=reward, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()])
+    trainer.ref_model.to(torch.bfloat16)
     for name, part in (("_generate", "rollout"), ("_calculate_rewards", "reward"), ("_generate_and_score_completions", "before"), ("training_step", "train")):
         parts.wrap(trainer, name, part)
     parts.wrap(torch.optim.AdamW, "step", "optimizer")
@@ -167,7 +169,7 @@ def balance(a) -> None:
 # ------------------------------------------------------------------------------------------------ the comparison
 
 TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456"  # train.sh's, for both
-SIZES = ("prompts", "samples", "tokens", "steps", "tokens_per_batch")
+SIZES = ("prompts", "samples", "tokens", "steps", "accumulate")
 SINGLE = {f.__name__: f for f in (step_ours, step_theirs, generate_ours, generate_theirs)}
 
 
@@ -185,7 +187,9 @@ def measure(what: str, a, **sizes) -> dict:
 def compare(a) -> None:
     pairs = []
     for i in range(a.pairs):                                 # alternating: the machine's moods hit both
-        pairs.append((measure(f"{a.what}_ours", a), measure(f"{a.what}_theirs", a)))
+        names = ("ours", "theirs") if i % 2 == 0 else ("theirs", "ours")
+        pair = {name: measure(f"{a.what}_{name}", a) for name in names}
+        pairs.append((pair["ours"], pair["theirs"]))
         print(f"pair {i + 1}: seconds {pairs[-1][0]['seconds']:.2f} and {pairs[-1][1]['seconds']:.2f}", file=sys.stderr, flush=True)
     keys, tokens = pairs[0][0].keys(), a.prompts * a.samples * a.tokens
     print(f"{a.prompts} prompts x {a.samples} samples x {a.tokens} tokens, {torch.get_num_threads()} threads, medians of {a.pairs} pairs, {time.strftime('%Y-%m-%d')}\n")
@@ -213,11 +217,13 @@ def grow(a) -> None:
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", choices=("step", "generate", "grow", "balance", *SINGLE), metavar="step | generate | grow | balance")
-    for name, default in zip(("pairs", *SIZES), (5, 4, 8, 48, 2, 1024)):
+    for name, default in zip(("pairs", *SIZES), (5, 4, 8, 48, 2, 1)):
         p.add_argument("--" + name.replace("_", "-"), type=int, default=default)
     p.add_argument("--recompute", action="store_true")
     p.add_argument("--python", default=sys.executable)
     a = p.parse_args()
+    if not 0 < a.prompts <= len(PROMPTS):
+        p.error(f"--prompts: at most {len(PROMPTS)}")
     if a.what in SINGLE:
         print(json.dumps({**SINGLE[a.what](a), "gb": peak_gb()}))
     else:

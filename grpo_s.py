@@ -29,6 +29,7 @@ Decisions where the paper is silent:
    results/attempts.md). Its rho counts from pi_old as the samples' does; its k3 is a penalty and no estimate of the KL, and the logged kl
    contains it.
 13. pi_theta, pi_old and pi_ref are all taken at the sampling temperature.
+14. pi_old is what the policy says in its first training pass after the rollout, not what its bfloat16 copy, which drew the samples, said.
 
 At the first step after a rollout rho is 1, so the loss is minus the mean advantage. Those of a group's samples sum to 0: without
 `imitate` a loss near 0 is right, its gradient is not 0. With it, the demonstrations' advantages remain, and they weigh more than the
@@ -244,6 +245,7 @@ def update(policy: Transformer, optimizer, micro: list[tuple], split: int, tempe
     sums = torch.zeros(3, dtype=torch.float64)               # loss, kl, clipped
     for batch, shared, objective in micro:
         with amp():
+            # nothing frozen: the embeddings are trained too, so they run here and not once before
             inputs = head_inputs(policy, run_blocks(policy, batch, shared if split else None, split, recompute=recompute), batch)
             part, logp = grpo_loss(*inputs, objective, temperature)
         part.backward()

@@ -109,14 +109,18 @@ class Batch:
         prompts = sorted({owner[b] for b in rows})
         part = Batch([texts[p] for p in prompts], [[answers[b] for b in rows if owner[b] == p] for p in prompts], self.ids.device, self.shared)
         start, middle, end = self.levels
-        wanted = [level.mask.new_zeros(len(level.mask)).index_fill(0, torch.tensor(which, device=self.ids.device), True)[:, None].expand_as(level.mask)[level.mask]
-                  for level, which in ((middle, prompts), (end, rows))]
-        return part, torch.cat((start.mask[start.mask], *wanted)).nonzero()[:, 0]
+        wanted = [start.mask[start.mask]]
+        for level, which in ((middle, prompts), (end, rows)):
+            keep = torch.zeros(len(level.mask), dtype=torch.bool, device=self.ids.device)
+            keep[which] = True
+            wanted.append(keep[:, None].expand_as(level.mask)[level.mask])
+        return part, torch.cat(wanted).nonzero()[:, 0]
 
     def split(self, rows: list[int], tokens: int) -> list[list[int]]:
         """Some completions (ascending), in order, cut into as few parts as hold at most `tokens` tokens each with their prompts, of about equal length.
 
-        A group that is cut has its prompt in each part; a completion too long for `tokens` is a part of its own.
+        A group that is cut has its prompt in each part; a completion too long for `tokens` is a part of its own. The start common to all prompts is
+        not counted, nor is what attention pads: rows as long as the longest, and a prompt's keys once a completion.
         """
         owner, own, prompt = self.owner.tolist(), self.mask.sum(1).tolist(), self.levels[1].mask.sum(1).tolist()
 
@@ -303,8 +307,11 @@ def save_model(model: Transformer, folder: str | Path, dtype: torch.dtype | None
     One set (files.write): weights and tokenizer first, config.json, without which nobody reads the folder, last.
     """
     folder, source = Path(folder), model.source
-    state = model.named({k: parallel.whole(v) for k, v in model.state_dict().items()})
-    state = {(k if k.startswith("lm_head") else "model." + k): v.to("cpu", dtype or v.dtype, copy=True) for k, v in state.items()}
+    state = {}
+    for key, x in model.state_dict().items():                # one after the other: all processes gather, the first keeps
+        x = parallel.whole(x)
+        if not parallel.rank():
+            state.update({(k if k.startswith("lm_head") else "model." + k): v.to("cpu", dtype or v.dtype, copy=True) for k, v in model.named({key: x}).items()})
     if parallel.rank():
         return
     raw = dict(model.c.raw)

@@ -1,4 +1,4 @@
-"""log softmax(h W^T / temperature)[target], and GRPO-S's objective of it, never holding more than CHUNK logits.
+"""log softmax(h W^T / temperature)[target], and GRPO-S's objective of it, a chunk of logits at a time.
 
 With N = 4096 tokens and V = 49152 the logits alone are 800 MB in float32, and log_softmax with its backward keeps several such tensors.
 Here rows go through in chunks, and a chunk's logits become its gradient in place. When that gradient can be formed:
@@ -14,13 +14,17 @@ from torch.autograd.function import once_differentiable
 import kernels
 from kernels.reference import Objective
 
-CHUNK = {"cpu": 2 ** 25, "cuda": 2 ** 29}   # bytes of logits alive at a time
+CHUNK = {"cpu": 2 ** 25, "cuda": 2 ** 29}   # bytes of a chunk's logits; on CPU their log-softmax, in float32, stands beside bfloat16 ones
+
+
+def _rows(W: Tensor) -> int:
+    n = max(1, CHUNK[W.device.type] // (len(W) * W.element_size()))
+    return n - n % 16 if n > 16 else n                       # slices of equal alignment: Triton compiles once for all of them
 
 
 def _chunks(h: Tensor, W: Tensor):
     """Slices of the rows with their logits, which all take the same memory."""
-    n = max(1, CHUNK[h.device.type] // (len(W) * W.element_size()))
-    n -= n % 16 if n > 16 else 0                             # slices of equal alignment: Triton compiles once for all of them
+    n = _rows(W)
     buffer = W.new_empty(min(n, len(h)), len(W))
     for i in range(0, len(h), n):
         x = h[i:i + n].to(W.dtype)
@@ -37,17 +41,18 @@ def _add_product(dW: Tensor, dz: Tensor, h: Tensor) -> None:
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h, W, targets, temperature):
+    def forward(ctx, h, W, targets, temperature, dtype):
         want_h, want_W = ctx.needs_input_grad[:2]
         frozen = want_h and not want_W
         logps, dh = [], torch.empty_like(h) if frozen else None
-        for s, z in _chunks(h, W):
+        head = W.to(dtype)
+        for s, z in _chunks(h, head):
             g = torch.ones(len(targets[s]), device=h.device) if frozen else None
             logp, _, dz = kernels.backend(z).rows(z, targets[s], temperature, g)
             logps.append(logp)
             if frozen:
-                dh[s] = dz @ W
-        ctx.temperature = temperature
+                dh[s] = dz @ head
+        ctx.temperature, ctx.dtype = temperature, dtype
         ctx.save_for_backward(*((dh,) if frozen else (h, W, targets)))
         return torch.cat(logps)
 
@@ -56,32 +61,33 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx, g):
         if len(ctx.saved_tensors) == 1:
             dh, = ctx.saved_tensors
-            return dh * g[:, None].to(dh.dtype), None, None, None
+            return dh * g[:, None].to(dh.dtype), None, None, None, None
         h, W, targets = ctx.saved_tensors
-        dh, dW = torch.empty_like(h), torch.zeros(W.shape, dtype=g.dtype, device=W.device)
-        for s, z in _chunks(h, W):
+        dh, dW, head = torch.empty_like(h), torch.zeros(W.shape, dtype=g.dtype, device=W.device), W.to(ctx.dtype)
+        for s, z in _chunks(h, head):
             dz = kernels.backend(z).rows(z, targets[s], ctx.temperature, g[s])[2]
             if ctx.needs_input_grad[0]:
-                dh[s] = dz @ W
+                dh[s] = dz @ head
             _add_product(dW, dz, h[s])
-        return dh if ctx.needs_input_grad[0] else None, dW.to(W.dtype), None, None
+        return dh if ctx.needs_input_grad[0] else None, dW.to(W.dtype), None, None, None
 
 
 class _GRPOLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h, W, targets, temperature, objective):
+    def forward(ctx, h, W, targets, temperature, dtype, objective):
         want_h, want_W = ctx.needs_input_grad[:2]
         logps, dh, total = [], torch.empty_like(h), 0.0
         dW = torch.zeros(W.shape, dtype=torch.promote_types(W.dtype, torch.float32), device=W.device) if want_W else None
-        for s, z in _chunks(h, W):
+        head = W.to(dtype)
+        for s, z in _chunks(h, head):
             logp, loss, dz = kernels.backend(z).rows(z, targets[s], temperature, objective=objective.rows(s))
             logps.append(logp)
             total = total + loss.sum()
             if want_h:
-                dh[s] = dz @ W
+                dh[s] = dz @ head
             if want_W:
                 _add_product(dW, dz, h[s])
-        ctx.save_for_backward(dh if want_h else None, dW.to(W.dtype) if want_W else None)
+        ctx.save_for_backward(dh if want_h else None, dW if want_W else None)
         logps = torch.cat(logps)
         ctx.mark_non_differentiable(logps)
         return total, logps
@@ -89,11 +95,11 @@ class _GRPOLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g, _):
-        return *(None if d is None else d * g.to(d.dtype) for d in ctx.saved_tensors), None, None, None
+        return *(None if d is None else d * g.to(d.dtype) for d in ctx.saved_tensors), None, None, None, None
 
 
-def _checked(h: Tensor, W: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Raises ValueError for what does not fit; returns the head in the dtype that autocast wants."""
+def _checked(h: Tensor, W: Tensor, targets: Tensor, temperature: float) -> torch.dtype:
+    """Raises ValueError for what does not fit; returns the dtype of the products, the head's or what autocast wants."""
     if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1] or targets.shape != h.shape[:1]:
         raise ValueError(f"h {tuple(h.shape)}, W {tuple(W.shape)}, targets {tuple(targets.shape)}: want (N, D), (V, D), (N,)")
     for name, x in (("h", h), ("W", W)):
@@ -105,7 +111,7 @@ def _checked(h: Tensor, W: Tensor, targets: Tensor, temperature: float) -> Tenso
         raise ValueError(f"h, W and targets are on {h.device}, {W.device}, {targets.device}: want one device")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    return W.to(torch.get_autocast_dtype(h.device.type)) if torch.is_autocast_enabled(h.device.type) else W
+    return torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else W.dtype
 
 
 def token_logprobs(h: Tensor, W: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
@@ -113,10 +119,10 @@ def token_logprobs(h: Tensor, W: Tensor, targets: Tensor, temperature: float = 1
 
     Differentiable in h and W, once. Raises ValueError on shapes, dtypes or devices that do not fit and on a temperature that is not positive.
     """
-    W = _checked(h, W, targets, temperature)
+    dtype = _checked(h, W, targets, temperature)
     if len(h) == 0:
         return h.sum(-1) if h.dtype == torch.float64 else h.float().sum(-1)
-    return _TokenLogProbs.apply(h, W, targets, temperature)
+    return _TokenLogProbs.apply(h, W, targets, temperature, dtype)
 
 
 def grpo_loss(h: Tensor, W: Tensor, targets: Tensor, objective: Objective, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -124,11 +130,11 @@ def grpo_loss(h: Tensor, W: Tensor, targets: Tensor, objective: Objective, tempe
 
     h, W, targets, temperature and errors as for token_logprobs. Differentiable in h and W, once.
     """
-    W = _checked(h, W, targets, temperature)
+    dtype = _checked(h, W, targets, temperature)
     for name in ("advantage", "weight", "logp_ref", "logp_old"):
         x = getattr(objective, name)
         if x is not None and (x.shape != targets.shape or x.device != h.device):
             raise ValueError(f"{name} {tuple(x.shape)} on {x.device}: want {tuple(targets.shape)} on {h.device}")
     if len(h) == 0:
         return h.float().sum(), h.float().sum(-1)
-    return _GRPOLoss.apply(h, W, targets, temperature, objective)
+    return _GRPOLoss.apply(h, W, targets, temperature, dtype, objective)

@@ -79,7 +79,7 @@ def blocking(V: int, block: int | None = None) -> tuple[int, int]:
 
 def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None, objective: Objective | None = None,
          block: int | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As reference.rows, but the gradient overwrites z."""
+    """As reference.rows: the gradient overwrites z."""
     if z.dtype not in (torch.float32, torch.bfloat16) or z.stride(1) != 1:
         raise ValueError(f"z is {z.dtype} with strides {z.stride()}: want float32 or bfloat16 rows without gaps")
     (n, V), o = z.shape, objective

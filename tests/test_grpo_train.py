@@ -178,6 +178,19 @@ def test_micro_batches_do_not_change_training(keep, imitate, iterations):
             assert [r[key] for r in records] == pytest.approx([r[key] for r in done[0][1]], rel=1e-10, abs=1e-10), key
 
 
+def test_recomputation_in_bfloat16():
+    """As the stages train: a float32 policy under autocast, a bfloat16 reference. The backward pass, outside autocast, recomputes under it."""
+    done = []
+    for recompute in (False, True):
+        policy, rewards = start()
+        rewards.trunk[0].bfloat16()
+        c, records = replace(SMALL, recompute=recompute, blocks=0, iterations=2), []
+        grpo_s.train(policy, Letters(), rewards, WordEncoder(16), ROWS, c, lambda: torch.autocast("cpu", torch.bfloat16), 1.0, 6, torch.bfloat16, log=lambda **r: records.append(r))
+        done.append((policy.state_dict(), [(r["loss"], r["grad_norm"]) for r in records]))
+    assert sum(done[0][1], ()) == pytest.approx(sum(done[1][1], ()), rel=1e-4) and all(v.dtype == torch.float32 for v in done[0][0].values())
+    assert all(torch.allclose(v, done[1][0][k], atol=1e-5) for k, v in done[0][0].items())
+
+
 def test_learning_rates(monkeypatch):
     """Linear to zero over all steps of all rollouts, each at the middle of its share."""
     seen = []

@@ -12,8 +12,7 @@ CHUNK = 32
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """CHUNK rows of float64 at a time for the vocabulary of 11."""
-    monkeypatch.setitem(kernels.logprob.CHUNK, "cpu", CHUNK * 11 * 8)
+    monkeypatch.setattr(kernels.logprob, "_rows", lambda W: CHUNK)
 
 
 def problem(n, width=7, vocab=11, dtype=torch.float64, seed=0):
@@ -43,6 +42,12 @@ def test_gradcheck(n, temperature):
     h, W, targets, _ = problem(n, width=2, vocab=4)
     assert torch.autograd.gradcheck(lambda h, W: token_logprobs(h, W, targets, temperature), (h, W))
     assert torch.autograd.gradcheck(lambda h: token_logprobs(h, W.detach(), targets, temperature), (h,))     # a frozen head
+
+
+def test_rows_of_a_chunk(monkeypatch):
+    monkeypatch.undo()
+    assert [kernels.logprob._rows(torch.empty(V, 1, dtype=t)) for V, t in ((49152, torch.float32), (49152, torch.bfloat16), (2 ** 21, torch.float32))] == [160, 336, 4]
+    assert kernels.logprob._rows(torch.empty(2 ** 24, 1)) == 1
 
 
 def test_only_one_gradient_wanted():

@@ -16,7 +16,8 @@ from test_grpo_train import SMALL, ShareByCategory, run, start
 
 CONFIG = replace(SMALL, prompts=5, samples=3, rollouts=3, iterations=2, keep=0.6, imitate=True, helpful_share=0.4, beta_kl=0.1)
 CASES = {"blocks": {"blocks": 1}, "whole model": {"blocks": 0}, "one group a pass": {"blocks": 0, "tokens_per_batch": 40}, "sharded": {"blocks": 0, "shard": True},
-         "sharded, in parts": {"blocks": 1, "shard": True, "tokens_per_batch": 40}}
+         "sharded, in parts": {"blocks": 1, "shard": True, "tokens_per_batch": 40}, "sharded, recomputed": {"blocks": 0, "shard": True, "recompute": True},
+         "sharded, float32": {"blocks": 0, "shard": True, "single": True}}
 
 
 def work(folder: Path, case: str) -> None:
@@ -24,7 +25,10 @@ def work(folder: Path, case: str) -> None:
     torch.set_num_threads(1)
     policy, rewards = start()
     more = dict(CASES[case])
-    records = run(policy.double(), ShareByCategory(rewards.trunk[0].double(), 1), replace(CONFIG, **more), more.pop("blocks"))
+    if not more.pop("single", False):
+        policy, rewards.trunk[0] = policy.double(), rewards.trunk[0].double()
+    records = run(policy, ShareByCategory(rewards.trunk[0], 1), replace(CONFIG, **more), more.pop("blocks"))
+    assert any(map(parallel.is_sharded, policy.parameters())) == ("sharded" in case and parallel.world() > 1)
     save_model(policy, folder)
     if not parallel.rank():
         (folder / "records.json").write_text(json.dumps(records))
@@ -52,9 +56,10 @@ def two(tmp_path_factory):
 def test_two_processes_train_as_one(two, tmp_path, case):
     work(tmp_path, case)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path, two / case))
+    limit = 1e-4 if "float32" in case else 1e-9
     for name in ours:
-        torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=1e-9, msg=name)
+        torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=limit, msg=name)
     for a, b in zip(*(json.loads((folder / "records.json").read_text()) for folder in (tmp_path, two / case)), strict=True):
         a.pop("seconds"), b.pop("seconds")
-        assert b == {k: pytest.approx(v, rel=1e-8, abs=1e-9) if isinstance(v, (float, list)) else v for k, v in a.items()}
+        assert b == {k: pytest.approx(v, rel=10 * limit, abs=limit) if isinstance(v, (float, list)) else v for k, v in a.items()}
         assert a["step"] == 1 or a["kl"] > 0
