@@ -50,12 +50,13 @@ def recorded(seed: int, stage: str) -> list[dict]:
 
 
 def between(text: str, anchors: list[str]) -> str:
-    """The lines of text from the first that contains anchors[0] up to the next that contains anchors[1]; dedented."""
+    """The lines of text from the first that contains anchors[0] up to the next that contains anchors[1]; dedented. ValueError if there is none."""
     lines = text.split("\n")
-    if anchors:
-        start = next(i for i, line in enumerate(lines) if anchors[0] in line)
-        stop = next((i for i, line in enumerate(lines) if i > start and anchors[1] in line), None) if len(anchors) > 1 else None
-        lines = lines[start:stop]
+    for n, anchor in enumerate(anchors):
+        at = next((i for i, line in enumerate(lines) if i >= n and anchor in line), None)
+        if at is None:
+            raise ValueError(f"no line contains {anchor!r}")
+        lines = lines[:at] if n else lines[at:]
     return inspect.cleandoc("\n" + "\n".join(lines)).rstrip() + "\n"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def difficulty_scale(alpha_data: Tensor, alpha_model: Tensor, scaling: str = "product") -> Tensor:
-    """alpha by the mode `scaling`, in the factors' common (broadcast) shape, detached.
+    """alpha by the mode `scaling`, in the factors' common (broadcast) shape and their dtype, detached.
 
     none: 1    data: alphaD    model: alphaM    product: alphaD * alphaM (DR-IRL v3)    sum: (alphaD + alphaM) / 2
     Raises ValueError for any other mode; the message names it.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
-    """k3 = exp(d) - d - 1 with d = logp_ref - logp, clamped to [-20, 20] so that exp stays finite. Any shape -> the same shape, in nats.
+    """k3 = exp(d) - d - 1 with d = logp_ref - logp, clamped to [-20, 20] so that exp stays finite. Any shape -> the same shape and dtype, in nats.
 
     Differentiable in logp: dk3/dlogp = 1 - exp(d), and 0 beyond the clamp.
     """

@@ -12,7 +12,8 @@ from torch import Tensor
 def similarity(response: Tensor, demonstration: Tensor) -> Tensor:
     """W = mean_k max_l cos(response_k, demonstration_l) (DR-IRL v3, data-level hardness).
 
-    response (K, D), demonstration (L, D): embeddings of any length -> a scalar tensor in [-1, 1]; 0 if K or L is 0.
+    response (K, D), demonstration (L, D): embeddings, not normalised: divide by their length first -> a scalar tensor in [-1, 1], in
+    their dtype; 0 if K or L is 0.
     """
     raise NotImplementedError
 
@@ -20,6 +21,6 @@ def similarity(response: Tensor, demonstration: Tensor) -> Tensor:
 def data_hardness(W: Tensor, mean_delta: Tensor | float) -> Tensor:
     """alphaD = sigma(1 - W) / sigma(mean_delta), with sigma the logistic function. Above 1: harder than the category's average.
 
-    W: similarities, any shape -> the same shape. mean_delta: the mean of 1 - W over the category, a number or a scalar tensor.
+    W: similarities, any shape -> the same shape and dtype. mean_delta: the mean of 1 - W over the category, a number or a scalar tensor.
     """
     raise NotImplementedError

@@ -5,7 +5,7 @@ is known, pi(y) = pi_ref(y) exp(r(y) / beta) / Z, and the gradient of the demons
 
     grad l = (1/beta) E_demo[ grad r(demo) - E_(y~pi) grad r(y) ].
 
-Nobody can draw from pi, as r changes at every step. On paper, with a world of three responses: (1) write pi as softmax(r / beta + log pi_ref) and find a
+Drawing from pi would mean training it anew for every r. On paper, with a world of three responses: (1) write pi as softmax(r / beta + log pi_ref) and find a
 function of r whose derivative is that softmax; (2) now list samples y_k of another policy q in place of all responses: what has to be added to r_k / beta so that
 the sum over k again estimates Z? Both are one line, and the same line.
 
@@ -18,9 +18,9 @@ def irl_loss(r_demo: Tensor, r_samples: Tensor, beta: float = 1.0, estimator: st
     """A scalar to descend: the mean over P prompts of what `estimator` says. r_demo (P,), r_samples (P, K).
 
     importance: log sum_k exp(r_k / beta + log_ratio_k) - r_demo / beta, with log_ratio = log pi_ref(y_k) - log q(y_k): (P, K), or 0 for samples of pi_ref.
-        When all responses are listed once, log_ratio = log pi_ref makes it exact.
+        When all responses are listed once, log_ratio = log pi_ref makes it exact; over samples, which don't contain the demonstration, it has no lower bound.
     linear: (mean_k r_k - r_demo) / beta, for samples of a policy already improved against r.
-    logistic: -mean_k log sigma((r_demo - r_k) / beta), the same pull, bounded.
+    logistic: -mean_k log sigma((r_demo - r_k) / beta), the same pull, bounded below.
     Raises ValueError for another estimator.
     """
     raise NotImplementedError

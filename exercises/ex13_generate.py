@@ -4,6 +4,9 @@ A new token's query looks at the keys and values of all tokens before it, and th
 costs one token's work; without them, each would run the whole text again. Greedy choice is enough here: temperature 0, so top_k, top_p,
 seed and draws are not used. The project's version runs all rows at once and drops finished ones; yours may take one row after the other.
 
+Letters as everywhere: P prompts, G samples per prompt, B = P * G rows of completions, L prompt tokens, T completion tokens, V vocabulary, D width, H query heads,
+K key/value heads, E width of one head. Here also N, the tokens a block is given at once, and S, the keys that a query may look at.
+
 What you have: model.embed_tokens(ids), model.rope(positions) of int64 positions, model.layers, each called block(x, rope, attend) with x (N, D), model.norm, and
 model.head (V, D), the logits being F.linear(model.norm(x), model.head). A block gives your attend(q, k, v) the new tokens' q (N, H, E), k and v (N, K, E), already
 turned, and wants (N, H, E). transformer.attention(q (B, H, T, E), k (B, K, S, E), v, mask (B, 1, T, S)) does the arithmetic.

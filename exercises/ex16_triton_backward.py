@@ -1,6 +1,6 @@
 """Exercise 16: the gradient in place of the logits.
 
-Autograd would keep the (N, V) log-softmax of the forward pass and write a gradient of the same size beside it. But once log-sum-exp is known, a logit's gradient needs
+Autograd keeps the log-softmax of the forward pass, (N, V), and writes a gradient of the same size beside it. But once log-sum-exp is known, a logit's gradient needs
 that logit alone, so a second pass can replace each by its own gradient, and no further memory is used. kernels/logprob.py
 rests on this: it never holds the logits of all tokens, nor their gradient.
 

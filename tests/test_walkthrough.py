@@ -30,6 +30,7 @@ def test_every_block_is_fresh():
     new = walkthrough.rebuild(TEXT)
     stale = [(a, b) for a, b in zip(TEXT.split("\n"), new.split("\n")) if a != b][:3]
     assert new == TEXT, f"python walkthrough.py: {stale}"
+    assert "gradients within 1e-5: True" in new              # a rewritten page is fresh, whatever it prints
 
 
 def test_check_fails_when_stale(tmp_path, monkeypatch):
@@ -64,8 +65,8 @@ def test_rebuild_notices_what_is_stale():
     with pytest.raises(NameError):                           # the next section starts anew
         walkthrough.rebuild(page.replace("<!-- run -->\n```python\nprint(a)", "## B\n<!-- run -->\n```python\nprint(a)"))
     assert walkthrough.source("grpo_s.difficulty_scale | modes = | return modes").startswith("modes = {") and "def " in walkthrough.source("model.Batch.attend")
-    for wrong in ("kernels.no_such", "grpo_s.loss | no such line"):
-        with pytest.raises((AttributeError, StopIteration)):
+    for wrong, says in (("kernels.no_such", "no_such"), ("grpo_s.loss | no such line", "no such line"), ("grpo_s.loss | o = | no such end", "no such end")):
+        with pytest.raises((AttributeError, ValueError), match=says):
             walkthrough.source(wrong)
 
 
