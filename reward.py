@@ -77,7 +77,7 @@ def irl_loss(r_demo: Tensor, r_samples: Tensor, beta: float = 1.0, estimator: st
         log_ratio = log pi_ref - log q (0 when sampled from pi_ref). Exact as K grows, or when all responses are listed once
         and log_ratio = log pi_ref.  loss = -r_demo/beta + logsumexp_k(r_k/beta + log_ratio_k), whose gradient is that.
     linear: samples come from a policy already improved against r: plain mean.  loss = (mean_k r_k - r_demo) / beta
-    logistic: its bounded form.  loss = -mean_k log sigma((r_demo - r_k) / beta)
+    logistic: bounded below.  loss = -mean_k log sigma((r_demo - r_k) / beta)
     """
     if r_demo.ndim != 1 or r_samples.ndim != 2 or len(r_demo) != len(r_samples):
         raise ValueError(f"want r_demo (P,) and r_samples (P, K), got {tuple(r_demo.shape)} and {tuple(r_samples.shape)}")
