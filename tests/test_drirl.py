@@ -182,6 +182,7 @@ def test_centroids_are_of_the_whole_shipped_pool_and_embedded_once(tmp_path, mon
     rows = [r for mine in by_category(None).values() for r in mine]
     want = drirl.data.centroids(drirl.encoder.WordEncoder().embed([r["prompt"] for r in rows]), [r["category"] for r in rows])
     torch.testing.assert_close(drirl.centres_of(run), want)
+    drirl.embedded(run, ["a pool of one"])
     monkeypatch.setattr(drirl.encoder.WordEncoder, "embed", None)
     torch.testing.assert_close(drirl.centres_of(run), want)
 

@@ -38,7 +38,8 @@ FORMATS = {
                   [("Do this", "insult", None), ("Some text.\n\nSay how", None, None)]),
     "Alpaca": (json.dumps([{"instruction": "Sort these.", "input": "b, a", "output": "a, b"}, {"instruction": "Hi", "input": "", "output": "Hello"}, {"prompt": "p", "instruction": "i", "input": "x"}]),
                [("Sort these.\n\nb, a", None, "a, b"), ("Hi", None, "Hello"), ("p", None, None)]),
-    "spaces after commas": ('prompt, category\n"one, two", crime\nthree, insult\n', [("one, two", "crime", None), ("three", "insult", None)]),
+    "spaces around commas": ('category, prompt\ncrime, "one, two"\ninsult, three\n', [("one, two", "crime", None), ("three", "insult", None)]),
+    "a space in the header": ("prompt ,category\np,crime\n", [("p", "crime", None)]),
     "semicolons": ("prompt;category\none, two;crime\n", [("one, two", "crime", None)]), "tabs": ("category\tprompt\ncrime\tone; two\n", [("one; two", "crime", None)]),
     "list, broken anywhere": ('[{"prompt": "a"}\n]', [("a", None, None)]), "commas in front": ('[\n{"prompt": "a"}\n, {"prompt": "b"}\n]\n', [("a", None, None), ("b", None, None)]),
     "object over two lines": ('{"prompt":\n"a"}\n', [("a", None, None)]), "Safety-Prompts, broken anywhere": ('{"Insult":\n[{"prompt": "a"}]}\n', [("a", "insult", None)]),
@@ -109,7 +110,7 @@ BROKEN = {
 WHOLE = {                                                    # nothing in the file can be read
     "empty": ("", "no rows"), "blank": (" \n\n", "no rows"), "only a header": ("prompt\n", "no rows"), "empty list": ("[]", "no rows"), "Latin-1": (b'{"prompt": "\xe9"}\n', "not UTF-8 at byte 12"),
     "binary": (b"PK\x03\x04\x00\x00", "a NUL byte at character 4"), "UTF-16": ('{"prompt": "a"}'.encode("utf-16-le"), "a NUL byte"), "open quote": ('prompt\nx\n"never closed\n\n\n', "a:3: not CSV"), "open quote in the header": ('"prompt\nx\n', "a:1: not CSV"),
-    "list of a 5000-digit number": ('[{"prompt": "p", "n": ' + "9" * 5000 + "}]", "not JSON: Exceeds the limit"),
+    "cut JSON whose last line is whole": ('[\n{"prompt": "a"},\n{"prompt": "b"}\n', "a: not JSON"), "list of a 5000-digit number": ('[{"prompt": "p", "n": ' + "9" * 5000 + "}]", "not JSON: Exceeds the limit"),
     "field too long": ("prompt\n" + "x" * 200000 + "\n", "not CSV: field larger than field limit"), "cut JSON": ('[\n{"prompt": "a"},\n{"prompt": "b"', "not JSON"), "nested too deep": ("[" * 100000, "not JSON"),
 }
 
