@@ -205,7 +205,7 @@ def compare(a) -> None:
 def grow(a) -> None:
     """Our step's seconds and peak memory against each size; unique tokens: each prompt's once, and the completions'."""
     from chat import load_chat
-    from model import Batch
+    from batch import Batch
     chat = load_chat(folder())
     print("| prompts | samples | tokens | G (P + T) tokens | unique tokens | seconds | ms per unique token | peak GB |\n" + "|---" * 8 + "|")
     for P, G, T in [(4, g, 48) for g in (4, 8, 16, 32)] + [(4, 8, t) for t in (32, 64, 128, 256)] + [(p, 8, 48) for p in (1, 2, 8)]:

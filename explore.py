@@ -10,10 +10,11 @@ from html import escape
 import torch
 
 import grpo_s
+from batch import Batch
 from chat import Chat
 from encoder import split_sentences
 from judge import judge
-from model import Batch, generate, token_logps
+from model import generate, token_logps
 from reward import RewardModels
 from transformer import Transformer
 

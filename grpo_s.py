@@ -45,12 +45,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 import parallel
+from batch import Batch
 from chat import Chat
 from data import CATEGORIES, HELPFUL, UserError
 from encoder import similarity, split_sentences
 from judge import judge
 from kernels import Objective, clipped_objective, group_advantage, grpo_loss, kl_k3, token_logprobs  # noqa: F401 (kl_k3: part of the maths, for its readers)
-from model import Batch, frozen_copy, generate, head_inputs, run_blocks
+from model import frozen_copy, generate, head_inputs, run_blocks
 from reward import RewardModels
 from sft import cycle, optimizer_for, set_lr, train_top
 from transformer import Transformer
@@ -228,13 +229,13 @@ def prepare(rewards: RewardModels, batch: Batch, shared: Tensor, below: Tensor, 
     `split`, Objective with pi_ref's log-probs). shared, below: score's. Every process makes the same number, if need be of weight 0."""
     out, parts = [], batch.split(rows, c.tokens_per_batch) if rows else []
     empty = [[0]] * (parallel.most(len(parts)) - len(parts))
-    for mine in parts + empty:
+    for i, mine in enumerate(parts + empty):
         part, at = batch.select(mine)
         with torch.no_grad(), amp():
             top = run_blocks(rewards.trunk[0], part, below[at], rewards.below)
             logp_ref = token_logprobs(*head_inputs(rewards.trunk[0], top, part), temperature)
         objective = objective_of(advantage[mine], part.mask, logp_ref, None, c.clip, c.beta_kl, sequences)
-        if len(out) >= len(parts):
+        if i >= len(parts):                                                      # only another process has a micro-batch here
             objective.weight.zero_()
         out.append((part, shared[at], objective))
     return out
@@ -245,7 +246,7 @@ def update(policy: Transformer, optimizer, micro: list[tuple], split: int, tempe
     sums = torch.zeros(3, dtype=torch.float64)               # loss, kl, clipped
     for batch, shared, objective in micro:
         with amp():
-            # nothing frozen: the embeddings are trained too, so they run here and not once before
+            # split 0: the embeddings are trained too, so they run here
             inputs = head_inputs(policy, run_blocks(policy, batch, shared if split else None, split, recompute=recompute), batch)
             part, logp = grpo_loss(*inputs, objective, temperature)
         part.backward()

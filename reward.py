@@ -37,11 +37,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from batch import Batch
 from chat import Chat
 from data import CATEGORIES, HELPFUL, UserError
 from files import fitting, read_tensors, write
 from judge import judge
-from model import Batch, generate, run_blocks
+from model import generate, run_blocks
 from transformer import Transformer
 
 ESTIMATORS = ("importance", "linear", "logistic")

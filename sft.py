@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from batch import Batch
 from chat import Chat
 from data import HELPFUL, UserError
-from model import Batch, token_logps
+from model import token_logps
 from parallel import is_sharded
 from transformer import Transformer
 

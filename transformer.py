@@ -5,7 +5,7 @@ T completion tokens, V vocabulary, D width, H query heads, K key/value heads, E 
 
 Tokens are packed. A block sees one flat list of N real tokens, x (N, D), whatever prompts and completions they belong
 to; only attention needs to know, and it is handed in as a function `attend`. There are three: whole sequences
-(Transformer.forward here), prompts that run once and the completions that look back at each (model.Batch), one new token
+(Transformer.forward here), prompts that run once and the completions that look back at each (batch.Batch), one new token
 a row against a cache (model.generate). No padding reaches the matrix products.
 """
 import math

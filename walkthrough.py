@@ -64,7 +64,7 @@ def source(what: str) -> str:
     """ "module.name | from | to" -> source of module.name, its docstring cut out unless anchors are given."""
     path, *anchors = [part.strip() for part in what.split(" | ")]
     thing, names = None, path.split(".")
-    for n in range(len(names) - 1, 0, -1):                   # kernels.reference.advantage, model.Batch.attend: the longest part that is a module
+    for n in range(len(names) - 1, 0, -1):                   # kernels.reference.advantage, batch.Batch.attend: the longest part that is a module
         with contextlib.suppress(ModuleNotFoundError):
             thing = importlib.import_module(".".join(names[:n]))
             break

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import drirl
-import explore
 import tiny
 from chat import load_chat
 from encoder import WordEncoder, split_sentences

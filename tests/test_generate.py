@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from model import Batch, choose, generate, token_logps
+from batch import Batch
+from model import choose, generate, token_logps
 from test_model import PROMPTS, STARTS, pair                 # noqa: F401 (pair is a fixture)
 
 
@@ -72,6 +73,14 @@ def test_rollout_logps_are_token_logps(pair, temperature):
     same = generate(pair[0], PROMPTS[:5], samples=3, max_new_tokens=12, temperature=temperature, seed=4, eos=(5, 9, 17))
     other = generate(pair[0], PROMPTS[:5], samples=3, max_new_tokens=12, temperature=temperature, seed=5, eos=(5, 9, 17))
     assert torch.equal(same.tokens, got.tokens) and torch.equal(same.logps, got.logps) and other.rows() != got.rows()
+
+
+def test_a_row_says_the_same_in_whatever_company(pair):
+    """Its uniform numbers are its own, also after other rows have ended and left."""
+    draws = torch.rand(10, 12, generator=torch.Generator().manual_seed(1))
+    rows = generate(pair[0], PROMPTS[:5], 2, 12, 1.3, eos=(5, 9, 17, 3), draws=draws).rows()
+    assert len({len(r) for r in rows}) > 2
+    assert rows == [generate(pair[0], [PROMPTS[i // 2]], 1, 12, 1.3, eos=(5, 9, 17, 3), draws=draws[i:i + 1]).rows()[0] for i in range(10)]
 
 
 def filtered(logits, temperature, top_k, top_p):

@@ -7,8 +7,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from batch import Batch
 from data import UserError
-from model import Batch, frozen_copy, load_model, run_blocks, save_model, token_logps
+from model import frozen_copy, load_model, run_blocks, save_model, token_logps
 
 BASE = dict(vocab_size=61, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
             head_dim=12, tie_word_embeddings=False, max_position_embeddings=512, bos_token_id=None, eos_token_id=None, pad_token_id=0)

@@ -8,7 +8,7 @@ import torch
 
 import reward
 from data import CATEGORIES, HELPFUL, UserError
-from model import Batch
+from batch import Batch
 from reward import IRLConfig, RewardModels, auc, fit, integrate, irl_loss
 from transformer import Config, Transformer
 

@@ -64,7 +64,7 @@ def test_rebuild_notices_what_is_stale():
     assert "```text\n2\n```" in new and "```text\n1\n```" in new and "return torch.exp(d) - d - 1\n```" in new and '"""' not in new and walkthrough.rebuild(new) == new
     with pytest.raises(NameError):                           # the next section starts anew
         walkthrough.rebuild(page.replace("<!-- run -->\n```python\nprint(a)", "## B\n<!-- run -->\n```python\nprint(a)"))
-    assert walkthrough.source("grpo_s.difficulty_scale | modes = | return modes").startswith("modes = {") and "def " in walkthrough.source("model.Batch.attend")
+    assert walkthrough.source("grpo_s.difficulty_scale | modes = | return modes").startswith("modes = {") and "def " in walkthrough.source("batch.Batch.attend")
     for wrong, says in (("kernels.no_such", "no_such"), ("grpo_s.loss | no such line", "no such line"), ("grpo_s.loss | o = | no such end", "no such end")):
         with pytest.raises((AttributeError, ValueError), match=says):
             walkthrough.source(wrong)
