@@ -16,7 +16,7 @@ from sft import SFTConfig
 
 CORPUS = Path(__file__).parent / "corpus"
 SHIPPED = {"pool": CORPUS / "pool.jsonl", "benign": CORPUS / "benign.jsonl", "prompts": CORPUS / "test.jsonl"}
-MAY_BE_ZERO = {"blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks", "l2", "beta_kl", "std_eps", "helpful_share", "drop", "decay"}
+MAY_BE_ZERO = {"blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks", "l2", "beta_kl", "std_eps", "helpful_share", "drop", "decay", "save_every", "baseline_steps"}
 AT_LEAST = {"temperature": 0.01, "per_category": 2, "irl.prompts": 2, "helpful_prompts": 2}      # of two prompts one is kept out of a reward model's fit
 AT_MOST = {"helpful_share": 1.0, "keep": 1.0, "decay": 1.0, "drop": 0.99, "seed": 2 ** 31}        # others: a million
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -41,6 +41,9 @@ class RunConfig:
     device: str = "cpu"         # cpu | cuda
     dtype: str = "auto"         # of sampling, scoring and autocast: fp32 | bf16 | auto (bf16 where the hardware has it)
     seed: int = 0               # of balancing, sampling and batches
+    resume: bool = True         # go on with what was interrupted, if the settings are the same; false: anew
+    save_every: float = 120     # seconds of training between two saved states
+    max_skips: int = 5          # updates in a row that may be skipped because a loss, gradient, reward or alpha is not finite
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def alone(stage: str, given: dict) -> bool:
 
 
 def parse(argv: list[str], stages: dict) -> tuple[str, Config, dict]:
-    """Flags over the run folder's config.json over the defaults; `all` starts anew, but not in a folder whose config.json is no run's. An unknown key in it is an error."""
+    """Flags over the run folder's config.json over the defaults; `all` takes flags and defaults alone, but not in a folder whose config.json is no run's.
+    An unknown key in it is an error."""
     given = {k: v for k, v in vars(build_parser(stages).parse_args(argv)).items() if v is not None}
     stage, values = given.pop("stage"), {s.name: {} for s in fields(Config)}
     del given["debug"]

@@ -12,6 +12,7 @@ import grpo_s
 from data import CATEGORIES, HELPFUL
 from encoder import WordEncoder
 from grpo_s import GRPOConfig, pick, similarities
+from loop import Loop
 from model import run_blocks
 from reward import IRLConfig, RewardModels
 from transformer import Config, Transformer
@@ -73,7 +74,7 @@ def tiny():
 
 def run(policy, rewards, c, blocks=1, **more):
     records = []
-    grpo_s.train(policy, Letters(), rewards, WordEncoder(16), ROWS, replace(c, blocks=blocks), nullcontext, 1.0, 6, next(policy.parameters()).dtype, log=lambda **r: records.append(r), **more)
+    grpo_s.train(policy, Letters(), rewards, WordEncoder(16), ROWS, replace(c, blocks=blocks), nullcontext, 1.0, 6, next(policy.parameters()).dtype, loop=Loop("grpo", log=lambda **r: records.append(r)), **more)
     return records
 
 
@@ -185,7 +186,7 @@ def test_recomputation_in_bfloat16():
         policy, rewards = start()
         rewards.trunk[0].bfloat16()
         c, records = replace(SMALL, recompute=recompute, blocks=0, iterations=2), []
-        grpo_s.train(policy, Letters(), rewards, WordEncoder(16), ROWS, c, lambda: torch.autocast("cpu", torch.bfloat16), 1.0, 6, torch.bfloat16, log=lambda **r: records.append(r))
+        grpo_s.train(policy, Letters(), rewards, WordEncoder(16), ROWS, c, lambda: torch.autocast("cpu", torch.bfloat16), 1.0, 6, torch.bfloat16, loop=Loop("grpo", log=lambda **r: records.append(r)))
         done.append((policy.state_dict(), [(r["loss"], r["grad_norm"]) for r in records]))
     assert sum(done[0][1], ()) == pytest.approx(sum(done[1][1], ()), rel=1e-4) and all(v.dtype == torch.float32 for v in done[0][0].values())
     assert all(torch.allclose(v, done[1][0][k], atol=1e-5) for k, v in done[0][0].items())
