@@ -169,8 +169,9 @@ def stage_grpo(run: Run) -> None:
     phi, rows, history = run.encoder(), run.rows(chat), run.read("rewards/samples.json", [])
     if not all(isinstance(g, dict) and {"category", "response", "reward_demo", "samples"} <= g.keys() for g in history):
         raise data.UserError(f"{run.folder / 'rewards/samples.json'}: want category, response, reward_demo and samples of every prompt: of another version, run irl again")
+    prompts = rows + (grpo_s.borrow(run.open_prompts(chat, rows), rows, phi) if run.c.grpo.open_prompts else [])
     with run.work("grpo", rows, resumable=not run.c.grpo.shard) as loop:
-        grpo_s.train(policy, chat, rewards, phi, rows, run.c.grpo, run.amp, run.c.run.temperature,
+        grpo_s.train(policy, chat, rewards, phi, prompts, run.c.grpo, run.amp, run.c.run.temperature,
                      run.c.run.max_new_tokens, run.dtype, run.c.run.seed, history, loop)
     save_model(policy, run.folder / "policy")
 

@@ -77,6 +77,7 @@ class GRPOConfig:
     helpful_share: float = 0.5  # share of harmless prompts
     clip: float = 0.2           # c of the clipped ratio
     beta_kl: float = 0.02       # weight of the KL penalty to the warm start
+    open_prompts: bool = False  # draws also the pool's and the harmless prompts that are no demonstrations; their difficulty is told by the most similar one
     scaling: str = "product"    # of the advantages: none | data | model | product | sum
     per_sample: bool = False    # alphaD per sample instead of per prompt
     drop: float = 0.2           # share of outlying gaps that alphaM leaves out
@@ -199,9 +200,19 @@ def pick(rows: list[dict], c: GRPOConfig, rng: random.Random):
         yield sorted(harmful, key=lambda r: r["category"]) + [next(of[HELPFUL]) for _ in range(helpful)]
 
 
-def most_spread(R: Tensor, categories: list[str], keep: float) -> list[int]:
-    """The share `keep` of the harmful and of the harmless prompts whose rewards R (P, members) differ most within their group, in order."""
-    spread, out = R.std(1, correction=0).tolist(), []
+def borrow(prompts: list[dict], demonstrations: list[dict], encoder) -> list[dict]:
+    """Prompts without a demonstration of their own, each with that of its category's most similar prompt: for its difficulty, not to be learnt from."""
+    out = []
+    for category in sorted({p["category"] for p in prompts}):
+        mine, theirs = ([r for r in rows if r["category"] == category] for rows in (prompts, demonstrations))
+        nearest = (encoder.embed([r["prompt"] for r in mine]) @ encoder.embed([r["prompt"] for r in theirs]).T).argmax(1).tolist()
+        out += [{**r, "response": theirs[i]["response"], "borrowed": True} for r, i in zip(mine, nearest)]
+    return out
+
+
+def most_spread(spread: list[float], categories: list[str], keep: float) -> list[int]:
+    """The share `keep` of the harmful and of the harmless prompts whose groups' rewards have the largest standard deviation, `spread`; in order."""
+    out = []
     for kind in (True, False):
         mine = [p for p, name in enumerate(categories) if (name == HELPFUL) == kind]
         out += sorted(mine, key=lambda p: -spread[p])[:math.ceil(keep * len(mine))]
@@ -268,7 +279,7 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
           max_new_tokens: int, dtype: torch.dtype, seed: int = 0, history: list[dict] = (), loop: Loop | None = None) -> None:
     """Trains the policy in place against `rewards`, whose trunk is pi_ref, the policy's own start.
 
-    rows carry prompt, category and response (the demonstration); history: rows with reward_demo and samples, (reward, text)
+    rows carry prompt, category and response (the demonstration; if it is another prompt's: borrowed, True); history: rows with reward_demo and samples, (reward, text)
     pairs, which the running means start from.
     """
     rng, split = random.Random(seed), min(train_top(policy, c.blocks), rewards.below)   # below block `split` all models are one
@@ -315,10 +326,10 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
             continue
         advantage = advantages(scores, alpha, c.std_eps)                         # (P, G + 1)
         # 4. the groups worth learning from, and what the reference says of them
-        kept = most_spread(scores if c.imitate else R, categories, c.keep)
-        per_group = c.samples + c.imitate                                        # without the demonstration, which is last, or with it
-        learnt = [i * (c.samples + 1) + g for i, p in enumerate(range(len(part))[share]) if p in kept for g in range(per_group)]
-        micro = prepare(rewards, batch, shared, below, learnt, advantage[share].flatten(), len(kept) * per_group, c, temperature, amp)
+        members = [c.samples + (c.imitate and not r.get("borrowed", False)) for r in part]        # without the demonstration, which is last, or with it
+        kept = most_spread([row[:n].std(correction=0).item() for row, n in zip(scores, members)], categories, c.keep)
+        learnt = [i * (c.samples + 1) + g for i, p in enumerate(range(len(part))[share]) if p in kept for g in range(members[p])]
+        micro = prepare(rewards, batch, shared, below, learnt, advantage[share].flatten(), sum(members[p] for p in kept), c, temperature, amp)
         clock.append(time.time())
         # 5. updates
         for step in range(c.iterations):

@@ -2,6 +2,7 @@
 import dataclasses
 import hashlib
 import json
+import random
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -133,7 +134,16 @@ class Run:
 
     def rows(self, chat: chats.Chat) -> list[dict]:
         """The balanced demonstrations of the data stage and the harmless ones."""
-        return self.demonstrations("balanced", chat, data.CATEGORIES) + self.demonstrations("benign", chat, [data.HELPFUL])
+        harmless, n = self.demonstrations("benign", chat, [data.HELPFUL]), self.c.run.helpful_demonstrations
+        return self.demonstrations("balanced", chat, data.CATEGORIES) + (random.Random(self.c.run.seed).sample(harmless, n) if 0 < n < len(harmless) else harmless)
+
+    def open_prompts(self, chat: chats.Chat, rows: list[dict]) -> list[dict]:
+        """The pool's and the harmless prompts that are not among these demonstrations."""
+        known, found = {r["prompt"] for r in rows}, []
+        for name, wanted in (("pool", data.CATEGORIES), ("benign", [data.HELPFUL])):
+            found += [r for r in loaders.load_rows(self.file(name), skip_bad=self.c.run.skip_bad) if r["category"] in wanted and r["prompt"] not in known]
+            chat.check(found, self.c.run.max_new_tokens, self.file(name))
+        return found
 
     def prompts(self, folders: list[Path]) -> tuple[list[dict], list[chats.Chat]]:
         """The held-out prompts, of known kinds and none too long for the models in these folders, and the models' chats."""

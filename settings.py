@@ -16,7 +16,7 @@ from sft import SFTConfig
 
 CORPUS = Path(__file__).parent / "corpus"
 SHIPPED = {"pool": CORPUS / "pool.jsonl", "benign": CORPUS / "benign.jsonl", "prompts": CORPUS / "test.jsonl"}
-MAY_BE_ZERO = {"blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks", "l2", "beta_kl", "std_eps", "helpful_share", "drop", "decay", "save_every", "baseline_steps"}
+MAY_BE_ZERO = {"blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks", "l2", "beta_kl", "std_eps", "helpful_share", "drop", "decay", "save_every", "baseline_steps", "helpful_demonstrations"}
 AT_LEAST = {"temperature": 0.01, "per_category": 2, "irl.prompts": 2, "helpful_prompts": 2}      # of two prompts one is kept out of a reward model's fit
 AT_MOST = {"helpful_share": 1.0, "keep": 1.0, "decay": 1.0, "drop": 0.99, "seed": 2 ** 31}        # others: a million
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -32,6 +32,7 @@ class RunConfig:
     benign: str = ""            # harmless prompts with Chain-of-Draft answers; empty: corpus/benign.jsonl
     prompts: str = ""           # held-out prompts to evaluate on; empty: corpus/test.jsonl
     per_category: int = 72      # demonstrations of each harm category after balancing
+    helpful_demonstrations: int = 0   # harmless demonstrations, drawn by seed; 0: all
     generate: bool = False      # data: the model makes the demonstrations that a category lacks
     skip_bad: bool = False      # data: drop the pool's broken rows, and count them, instead of stopping at the first
     max_new_tokens: int = 64    # of every response in training, eval and chat (in data --generate true: 96, in drafts: 200)
