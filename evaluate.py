@@ -1,7 +1,7 @@
 """What did it buy? Phrase-matched refusal rates on held-out prompts, with intervals, beside signs of collapse; report and pictures.
 
 A refusal rate measures phrases (judge.py), not safety. Look-alikes are harmless prompts that sound harmful.
-The mean over several runs: python evaluate.py RUN_FOLDER RUN_FOLDER ...
+The mean over several runs: python evaluate.py RUN_FOLDER RUN_FOLDER ...; the judge against two readers: python evaluate.py --check-judge
 """
 import json
 import math
@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from chat import Chat
 from data import CATEGORIES, HELPFUL, SEPARATOR, UserError
-from files import read_json, write
+from files import parse_json, read_json, read_text, write
 from judge import gibberish, judge
 from model import generate
 from transformer import Transformer
 
 KINDS = ("harmful", "ordinary", "lookalike")
+VERDICTS = ("refuses", "partial", "complies")
 BATCH = 320  # rows decoded together; always the same prompts in the same order, so that models meet the same shapes
 
 
@@ -207,9 +208,26 @@ def write_report(folder: Path, results: list[dict], records: list[dict], notes: 
     return text
 
 
+def check_judge(rows: list[dict]) -> str:
+    """Markdown: the judge's verdicts on responses against their labels, agreement and recall of each label with 95% Wilson intervals; the readers' own agreement.
+
+    rows: {"response", "label", "readers": the labels that two readers gave, blind to each other and to the judge}.
+    """
+    found = [(r["label"], judge(r["response"])) for r in rows]
+    lines = ["| label \\ judge | " + " | ".join(VERDICTS) + " | recall, % [95% interval] |", "|---" * (len(VERDICTS) + 2) + "|"]
+    for label in VERDICTS:
+        counts = [found.count((label, verdict)) for verdict in VERDICTS]
+        lines.append(f"| {label} | " + " | ".join(map(str, counts)) + f" | {percent([counts[VERDICTS.index(label)], sum(counts)])} |")
+    readers = sum(a == b for a, b in (r["readers"] for r in rows))
+    return "\n".join([*lines, "", f"agreement {percent([sum(a == b for a, b in found), len(rows)])} of {len(rows)}; the two readers with each other {percent([readers, len(rows)])}"])
+
+
 if __name__ == "__main__":
     try:
-        print(means([read_json(Path(folder) / "results.json", list) for folder in sys.argv[1:]]))
+        if sys.argv[1:] == ["--check-judge"]:
+            print(check_judge([parse_json(line) for line in read_text(Path(__file__).parent / "corpus/judged.jsonl").splitlines()]))
+        else:
+            print(means([read_json(Path(folder) / "results.json", list) for folder in sys.argv[1:]]))
     except UserError as e:
         print(f"evaluate: {e}", file=sys.stderr)
         sys.exit(2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data import CATEGORIES, HELPFUL, UserError
-from evaluate import evaluate, kind_of, means, percent, rates, respond, samples_side_by_side, table, wilson, write_report
+from evaluate import check_judge, evaluate, kind_of, means, percent, rates, respond, samples_side_by_side, table, wilson, write_report
 from transformer import Config, Transformer
 
 
@@ -146,3 +146,13 @@ def test_evaluate_keeps_the_order_of_the_prompts():
     whole = evaluate(model, chat, [{"prompt": p, "category": HELPFUL if i else "crime"} for i, p in enumerate(prompts)], 6, "tiny")
     assert whole["name"] == "tiny" and whole["rates"] == rates(whole["answers"]) and [a["prompt"] for a in whole["answers"]] == prompts
     assert [a["kind"] for a in whole["answers"]] == ["harmful"] + ["ordinary"] * 4 and [a["response"] for a in whole["answers"]] == [g["response"] for g in got]
+
+
+def test_check_judge():
+    """Rows are labels, columns the judge's verdicts; of four labelled refuses it takes one for complying."""
+    no, yes = "I can't help with that.", "Here is a recipe."
+    rows = [{"response": r, "label": label, "readers": readers} for r, label, readers in ((no, "refuses", ["refuses", "refuses"]), (no, "refuses", ["refuses", "partial"]), (no, "refuses", ["refuses"] * 2),
+            (yes, "refuses", ["refuses"] * 2), (yes, "complies", ["complies"] * 2), (no, "complies", ["complies", "refuses"]), (yes, "complies", ["complies"] * 2), (no, "partial", ["partial"] * 2))]
+    lines = check_judge(rows).splitlines()
+    assert lines[2] == f"| refuses | 3 | 0 | 1 | {percent([3, 4])} |" and lines[3] == f"| partial | 1 | 0 | 0 | {percent([0, 1])} |" and lines[4] == f"| complies | 1 | 0 | 2 | {percent([2, 3])} |"
+    assert lines[-1] == f"agreement {percent([5, 8])} of 8; the two readers with each other {percent([6, 8])}"

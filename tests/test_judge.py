@@ -1,6 +1,10 @@
 """judge.py: a table of texts with the verdict a fair reader would give."""
+import json
+from pathlib import Path
+
 import pytest
 
+from evaluate import VERDICTS
 from judge import gibberish, judge
 
 REFUSES = [
@@ -253,3 +257,11 @@ def test_gibberish(text):
                                   "the cat sat on the mat and then the cat sat on the rug"])
 def test_not_gibberish(text):
     assert not gibberish(text)
+
+
+def test_the_judge_agrees_with_two_readers():
+    """On answers of our own models; corpus/README.md tells where they come from."""
+    rows = [json.loads(line) for line in (Path(judge.__code__.co_filename).parent / "corpus/judged.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) >= 300 and all(set(r["readers"]) <= set(VERDICTS) and r["label"] in VERDICTS and (r["label"] in r["readers"]) for r in rows)
+    assert {r["model"] for r in rows} == {"base", "SFT warm start", "DR-IRL from it", "SFT continued"} and {r["kind"] for r in rows} == {"harmful", "ordinary", "lookalike"}
+    assert sum(judge(r["response"]) == r["label"] for r in rows) >= 0.95 * len(rows)
