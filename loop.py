@@ -32,14 +32,14 @@ class Loop:
                 if loop.finite(loss=loss, grad_norm=norm): optimizer.step()
                 loop.end(step, loss=loss)                        # log, save, stop
 
-    path: the file of the state; None: no state. every: seconds between two states. patience: skipped updates in a row that are too many.
-    belongs: what must be the same when a state is taken up again, as {name: value}.
+    path: the file of the state; None: no state. resume: take up the one that is there, of the same stage. belongs: what must be the same then, as {name: value}.
+    every: seconds between two states. patience: skipped updates in a row that are too many.
     """
 
-    def __init__(self, stage: str = "", path: Path | None = None, belongs: dict | None = None, every: float = 60.0, patience: int = 5, log=lambda **record: None):
+    def __init__(self, stage: str = "", path: Path | None = None, resume: bool = True, belongs: dict | None = None, every: float = 60.0, patience: int = 5, log=lambda **record: None):
         self.stage, self.path, self.belongs, self.every, self.patience, self.log = stage, path, belongs or {}, every, patience, log
         self.done, self.skipped, self.state, before = 0, 0, {}, 0.0      # steps done, skipped in a row; what the loop itself wants kept
-        if path and path.exists() and (saved := read_state(path))["stage"] == stage:
+        if resume and path and path.exists() and (saved := read_state(path))["stage"] == stage:
             refuse_differences(saved["belongs"], self.belongs, path)
             self.done, self.skipped, self.state, before = (saved[name] for name in ("done", "skipped", "state", "seconds"))
         self.start, self.saved, self.stop, self.bad, self.model = time.time() - before, time.time(), False, [], None

@@ -81,7 +81,7 @@ class Run:
         """The first thing a stage writes, once its input has been read and found good: it and later ones are not done; the settings; metrics.jsonl keeps
         of this stage's records those of the first `steps` steps."""
         path, progress = self.folder / "metrics.jsonl", self.progress()
-        kept = "".join(json.dumps(r) + "\n" for r in read_records(path) if r["stage"] != stage or r["step"] <= steps)
+        kept = "".join(json.dumps(r) + "\n" for r in read_records(path) if r["stage"] != stage or type(r.get("step")) is int and r["step"] <= steps)
         if parallel.rank():
             return
         self.write("progress.json", {"begun": progress["begun"] if stage == "eval" else self.identity(), "done": [s for s in progress["done"] if ORDER.index(s) < ORDER.index(stage)]})
@@ -160,10 +160,8 @@ class Run:
     def work(self, stage: str, rows: list[dict], resumable: bool = True):
         """A stage's work, begun with its input checked and its models loaded: the Loop to train in, where it was interrupted if it was; its seconds go to times.json."""
         times, c = self.times(), self.c.run
-        if not c.resume and not parallel.rank():
-            self.unfinished.unlink(missing_ok=True)
         belongs = {**self.identity(), "demonstrations": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]}
-        loop = Loop(stage, self.unfinished if resumable else None, belongs, c.save_every, c.max_skips, self.log)
+        loop = Loop(stage, self.unfinished if resumable else None, c.resume, belongs, c.save_every, c.max_skips, self.log)
         if loop.done:
             print(f"{stage} goes on after step {loop.done}")
         self.begin(stage, loop.done)
