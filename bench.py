@@ -61,6 +61,7 @@ def step_ours(a) -> dict:
     import grpo_s
     from chat import load_chat
     from encoder import WordEncoder
+    from loop import Loop
     from model import load_model, run_blocks
 
     class Reward:                                            # what train wants of reward.RewardModels, without a network
@@ -89,7 +90,7 @@ def step_ours(a) -> dict:
         assert length == a.tokens
         records.append((time.time(), dict(parts)))
         parts.clear()
-    grpo_s.train(policy, chat, Reward(reference), WordEncoder(), rows, c, lambda: torch.autocast("cpu", torch.bfloat16), 1.0, a.tokens, torch.bfloat16, log=log)
+    grpo_s.train(policy, chat, Reward(reference), WordEncoder(), rows, c, lambda: torch.autocast("cpu", torch.bfloat16), 1.0, a.tokens, torch.bfloat16, loop=Loop("grpo", log=log))
     times = [y[0] - x[0] for x, y in zip(records[1:], records[2:])]      # the first step warms up
     parts = {k: statistics.median(r[k] for _, r in records[2:]) for k in records[2][1]}
     return {"seconds": statistics.median(times), **parts, "train": parts["train"] - parts["optimizer"]}

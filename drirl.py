@@ -35,8 +35,9 @@ import settings
 import sft
 import tiny
 from files import read_records, read_tensors, write
+from loop import refuse_differences
 from model import frozen_copy, save_model
-from runfolder import Run, as_json
+from runfolder import ORDER, Run, as_json
 
 
 # ------------------------------------------------------------------------------------------------ the stages, in order
@@ -125,8 +126,8 @@ def stage_sft(run: Run) -> None:
     """Supervised warm start."""
     policy, chat = run.load(run.base()), run.chat()
     rows = run.rows(chat)
-    with run.clock("sft"):
-        sft.train(policy, chat, rows, run.c.sft, run.amp, run.c.run.seed, log=run.log)
+    with run.work("sft", rows) as loop:
+        sft.train(policy, chat, rows, run.c.sft, run.amp, run.c.run.seed, loop)
     save_model(policy, run.folder / "sft")
 
 
@@ -136,14 +137,14 @@ def stage_irl(run: Run) -> None:
     folder = run.stage_folder("sft")
     trunk, chat = run.load(folder, run.dtype), run.chat(folder)
     rows = run.rows(chat)
-    with run.clock("irl"):
+    with run.work("irl", rows, resumable=c.rounds == 1) as loop:
         models, policy = reward.RewardModels(trunk, c), trunk
         for n in range(c.rounds):
             groups = reward.sample_groups(policy, chat, rows, c, run.c.run.max_new_tokens, run.c.run.temperature, seed + n)
             by_category = sorted(groups, key=lambda g: g["category"])
             held = by_category[::8]                          # kept out of the fit, to see what the rewards are worth
             batches = reward.prepare(models, [g for i, g in enumerate(by_category) if i % 8], c.batch, run.amp)
-            reward.fit(models, batches, c if n == 0 else dataclasses.replace(c, joint_epochs=0), run.amp, seed + n, run.log)
+            reward.fit(models, batches, c if n == 0 else dataclasses.replace(c, joint_epochs=0), run.amp, seed + n, loop)
             if n + 1 < c.rounds:                             # alternating, as Li et al. do: improve a throw-away policy against these rewards
                 improved = run.load(folder)
                 grpo = dataclasses.replace(run.c.grpo, rollouts=c.policy_steps, scaling="none")
@@ -168,21 +169,23 @@ def stage_grpo(run: Run) -> None:
     phi, rows, history = run.encoder(), run.rows(chat), run.read("rewards/samples.json", [])
     if not all(isinstance(g, dict) and {"category", "response", "reward_demo", "samples"} <= g.keys() for g in history):
         raise data.UserError(f"{run.folder / 'rewards/samples.json'}: want category, response, reward_demo and samples of every prompt: of another version, run irl again")
-    with run.clock("grpo"):
-        grpo_s.train(policy, chat, rewards, phi, rows, run.c.grpo, run.amp, run.c.run.temperature,
-                     run.c.run.max_new_tokens, run.dtype, run.c.run.seed, history, run.log)
+    prompts = rows + (grpo_s.borrow(run.open_prompts(chat, rows), rows, phi) if run.c.grpo.open_prompts else [])
+    with run.work("grpo", rows, resumable=not run.c.grpo.shard) as loop:
+        grpo_s.train(policy, chat, rewards, phi, prompts, run.c.grpo, run.amp, run.c.run.temperature,
+                     run.c.run.max_new_tokens, run.dtype, run.c.run.seed, history, loop)
     save_model(policy, run.folder / "policy")
 
 
 def stage_baseline(run: Run) -> None:
-    """What SFT alone makes of the same warm start in the wall time that irl and grpo took."""
-    times, folder = run.times(), run.stage_folder("sft")
-    if not {"irl", "grpo"} <= times.keys():
-        raise data.UserError(f"{run.folder / 'times.json'} has no times of irl and grpo yet: run them first")
+    """What SFT alone makes of the same warm start in the wall time that irl and grpo took, at the pace of its own."""
+    times, folder, c = run.times(), run.stage_folder("sft"), run.c.sft
+    if not c.baseline_steps and not {"sft", "irl", "grpo"} <= times.keys():
+        raise data.UserError(f"{run.folder / 'times.json'} has no times of sft, irl and grpo yet: run them first")
+    steps = c.baseline_steps or max(1, round((times["irl"] + times["grpo"]) / max(times["sft"], 0.1) * c.steps))
     policy, chat = run.load(folder), run.chat(folder)
     rows = run.rows(chat)
-    with run.clock("baseline"):
-        sft.train(policy, chat, rows, run.c.sft, run.amp, run.c.run.seed + 1, seconds=max(0.1, times["irl"] + times["grpo"]))
+    with run.work("baseline", rows) as loop:
+        sft.train(policy, chat, rows, dataclasses.replace(c, steps=steps), run.amp, run.c.run.seed + 1, loop)
     save_model(policy, run.folder / "baseline")
 
 
@@ -234,12 +237,17 @@ def stage_explore(run: Run) -> None:
 
 
 def stage_all(run: Run) -> None:
-    """data, sft, irl, grpo, baseline, eval. What they read is looked at before the first one writes."""
+    """data, sft, irl, grpo, baseline, eval, less those done before with the same settings. What they read is looked at before the first one writes."""
     _, (chat,) = run.prompts([run.base()])
     run.demonstrations("benign", chat, [data.HELPFUL])
     run.encoder()
-    for name in ("data", "sft", "irl", "grpo", "baseline", "eval"):
-        timed(name, run)
+    begun, done = run.progress().values() if run.c.run.resume else ({}, [])
+    if begun:
+        refuse_differences(begun, run.identity(), run.folder)
+    for name in ORDER:
+        print(f"[{name}] done before") if name in done else timed(name, run)
+    if "eval" in done:
+        print(f"{evaluate.table(run.read('results.json', []))}\n\nNothing was left to do; --resume false starts anew")
 
 
 def stage_tiny(run: Run) -> None:
@@ -264,6 +272,8 @@ def timed(stage: str, run: Run) -> None:
     if parallel.world() > 1 and stage != "grpo":
         raise data.UserError(f"{stage} runs in one process: torchrun is for grpo")
     STAGES[stage](run)
+    if stage in ORDER:
+        run.finish(stage)
     if stage != "chat" and not parallel.rank():
         print(f"[{stage}] {time.time() - start:.0f} s, peak memory {peak_gb():.1f} GB", flush=True)
 
@@ -275,9 +285,11 @@ def main(argv: list[str]) -> int:
         standalone = settings.alone(stage, given)
         stage_eval(run, standalone=True) if standalone else timed(stage, run)
         return 0
-    except (EOFError, KeyboardInterrupt):
-        print("", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\ndrirl: interrupted; the same command goes on from here (without --resume false)" if stage in (*ORDER, "all") else "", file=sys.stderr)
         return 130
+    except EOFError:                                         # the end of a chat
+        return 0
     except (data.UserError, OSError) as e:
         if "--debug" in argv:
             traceback.print_exc()

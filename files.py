@@ -83,12 +83,18 @@ def number(raw: dict, name: str, where: str | Path, low: float, high: float, def
     return value
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, whose header length is checked before anything is made from it."""
+def read_header(path: Path) -> bytes:
+    """The header of a safetensors file, JSON, whose length is checked before anything is made from it."""
     with doing(f"read {path}"), open(path, "rb") as f:
         size, header = os.fstat(f.fileno()).st_size, int.from_bytes(f.read(8), "little")
-    if not 2 <= header <= min(size - 8, MAX_HEADER):
-        raise UserError(f"cannot read {path}: a header of {header} bytes in a file of {size}: cut off, or no safetensors file; fetch or make it again")
+        if not 2 <= header <= min(size - 8, MAX_HEADER):
+            raise UserError(f"cannot read {path}: a header of {header} bytes in a file of {size}: cut off, or no safetensors file; fetch or make it again")
+        return f.read(header)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file."""
+    read_header(path)
     try:
         return load_file(path)
     except Exception as e:                                   # of several kinds, by what is wrong with the header

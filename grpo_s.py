@@ -51,6 +51,7 @@ from data import CATEGORIES, HELPFUL, UserError
 from encoder import similarity, split_sentences
 from judge import judge
 from kernels import Objective, clipped_objective, group_advantage, grpo_loss, kl_k3, token_logprobs  # noqa: F401 (kl_k3: part of the maths, for its readers)
+from loop import Loop
 from model import frozen_copy, generate, head_inputs, run_blocks
 from reward import RewardModels
 from sft import cycle, optimizer_for, set_lr, train_top
@@ -76,6 +77,7 @@ class GRPOConfig:
     helpful_share: float = 0.5  # share of harmless prompts
     clip: float = 0.2           # c of the clipped ratio
     beta_kl: float = 0.02       # weight of the KL penalty to the warm start
+    open_prompts: bool = False  # draws also the pool's and the harmless prompts that are no demonstrations; their difficulty is told by the most similar one
     scaling: str = "product"    # of the advantages: none | data | model | product | sum
     per_sample: bool = False    # alphaD per sample instead of per prompt
     drop: float = 0.2           # share of outlying gaps that alphaM leaves out
@@ -198,9 +200,19 @@ def pick(rows: list[dict], c: GRPOConfig, rng: random.Random):
         yield sorted(harmful, key=lambda r: r["category"]) + [next(of[HELPFUL]) for _ in range(helpful)]
 
 
-def most_spread(R: Tensor, categories: list[str], keep: float) -> list[int]:
-    """The share `keep` of the harmful and of the harmless prompts whose rewards R (P, members) differ most within their group, in order."""
-    spread, out = R.std(1, correction=0).tolist(), []
+def borrow(prompts: list[dict], demonstrations: list[dict], encoder) -> list[dict]:
+    """Prompts without a demonstration of their own, each with that of its category's most similar prompt: for its difficulty, not to be learnt from."""
+    out = []
+    for category in sorted({p["category"] for p in prompts}):
+        mine, theirs = ([r for r in rows if r["category"] == category] for rows in (prompts, demonstrations))
+        nearest = (encoder.embed([r["prompt"] for r in mine]) @ encoder.embed([r["prompt"] for r in theirs]).T).argmax(1).tolist()
+        out += [{**r, "response": theirs[i]["response"], "borrowed": True} for r, i in zip(mine, nearest)]
+    return out
+
+
+def most_spread(spread: list[float], categories: list[str], keep: float) -> list[int]:
+    """The share `keep` of the harmful and of the harmless prompts whose groups' rewards have the largest standard deviation, `spread`; in order."""
+    out = []
     for kind in (True, False):
         mine = [p for p, name in enumerate(categories) if (name == HELPFUL) == kind]
         out += sorted(mine, key=lambda p: -spread[p])[:math.ceil(keep * len(mine))]
@@ -241,8 +253,9 @@ def prepare(rewards: RewardModels, batch: Batch, shared: Tensor, below: Tensor, 
     return out
 
 
-def update(policy: Transformer, optimizer, micro: list[tuple], split: int, temperature: float, amp, recompute: bool = False) -> dict:
-    """One optimizer step on the prepared micro-batches. Returns what to log. The first one after a rollout sets log pi_old."""
+def update(policy: Transformer, optimizer, micro: list[tuple], split: int, temperature: float, amp, recompute: bool, finite) -> dict:
+    """One optimizer step on the prepared micro-batches, unless `finite` turns loss or gradient down (Loop.finite). Returns what to log. The first one after
+    a rollout sets log pi_old."""
     sums = torch.zeros(3, dtype=torch.float64)               # loss, kl, clipped
     for batch, shared, objective in micro:
         with amp():
@@ -254,17 +267,19 @@ def update(policy: Transformer, optimizer, micro: list[tuple], split: int, tempe
         sums += torch.stack((part.detach(), (objective.weight * kl).sum(), (objective.weight * clipped).sum())).cpu()
         if objective.logp_old is None:
             objective.logp_old = logp
-    norm = parallel.clip_gradients([p for p in policy.parameters() if p.requires_grad], 1.0)
-    optimizer.step()
+    stats = dict(zip(("loss", "kl", "clipped"), parallel.add(sums).tolist()))
+    stats["grad_norm"] = parallel.clip_gradients([p for p in policy.parameters() if p.requires_grad], 1.0)
+    if finite(loss=stats["loss"], grad_norm=stats["grad_norm"]):
+        optimizer.step()
     optimizer.zero_grad()
-    return {**dict(zip(("loss", "kl", "clipped"), parallel.add(sums).tolist())), "grad_norm": norm}
+    return stats
 
 
 def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows: list[dict], c: GRPOConfig, amp, temperature: float,
-          max_new_tokens: int, dtype: torch.dtype, seed: int = 0, history: list[dict] = (), log=lambda **record: None) -> None:
+          max_new_tokens: int, dtype: torch.dtype, seed: int = 0, history: list[dict] = (), loop: Loop | None = None) -> None:
     """Trains the policy in place against `rewards`, whose trunk is pi_ref, the policy's own start.
 
-    rows carry prompt, category and response (the demonstration); history: rows with reward_demo and samples, (reward, text)
+    rows carry prompt, category and response (the demonstration; if it is another prompt's: borrowed, True); history: rows with reward_demo and samples, (reward, text)
     pairs, which the running means start from.
     """
     rng, split = random.Random(seed), min(train_top(policy, c.blocks), rewards.below)   # below block `split` all models are one
@@ -274,15 +289,20 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
     if c.shard:
         parallel.shard(policy)
     optimizer, draw = optimizer_for(policy, c.lr), pick(rows, c, rng)
+    loop = loop or Loop("grpo")
     deltas, gap_means = start_means(history, encoder, c.decay)
+    deltas.mean |= loop.state.get("deltas", {})
+    gap_means.mean |= loop.state.get("gap_means", {})
+    loop.state = {"deltas": deltas.mean, "gap_means": gap_means.mean}
     bar = tqdm(range(c.rollouts), desc="grpo", unit="rollout", disable=parallel.rank() > 0)
     for n in bar:
-        clock = [time.time()]
         # 1. a group of samples per prompt of this process's share
-        part = next(draw)
+        part, seed, clock = next(draw), rng.randrange(2 ** 31), [time.time()]
+        if loop.skip(n, policy, optimizer):
+            continue
         categories, mine = [r["category"] for r in part], part[share]
         prompts, demonstrations = [chat.prompt(r["prompt"]) for r in mine], [r["response"] for r in mine]
-        draws = torch.rand(len(part), c.samples, max_new_tokens, generator=torch.Generator().manual_seed(rng.randrange(2 ** 31)))
+        draws = torch.rand(len(part), c.samples, max_new_tokens, generator=torch.Generator().manual_seed(seed))
         sampler = frozen_copy(policy, dtype)                                     # cast once a rollout, not once a token
         flat = generate(sampler, prompts, c.samples, max_new_tokens, temperature, eos=chat.eos, draws=draws[share].flatten(0, 1)).rows()
         del sampler
@@ -292,32 +312,37 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         # 2. rewards of the group's members: G samples and, last, the demonstration
         batch = Batch(prompts, [[*group, chat.answer(d)] for group, d in zip(groups, demonstrations)], policy.device)
         own, shared, below = score(rewards, batch, [r["category"] for r in mine], split, c.tokens_per_batch, amp)
-        facts = [[[judge(t) == "refuses", len(o), chat.ended(o)] for t, o in zip(*group)] for group in zip(texts, groups)]
+        facts = [[[judge(t) == "refuses", len(o), chat.ended(o), not t.strip()] for t, o in zip(*group)] for group in zip(texts, groups)]
         W = similarities(encoder, texts, demonstrations).to(own.device)
         everyone = parallel.gather(torch.cat((own.view(len(mine), -1), W, torch.tensor(facts, device=own.device).float().flatten(1)), 1), len(part))
-        scores, W, facts = everyone.split((c.samples + 1, c.samples, 3 * c.samples), 1)
+        scores, W, facts = everyone.split((c.samples + 1, c.samples, 4 * c.samples), 1)
         R, demo = scores.split((c.samples, 1), 1)                                # (P, G), (P, 1)
         # 3. advantages, scaled by difficulty
-        alpha = difficulty(W, demo - R, categories, deltas, gap_means, c)
+        if sound := loop.finite(reward=scores, similarity=W):                    # before they enter the running means
+            alpha = difficulty(W, demo - R, categories, deltas, gap_means, c)
+            sound = loop.finite(alpha=alpha)
+        if not sound:
+            loop.end(n)
+            continue
         advantage = advantages(scores, alpha, c.std_eps)                         # (P, G + 1)
         # 4. the groups worth learning from, and what the reference says of them
-        kept = most_spread(scores if c.imitate else R, categories, c.keep)
-        per_group = c.samples + c.imitate                                        # without the demonstration, which is last, or with it
-        learnt = [i * (c.samples + 1) + g for i, p in enumerate(range(len(part))[share]) if p in kept for g in range(per_group)]
-        micro = prepare(rewards, batch, shared, below, learnt, advantage[share].flatten(), len(kept) * per_group, c, temperature, amp)
+        members = [c.samples + (c.imitate and not r.get("borrowed", False)) for r in part]        # without the demonstration, which is last, or with it
+        kept = most_spread([row[:n].std(correction=0).item() for row, n in zip(scores, members)], categories, c.keep)
+        learnt = [i * (c.samples + 1) + g for i, p in enumerate(range(len(part))[share]) if p in kept for g in range(members[p])]
+        micro = prepare(rewards, batch, shared, below, learnt, advantage[share].flatten(), sum(members[p] for p in kept), c, temperature, amp)
         clock.append(time.time())
         # 5. updates
         for step in range(c.iterations):
             set_lr(optimizer, c.lr, (n + (step + 0.5) / c.iterations) / c.rollouts)
-            stats = update(policy, optimizer, micro, split, temperature, amp, c.recompute)
+            stats = update(policy, optimizer, micro, split, temperature, amp, c.recompute, loop.finite)
         clock.append(time.time())
         # 6. log
-        refused, length, ended = facts.cpu().view(len(part), c.samples, 3).unbind(2)
+        refused, length, ended, empty = facts.cpu().view(len(part), c.samples, 4).unbind(2)
         harmful = torch.tensor([name != HELPFUL for name in categories])
         shown = {f"{kind}_{name}": values[which].mean().item() for kind, which in (("harmful", harmful), ("helpful", ~harmful)) if which.any()
                  for name, values in (("refused", refused), ("reward", R.cpu()))}
-        log(stage="grpo", step=n + 1, **stats, **shown, reward_std=R.std(1, correction=0).mean().item(), gap_demo_minus_sample=(demo - R).mean().item(),
+        loop.end(n, **stats, **shown, reward_std=R.std(1, correction=0).mean().item(), gap_demo_minus_sample=(demo - R).mean().item(),
             similarity=W.mean().item(), alpha=[round(a, 4) for a in alpha[:, 0].tolist()], advantage_samples=advantage[kept, :-1].abs().mean().item(),
-            advantage_demonstration=advantage[kept, -1].mean().item(), length=length.mean().item(), ended=ended.mean().item(),
+            advantage_demonstration=advantage[kept, -1].mean().item(), length=length.mean().item(), ended=ended.mean().item(), empty=int(empty.sum()), equal_groups=int((R == R[:, :1]).all(1).sum()),
             seconds=dict(zip(("rollout", "score", "train"), (round(b - a, 2) for a, b in zip(clock, clock[1:])))))
         bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if "refused" in k}, refresh=False)

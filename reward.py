@@ -42,6 +42,7 @@ from chat import Chat
 from data import CATEGORIES, HELPFUL, UserError
 from files import fitting, read_tensors, write
 from judge import judge
+from loop import Loop
 from model import generate, run_blocks
 from transformer import Transformer
 
@@ -220,22 +221,26 @@ def prepare(models: RewardModels, groups: list[dict], size: int, amp) -> list[tu
     return out
 
 
-def fit(models: RewardModels, batches: list[tuple], c: IRLConfig, amp, seed: int = 0, log=lambda **record: None) -> None:
+def fit(models: RewardModels, batches: list[tuple], c: IRLConfig, amp, seed: int = 0, loop: Loop | None = None) -> None:
     """Fits every model on the prepared batches of its categories, one optimizer step a batch, and normalises it at the end."""
-    rng = random.Random(seed)
+    rng, loop = random.Random(seed), loop or Loop("irl")
     for name in sorted(set(models.names) - {name for name, *_ in batches}):
         raise UserError(f"no samples to fit the reward model {name!r} on; raise --irl-prompts")
     models.requires_grad_(True)
     for shadow in models.shadows.values():
         shadow.mean.zero_(), shadow.std.fill_(1.0)
     harmful = [name for name in models.names if name in CATEGORIES]
-    steps, step = (c.joint_epochs + c.epochs) * len(batches), 0
+    steps, step = (c.joint_epochs + c.epochs) * len(batches), -1
     bar = tqdm(total=steps, desc="irl", unit="step")
     for epoch in range(c.joint_epochs + c.epochs):
         joint = epoch < c.joint_epochs
         if epoch == 0 or epoch == c.joint_epochs:            # AdamW's moments start anew when the models part
             optimizer = optimizer_of(models, c)
         for name, _, batch, x in rng.sample(batches, len(batches)):
+            step += 1
+            bar.update()
+            if loop.skip(step, models, optimizer):
+                continue
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * (1 - step / steps)
             shadow = models.shadows[harmful[0] if joint and name in harmful else name]
@@ -243,14 +248,13 @@ def fit(models: RewardModels, batches: list[tuple], c: IRLConfig, amp, seed: int
                 r = shadow(x, models.trunk[0].rope(batch.positions), batch).view(len(batch.source[0]), -1)   # (P, 1 + K)
             loss = irl_loss(r[:, 0], r[:, 1:], c.beta, c.estimator)
             (loss + c.l2 * r.pow(2).mean()).backward()
-            torch.nn.utils.clip_grad_norm_(shadow.parameters(), 1.0)
-            optimizer.step()
+            norm = torch.nn.utils.clip_grad_norm_(shadow.parameters(), 1.0)
+            if loop.finite(loss=loss, grad_norm=norm):
+                optimizer.step()
             optimizer.zero_grad()                            # sets gradients to None: AdamW leaves the other models alone
-            step += 1
-            log(stage="irl", step=step, model=name, loss=loss.item(), accuracy=(r[:, :1] > r[:, 1:]).float().mean().item(),
+            loop.end(step, model=name, loss=loss.item(), grad_norm=norm.item(), accuracy=(r[:, :1] > r[:, 1:]).float().mean().item(),
                 gap_demo_minus_sample=(r[:, :1] - r[:, 1:]).mean().item())
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            bar.update()
         if joint and epoch == c.joint_epochs - 1:
             for name in harmful[1:]:
                 models.shadows[name].load_state_dict(models.shadows[harmful[0]].state_dict())

@@ -1,7 +1,8 @@
 """The run folder that the stages share, with settings, device, and files read and checked on demand."""
 import dataclasses
+import hashlib
 import json
-import time
+import random
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +17,13 @@ import parallel
 import settings
 import weights
 from files import append, number, read_json, read_records, write
+from loop import Loop
 from model import load_model, open_model
 from transformer import Transformer
+
+
+ORDER = ("data", "sft", "irl", "grpo", "baseline", "eval")
+FREE = ("--run", "--resume", "--save-every", "--max-skips", "--prompt", "--explore-samples")     # settings that may differ when a run goes on
 
 
 class Run:
@@ -33,6 +39,7 @@ class Run:
             raise data.UserError(f"--device {c.run.device}: want cpu or cuda")
         if self.device.type == "cuda" and (self.device.index or 0) >= torch.cuda.device_count():
             raise data.UserError(f"--device {c.run.device}: this torch sees {torch.cuda.device_count() or 'no'} GPU")
+        self.unfinished = self.folder / "unfinished.safetensors"                 # state of the stage that is at work (loop.py)
         parallel.start(self.device.type)
         auto = torch.cuda.is_bf16_supported(including_emulation=False) if self.device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
         self.dtype = torch.bfloat16 if c.run.dtype == "bf16" or c.run.dtype == "auto" and auto else torch.float32
@@ -57,14 +64,40 @@ class Run:
             number(times, stage, self.folder / "times.json", 0.0, 1e9)
         return times
 
-    def begin(self, stage: str) -> None:
-        """The first thing a stage writes, once its input has been read and found good: the settings; its records of an earlier time leave metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
-        kept = "".join(json.dumps(r) + "\n" for r in read_records(path) if r["stage"] != stage)
+    def identity(self) -> dict:
+        """What makes two runs the same: {flag: value} of the settings, and what is in the corpus files."""
+        values = {flag: getattr(getattr(self.c, section), f.name) for section, f, flag, _ in settings.settings() if flag not in FREE}
+        return values | {f"text of --{name}": hashlib.sha256(self.file(name).read_bytes()).hexdigest()[:12] for name in settings.SHIPPED if self.file(name).exists()}
+
+    def progress(self) -> dict:
+        """What `all` goes on from: {"begun": identity, "done": stages}."""
+        found = self.read("progress.json", {})
+        progress = {"begun": found.get("begun", {}), "done": found.get("done", [])}
+        if not isinstance(progress["begun"], dict) or not isinstance(progress["done"], list) or any(stage not in ORDER for stage in progress["done"]):
+            raise data.UserError(f"{self.folder / 'progress.json'}: want begun, an object, and done, a list of stages; delete it to start anew")
+        return progress
+
+    def begin(self, stage: str, steps: int = 0) -> None:
+        """The first thing a stage writes, once its input has been read and found good: it and later ones are not done; the settings; metrics.jsonl keeps
+        of this stage's records those of the first `steps` steps."""
+        path, progress = self.folder / "metrics.jsonl", self.progress()
+        kept = "".join(json.dumps(r) + "\n" for r in read_records(path) if r["stage"] != stage or r["step"] <= steps)
+        if parallel.rank():
+            return
+        self.write("progress.json", {"begun": progress["begun"] if stage == "eval" else self.identity(), "done": [s for s in progress["done"] if ORDER.index(s) < ORDER.index(stage)]})
+        if not steps:
+            self.unfinished.unlink(missing_ok=True)
         if stage != "eval":
-            self.write("config.json", dataclasses.asdict(self.c))
-        if path.exists() and not parallel.rank():
+            self.write("config.json", dataclasses.asdict(dataclasses.replace(self.c, run=dataclasses.replace(self.c.run, resume=True))))
+        if path.exists():
             write({path: kept})
+
+    def finish(self, stage: str) -> None:
+        """What a stage writes last."""
+        progress = self.progress()
+        if not parallel.rank() and progress["begun"] == self.identity():
+            self.write("progress.json", {**progress, "done": [*progress["done"], stage]})
+            self.unfinished.unlink(missing_ok=True)
 
     def base(self) -> Path:
         return Path(self.c.run.model) if self.c.run.model else weights.fetch("SmolLM2-135M-Instruct")
@@ -101,7 +134,16 @@ class Run:
 
     def rows(self, chat: chats.Chat) -> list[dict]:
         """The balanced demonstrations of the data stage and the harmless ones."""
-        return self.demonstrations("balanced", chat, data.CATEGORIES) + self.demonstrations("benign", chat, [data.HELPFUL])
+        harmless, n = self.demonstrations("benign", chat, [data.HELPFUL]), self.c.run.helpful_demonstrations
+        return self.demonstrations("balanced", chat, data.CATEGORIES) + (random.Random(self.c.run.seed).sample(harmless, n) if 0 < n < len(harmless) else harmless)
+
+    def open_prompts(self, chat: chats.Chat, rows: list[dict]) -> list[dict]:
+        """The pool's and the harmless prompts that are not among these demonstrations."""
+        known, found = {r["prompt"] for r in rows}, []
+        for name, wanted in (("pool", data.CATEGORIES), ("benign", [data.HELPFUL])):
+            found += [r for r in loaders.load_rows(self.file(name), skip_bad=self.c.run.skip_bad) if r["category"] in wanted and r["prompt"] not in known]
+            chat.check(found, self.c.run.max_new_tokens, self.file(name))
+        return found
 
     def prompts(self, folders: list[Path]) -> tuple[list[dict], list[chats.Chat]]:
         """The held-out prompts, of known kinds and none too long for the models in these folders, and the models' chats."""
@@ -115,12 +157,19 @@ class Run:
         return rows, found
 
     @contextmanager
-    def clock(self, stage: str):
-        """A stage's work, begun with its input checked and its models loaded; its seconds go to times.json."""
-        times, start = self.times(), time.time()
-        self.begin(stage)
-        yield
-        self.write("times.json", {**times, stage: round(time.time() - start, 1)})
+    def work(self, stage: str, rows: list[dict], resumable: bool = True):
+        """A stage's work, begun with its input checked and its models loaded: the Loop to train in, where it was interrupted if it was; its seconds go to times.json."""
+        times, c = self.times(), self.c.run
+        if not c.resume and not parallel.rank():
+            self.unfinished.unlink(missing_ok=True)
+        belongs = {**self.identity(), "demonstrations": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]}
+        loop = Loop(stage, self.unfinished if resumable else None, belongs, c.save_every, c.max_skips, self.log)
+        if loop.done:
+            print(f"{stage} goes on after step {loop.done}")
+        self.begin(stage, loop.done)
+        with loop:
+            yield loop
+        self.write("times.json", {**times, stage: round(loop.seconds, 1)})
 
 
 def as_json(content) -> str:

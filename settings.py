@@ -16,7 +16,7 @@ from sft import SFTConfig
 
 CORPUS = Path(__file__).parent / "corpus"
 SHIPPED = {"pool": CORPUS / "pool.jsonl", "benign": CORPUS / "benign.jsonl", "prompts": CORPUS / "test.jsonl"}
-MAY_BE_ZERO = {"blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks", "l2", "beta_kl", "std_eps", "helpful_share", "drop", "decay"}
+MAY_BE_ZERO = {"blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks", "l2", "beta_kl", "std_eps", "helpful_share", "drop", "decay", "save_every", "baseline_steps", "helpful_demonstrations"}
 AT_LEAST = {"temperature": 0.01, "per_category": 2, "irl.prompts": 2, "helpful_prompts": 2}      # of two prompts one is kept out of a reward model's fit
 AT_MOST = {"helpful_share": 1.0, "keep": 1.0, "decay": 1.0, "drop": 0.99, "seed": 2 ** 31}        # others: a million
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -32,6 +32,7 @@ class RunConfig:
     benign: str = ""            # harmless prompts with Chain-of-Draft answers; empty: corpus/benign.jsonl
     prompts: str = ""           # held-out prompts to evaluate on; empty: corpus/test.jsonl
     per_category: int = 72      # demonstrations of each harm category after balancing
+    helpful_demonstrations: int = 0   # harmless demonstrations, drawn by seed; 0: all
     generate: bool = False      # data: the model makes the demonstrations that a category lacks
     skip_bad: bool = False      # data: drop the pool's broken rows, and count them, instead of stopping at the first
     max_new_tokens: int = 64    # of every response in training, eval and chat (in data --generate true: 96, in drafts: 200)
@@ -41,6 +42,9 @@ class RunConfig:
     device: str = "cpu"         # cpu | cuda
     dtype: str = "auto"         # of sampling, scoring and autocast: fp32 | bf16 | auto (bf16 where the hardware has it)
     seed: int = 0               # of balancing, sampling and batches
+    resume: bool = True         # go on with what was interrupted, if the settings are the same; false: anew
+    save_every: float = 120     # seconds of training between two saved states
+    max_skips: int = 5          # updates in a row that may be skipped because a loss, gradient, reward or alpha is not finite
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,8 @@ def alone(stage: str, given: dict) -> bool:
 
 
 def parse(argv: list[str], stages: dict) -> tuple[str, Config, dict]:
-    """Flags over the run folder's config.json over the defaults; `all` starts anew, but not in a folder whose config.json is no run's. An unknown key in it is an error."""
+    """Flags over the run folder's config.json over the defaults; `all` takes flags and defaults alone, but not in a folder whose config.json is no run's.
+    An unknown key in it is an error."""
     given = {k: v for k, v in vars(build_parser(stages).parse_args(argv)).items() if v is not None}
     stage, values = given.pop("stage"), {s.name: {} for s in fields(Config)}
     del given["debug"]

@@ -1,6 +1,5 @@
 """Supervised fine-tuning on Chain-of-Draft demonstrations: the warm start of DR-IRL, and the baseline it is held against."""
 import random
-import time
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +8,7 @@ from tqdm import tqdm
 from batch import Batch
 from chat import Chat
 from data import HELPFUL, UserError
+from loop import Loop
 from model import token_logps
 from parallel import is_sharded
 from transformer import Transformer
@@ -17,11 +17,12 @@ from transformer import Transformer
 @dataclass(frozen=True)
 class SFTConfig:
     """Supervised fine-tuning."""
-    steps: int = 70              # optimizer steps
+    steps: int = 110             # optimizer steps
     blocks: int = 20             # top blocks trained; 0: the whole model
     lr: float = 5e-4             # peak learning rate; 5% warm-up, then linear to zero
     batch: int = 16              # demonstrations a step
     helpful_share: float = 0.4375  # share of them that answer harmless prompts; the others refuse harmful ones
+    baseline_steps: int = 0      # optimizer steps of SFT continued; 0: as many as sft would have done in the seconds of irl and grpo
 
 
 def train_top(policy: Transformer, blocks: int) -> int:
@@ -58,27 +59,25 @@ def optimizer_for(policy: Transformer, lr: float):
     return torch.optim.AdamW([{"params": g} for g in groups if g], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
 
-def train(policy: Transformer, chat: Chat, rows: list[dict], c: SFTConfig, amp, seed: int = 0,
-          seconds: float | None = None, log=lambda **record: None) -> None:
-    """Maximises the mean over demonstrations of their mean token log-prob. seconds: train for that long instead of c.steps."""
-    frozen, rng, start = train_top(policy, c.blocks), random.Random(seed), time.time()
+def train(policy: Transformer, chat: Chat, rows: list[dict], c: SFTConfig, amp, seed: int = 0, loop: Loop | None = None) -> None:
+    """Maximises the mean over demonstrations of their mean token log-prob."""
+    frozen, rng, loop = train_top(policy, c.blocks), random.Random(seed), loop or Loop("sft")
     refusals, helpful = (cycle([r for r in rows if (r["category"] == HELPFUL) == wanted], rng) for wanted in (False, True))  # lazy: unused ones may be empty
     harmful = c.batch - round(c.batch * c.helpful_share)
     optimizer = optimizer_for(policy, c.lr)
-    bar, step = tqdm(total=c.steps if seconds is None else round(seconds), desc="sft", unit="step" if seconds is None else "s"), 0
-    while (progress := step / c.steps if seconds is None else (time.time() - start) / seconds) < 1:
+    for step in (bar := tqdm(range(c.steps), desc=loop.stage, unit="step")):
         part = [next(refusals) for _ in range(harmful)] + [next(helpful) for _ in range(c.batch - harmful)]
+        if loop.skip(step, policy, optimizer):
+            continue
         batch = Batch([chat.prompt(r["prompt"]) for r in part], [[chat.answer(r["response"])] for r in part], policy.device)
-        set_lr(optimizer, c.lr, progress)
+        set_lr(optimizer, c.lr, step / c.steps)
         with amp():
             logps = token_logps(policy, batch, frozen=frozen)                    # (B, T)
         loss = -(logps.sum(1) / batch.mask.sum(1)).mean()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_([p for p in policy.parameters() if p.requires_grad], 1.0)
-        optimizer.step()
+        if loop.finite(loss=loss, grad_norm=norm):
+            optimizer.step()
         optimizer.zero_grad()
-        step += 1
-        log(stage="sft", step=step, loss=loss.item(), grad_norm=norm.item(), seconds=time.time() - start)
+        loop.end(step, loss=loss.item(), grad_norm=norm.item(), seconds=round(loop.seconds, 2))
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-        bar.update(1 if seconds is None else round(time.time() - start) - bar.n)
-    bar.close()

@@ -4,7 +4,8 @@
 #   bash train.sh FOLDER          any local Llama, Qwen2 or Qwen3 folder
 #   bash train.sh tiny            a 1M-parameter model made on the spot, no download, about two minutes
 # Further flags go to every stage:   bash train.sh FOLDER --run runs/mine --device cuda --dtype bf16
-# All of them: python drirl.py --help. A stage can be run again by itself; it reads what the earlier ones wrote.
+# All of them: python drirl.py --help. A run that was interrupted goes on by the same command; --resume false starts anew.
+# A stage can be run again by itself; it reads what the earlier ones wrote.
 set -euo pipefail
 case "${1:-}" in /*|""|--*|tiny) ;; *) set -- "$PWD/$1" "${@:2}" ;; esac
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

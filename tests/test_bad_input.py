@@ -21,6 +21,7 @@ import drirl
 import encoder
 import files
 import loaders
+import loop
 import model
 import reward
 import settings
@@ -258,6 +259,12 @@ CASES = {                                                    # what is done to a
     "settings no JSON": (settings_file("{"), SFT, "run/config.json: no JSON"),
     "metrics no JSON": (lambda w: rewrite(w / "run/metrics.jsonl", lambda b: b"{\n" + b), SFT, "metrics.jsonl:1: want an object with a stage; delete that line"),
     "metrics without a stage": (lambda w: rewrite(w / "run/metrics.jsonl", lambda b: b + b"3\n"), RUN_EVAL, "metrics.jsonl:", "delete that line"),
+    "progress a text": (lambda w: edit(w / "run/progress.json", done="sft"), ALL, "progress.json: want begun, an object, and done, a list of stages; delete it"),
+    "progress of another version": (lambda w: edit(w / "run/progress.json", done=["ppo"]), SFT, "progress.json: want begun"),
+    "a run of other settings": (lambda w: None, f"{ALL} --steps 3 --clip 0.1", "run: begun with other settings: ", "--clip 0.2 there, 0.1 here; ", "--steps 2 there, 3 here", "Say the same", "--resume false"),
+    "a run of another corpus": (lambda w: rows(w / "pool.jsonl", *(demonstration(c, i) for c in CATEGORIES for i in range(4))), ALL, "begun with other settings: ", "text of --pool"),
+    "state cut off": (lambda w: (w / "run/unfinished.safetensors").write_bytes(b"x" * 99), SFT, "unfinished.safetensors: not the state of this run: delete it, or say --resume false"),
+    "state without its numbers": (lambda w: save_file({"x": torch.ones(2)}, w / "run/unfinished.safetensors", metadata={"state": "{}"}), SFT, "unfinished.safetensors: not the state of this run"),
     "times a text": (lambda w: edit(w / "run/times.json", irl="long"), BASELINE, "times.json: irl is 'long': want a number"),
     "samples of another version": (lambda w: (w / "run/rewards/samples.json").write_text('[{"prompt": "a"}]'), GRPO, "rewards/samples.json: want category", "run irl again"),
     "rewards cut off": (lambda w: rewrite(w / "run/rewards/crime.safetensors", lambda b: b[:-5]), GRPO, "rewards/crime.safetensors"),
@@ -345,7 +352,7 @@ def fail_at(monkeypatch, op, n):
         return call
     if op == "write":
         monkeypatch.setattr(Path, "write_bytes", count(Path.write_bytes))
-        for module in (model, reward, drirl):
+        for module in (model, reward, drirl, loop):
             monkeypatch.setattr(module, "save_file", count(save_file, files.SafetensorError))
     else:
         monkeypatch.setattr(os, op, count(getattr(os, op)))
@@ -360,14 +367,14 @@ SETS = {"data": ("report.json", "balanced.jsonl"), "sft": ("model.safetensors", 
 @pytest.mark.parametrize("stage, folder", (("data", "data"), ("sft", "sft"), ("irl", "rewards"), ("grpo", "policy"), ("baseline", "baseline")))
 def test_a_full_disk(w, capsys, monkeypatch, op, stage, folder):
     """A write fails, at each in turn: one line, no temporary file, and the stage's earlier result is whole; only where one of several renames fails may it be refused as unfinished."""
-    argv, run = f"{stage} {FLAGS} --seed 5".replace("W/", f"{w}/").split(), w / "run"
+    argv, run = f"{stage} {FLAGS} --seed 5 --resume false --save-every {120 if stage == 'irl' else 0}".replace("W/", f"{w}/").split(), w / "run"
     edit(run / "times.json", irl=0.05, grpo=0.05)
     old, failures = {name: (run / folder / name).read_bytes() for name in SETS[folder]}, 0
-    for n in range(1, 60):
+    for n in range(1, 99):
         with monkeypatch.context() as m:
             calls = fail_at(m, op, n)
             code = drirl.main(argv)
-            err = capsys.readouterr().err.split("\r")[-1]
+            err = capsys.readouterr().err.rpartition("drirl: ")[2]
         assert not list(run.rglob("*.tmp"))
         if calls[0] < n:
             assert code == 0
@@ -375,7 +382,7 @@ def test_a_full_disk(w, capsys, monkeypatch, op, stage, folder):
         failures += 1
         assert code == 2 and "No space left" in err and "cannot write" in err and str(run) in err, err
         now = {name: (run / folder / name).read_bytes() if (run / folder / name).exists() else None for name in SETS[folder]}
-        written = "times.json" in err or "balance.png" in err                    # these follow the set
+        written = "times.json" in err or "balance.png" in err or "progress.json" in err     # these follow the set
         assert now == old or written or op == "replace" and now[SETS[folder][-1]] is None, (op, n, err)
         if "config.json" in now:
             assert now["config.json"], (op, n, err)

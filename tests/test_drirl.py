@@ -211,7 +211,7 @@ def test_settings_come_from_flags_then_the_run_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"sft": {"lr": 0.5, "steps": 3}, "run": {"seed": 4}}))
     _, c, _ = parse(["sft", "--run", str(tmp_path), "--sft-lr", "0.25", "--per-sample", "true", "--reward-blocks", "0"])
     assert (c.sft.lr, c.sft.steps, c.run.seed, c.grpo.per_sample, c.irl.reward_blocks) == (0.25, 3, 4, True, 0)
-    _, c, _ = parse(["all", "--run", str(tmp_path), "--seed", "2"])                  # a whole run starts anew
+    _, c, _ = parse(["all", "--run", str(tmp_path), "--seed", "2"])                  # a whole run takes flags and defaults
     assert (c.sft, c.run.seed) == (settings.SFTConfig(), 2)
     with pytest.raises(drirl.data.UserError, match="--per-sample: want true or false, got 'yes'"):
         parse(["sft", "--per-sample", "yes"])
@@ -254,7 +254,7 @@ def test_train_sh_tiny(tmp_path):
     assert all(r["rates"]["harmful"][1] == 140 and r["rates"]["lookalike"][1] == 60 for r in results)
     assert (run / "refusals.png").stat().st_size > 10000 and (run / "curves.png").exists() and "| DR-IRL from it |" in (run / "report.md").read_text()
     stages = [json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert {"sft", "irl", "grpo"} == set(stages)
+    assert {"sft", "irl", "grpo", "baseline"} == set(stages)
     assert (run / "policy/tokenizer.json").exists() and len(list((run / "rewards").glob("*.safetensors"))) == 8
 
 
@@ -262,8 +262,8 @@ def test_a_stage_clears_its_own_records_only(tmp_path):
     run = drirl.Run(settings.Config(run=settings.RunConfig(run=str(tmp_path))))
     for stage in ("sft", "grpo", "sft"):
         run.log(stage=stage, step=1)
-    with run.clock("sft"):
-        run.log(stage="sft", step=2)
+    with run.work("sft", []) as loop:
+        loop.log(stage="sft", step=2)
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [{"stage": "grpo", "step": 1}, {"stage": "sft", "step": 2}]
 
 

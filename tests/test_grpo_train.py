@@ -12,6 +12,7 @@ import grpo_s
 from data import CATEGORIES, HELPFUL
 from encoder import WordEncoder
 from grpo_s import GRPOConfig, pick, similarities
+from loop import Loop
 from model import run_blocks
 from reward import IRLConfig, RewardModels
 from transformer import Config, Transformer
@@ -73,7 +74,7 @@ def tiny():
 
 def run(policy, rewards, c, blocks=1, **more):
     records = []
-    grpo_s.train(policy, Letters(), rewards, WordEncoder(16), ROWS, replace(c, blocks=blocks), nullcontext, 1.0, 6, next(policy.parameters()).dtype, log=lambda **r: records.append(r), **more)
+    grpo_s.train(policy, Letters(), rewards, WordEncoder(16), ROWS, replace(c, blocks=blocks), nullcontext, 1.0, 6, next(policy.parameters()).dtype, loop=Loop("grpo", log=lambda **r: records.append(r)), **more)
     return records
 
 
@@ -125,7 +126,7 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
     grpo_s.train(policy, Letters(), rewards, WordEncoder(16), rows, c, nullcontext, 1.0, 6, torch.float32, history=history)
     (_, prompts, G, *_), rollout = seen["generate"][0]
     (W, gaps, categories, deltas, gap_means, _), alpha = seen["difficulty"][0]
-    members = seen["most_spread"][0][0][0]                                        # what decides which groups are learnt from
+    spread = seen["most_spread"][0][0][0]                                         # what decides which groups are learnt from
     share = lambda ids: ids.count(7) / len(ids)
     chat, tokens = Letters(), rollout.rows()
     by_prompt = {tuple(chat.prompt(r["prompt"])): r for r in rows}                # prompts are the same in each category, and so are responses
@@ -140,7 +141,7 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
         everyone = torch.cat((R, torch.tensor([of_demo])))
         if imitate:
             torch.testing.assert_close(A[G], alpha[p, 0] * (of_demo - R.mean()) / (everyone.std(correction=0) + c.std_eps))
-        torch.testing.assert_close(members[p], everyone if imitate else R)
+        assert spread[p] == pytest.approx((everyone if imitate else R).std(correction=0).item(), abs=1e-6)
     assert len(seen["objective_of"]) > 1                                          # micro-batches
     assert all((o.weight > 0).all() and call[6] == len(prompts) * (G + imitate) for call, o in seen["objective_of"])
     W0 = WordEncoder(16).embed(["ab", "jk"])                                      # history: W of "ab" to "ab" is 1, of "jk" this cosine
@@ -151,10 +152,36 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
         assert gap_means.mean[name] == pytest.approx((0.35 + gaps[mine].mean().item()) / 2, abs=1e-6)
 
 
+def test_borrow():
+    """The most similar prompt's demonstration, of the same category."""
+    rows = [{"prompt": p, "category": c, "response": a} for p, c, a in (("steal a car", "crime", "1"), ("mock a boy", "crime", "2"), ("mock a girl", "insult", "3"))]
+    prompts = [{"prompt": p, "category": c} for p, c in (("mock a girl now", "insult"), ("mock a girl", "crime"), ("steal the car", "crime"))]
+    assert [(r["prompt"], r["response"], r["borrowed"]) for r in grpo_s.borrow(prompts, rows, WordEncoder())] == \
+        [("mock a girl", "2", True), ("steal the car", "1", True), ("mock a girl now", "3", True)]
+
+
+def test_a_borrowed_demonstration_is_not_learnt_from(monkeypatch):
+    """Its group's samples alone enter the loss, and the choice of groups; its reward enters the gap."""
+    seen, real = {}, {name: getattr(grpo_s, name) for name in ("prepare", "most_spread", "difficulty")}
+    for name in real:
+        monkeypatch.setattr(grpo_s, name, lambda *a, name=name, **k: seen.setdefault(name, []).append(a) or real[name](*a, **k))
+    rows = [{**r, "borrowed": i % 2 == 0} for i, r in enumerate(ROWS)]
+    policy, rewards = start()
+    drawn, draw = [], grpo_s.pick
+    monkeypatch.setattr(grpo_s, "pick", lambda *a: map(lambda part: drawn.append(part) or part, draw(*a)))
+    grpo_s.train(policy, Letters(), rewards, WordEncoder(16), rows, replace(SMALL, rollouts=1, prompts=8, imitate=True), nullcontext, 1.0, 6, torch.float32)
+    borrowed, (_, _, _, _, learnt, advantage, sequences, *_), (spread, *_), (_, gaps, *_) = [r["borrowed"] for r in drawn[0]], seen["prepare"][0], seen["most_spread"][0], seen["difficulty"][0]
+    assert 0 < sum(borrowed) < 8 and sequences == len(learnt) == 8 * 4 + borrowed.count(False)
+    assert learnt == [5 * p + g for p, b in enumerate(borrowed) for g in range(4 if b else 5)]
+    for p, (b, A) in enumerate(zip(borrowed, advantage.view(8, 5))):
+        R = gaps[p].mean() - gaps[p]                                             # the rewards, but for a constant
+        assert not b or spread[p] == pytest.approx(R.std(correction=0).item(), abs=1e-6)
+
+
 def test_most_spread():
-    R = torch.tensor([[0, 1.0], [0, 4.0], [0, 0.1], [0, 0.3], [0, 0.2]])
-    assert grpo_s.most_spread(R, ["crime", "insult", HELPFUL, HELPFUL, HELPFUL], 0.5) == [1, 3, 4]
-    assert grpo_s.most_spread(R, ["crime", "insult", HELPFUL, HELPFUL, HELPFUL], 1.0) == [0, 1, 2, 3, 4]
+    spread = [1.0, 4.0, 0.1, 0.3, 0.2]
+    assert grpo_s.most_spread(spread, ["crime", "insult", HELPFUL, HELPFUL, HELPFUL], 0.5) == [1, 3, 4]
+    assert grpo_s.most_spread(spread, ["crime", "insult", HELPFUL, HELPFUL, HELPFUL], 1.0) == [0, 1, 2, 3, 4]
 
 
 class ShareByCategory(Share):
@@ -185,7 +212,7 @@ def test_recomputation_in_bfloat16():
         policy, rewards = start()
         rewards.trunk[0].bfloat16()
         c, records = replace(SMALL, recompute=recompute, blocks=0, iterations=2), []
-        grpo_s.train(policy, Letters(), rewards, WordEncoder(16), ROWS, c, lambda: torch.autocast("cpu", torch.bfloat16), 1.0, 6, torch.bfloat16, log=lambda **r: records.append(r))
+        grpo_s.train(policy, Letters(), rewards, WordEncoder(16), ROWS, c, lambda: torch.autocast("cpu", torch.bfloat16), 1.0, 6, torch.bfloat16, loop=Loop("grpo", log=lambda **r: records.append(r)))
         done.append((policy.state_dict(), [(r["loss"], r["grad_norm"]) for r in records]))
     assert sum(done[0][1], ()) == pytest.approx(sum(done[1][1], ()), rel=1e-4) and all(v.dtype == torch.float32 for v in done[0][0].values())
     assert all(torch.allclose(v, done[1][0][k], atol=1e-5) for k, v in done[0][0].items())

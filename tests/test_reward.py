@@ -9,6 +9,7 @@ import torch
 import reward
 from data import CATEGORIES, HELPFUL, UserError
 from batch import Batch
+from loop import Loop
 from reward import IRLConfig, RewardModels, auc, fit, integrate, irl_loss
 from transformer import Config, Transformer
 
@@ -217,7 +218,7 @@ def test_fit(trunk, estimator):
     """Accuracy rises; rewards of the fitted samples are brought to mean 0 and std 1; the trunk stays as it was."""
     c = IRLConfig(lr=3e-3, joint_epochs=3, epochs=5, batch=3, reward_blocks=1, estimator=estimator)
     models, groups, records, before = RewardModels(trunk, c), separable(NAMES), [], {k: v.clone() for k, v in trunk.state_dict().items()}
-    fit(models, reward.prepare(models, groups, c.batch, nullcontext), c, nullcontext, log=lambda **r: records.append(r))
+    fit(models, reward.prepare(models, groups, c.batch, nullcontext), c, nullcontext, loop=Loop("irl", log=lambda **r: records.append(r)))
     assert len(records) == 8 * 16 and {r["model"] for r in records} == set(NAMES) and records[-1]["step"] == 128
     assert records[0]["accuracy"] == 0 and sum(r["accuracy"] for r in records[-16:]) / 16 > 0.95 and records[-1]["gap_demo_minus_sample"] > 0
     assert all(torch.equal(v, before[k]) for k, v in trunk.state_dict().items()) and not any(p.requires_grad for p in models.parameters())
@@ -246,7 +247,7 @@ def test_joint_epochs_share_one_harm_model(trunk):
     for epochs, same in ((0, True), (1, False)):
         c = IRLConfig(lr=1e-3, joint_epochs=2, epochs=epochs, batch=8, reward_blocks=1)
         models, steps = RewardModels(trunk, c), []
-        fit(models, reward.prepare(models, separable(NAMES), c.batch, nullcontext), c, nullcontext, log=lambda **r: steps.append(r["model"]))
+        fit(models, reward.prepare(models, separable(NAMES), c.batch, nullcontext), c, nullcontext, loop=Loop("irl", log=lambda **r: steps.append(r["model"])))
         weights = {name: dict(shadow.named_parameters()) for name, shadow in models.shadows.items()}
         equal = lambda a, b: all(torch.equal(weights[a][k], weights[b][k]) for k in weights[a])
         assert all(equal(a, b) == (same or a == b) for a in CATEGORIES for b in CATEGORIES) and not equal("crime", HELPFUL)

@@ -7,6 +7,7 @@ import torch
 
 import sft
 from data import HELPFUL, UserError
+from loop import Loop
 from sft import SFTConfig, cycle, set_lr, train, train_top
 from test_grpo_train import Letters, tiny
 
@@ -43,15 +44,9 @@ def test_train(monkeypatch):
     """The loss is minus the mean over demonstrations of the mean token log-prob, batches hold their share of harmless ones, and it falls."""
     batches, records, real = [], [], sft.token_logps
     monkeypatch.setattr(sft, "token_logps", lambda *a, **k: batches.append((a[1], real(*a, **k))) or batches[-1][1])
-    train(tiny(), Letters(), ROWS, SFTConfig(steps=40, lr=1e-2, batch=4, helpful_share=0.25, blocks=1), nullcontext, log=lambda **r: records.append(r))
+    train(tiny(), Letters(), ROWS, SFTConfig(steps=40, lr=1e-2, batch=4, helpful_share=0.25, blocks=1), nullcontext, loop=Loop("sft", log=lambda **r: records.append(r)))
     yes = Letters().answer("yes")
     for (batch, logps), record in zip(batches, records):
         assert [c[0] == yes for c in batch.source[1]].count(True) == 1
         assert record["loss"] == pytest.approx(-sum((row[m].mean().item() for row, m in zip(logps, batch.mask))) / 4, abs=1e-5)
     assert len(records) == 40 and records[-1]["loss"] < 0.5 * records[0]["loss"]
-
-
-def test_train_for_some_seconds():
-    records = []
-    train(tiny(), Letters(), ROWS, SFTConfig(batch=4, blocks=1), nullcontext, seconds=0.3, log=lambda **r: records.append(r))
-    assert records and records[-1]["seconds"] < 3

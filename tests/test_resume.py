@@ -1,0 +1,292 @@
+"""A run that is killed goes on to the same bytes: SIGKILL and SIGINT at random instants of every stage. And updates that aren't finite."""
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import drirl
+import grpo_s
+import model
+import reward
+import sft
+from data import CATEGORIES, HELPFUL, UserError
+from encoder import WordEncoder
+from loop import Loop, read_state
+from runfolder import ORDER
+from test_bad_input import CONFIG, demonstration, rows, tokenizer
+from test_grpo_train import ROWS as GRPO_ROWS
+from test_grpo_train import SMALL, Letters, Share, start, tiny
+from transformer import Config, Transformer
+
+FLAGS = ("--model W/model --pool W/pool.jsonl --benign W/benign.jsonl --prompts W/prompts.jsonl --encoder words --per-category 2 --max-new-tokens 12 --dtype fp32 --save-every 0 "
+         "--steps 40 --sft-batch 8 --baseline-steps 40 --irl-prompts 3 --helpful-prompts 8 --irl-batch 1 --rollouts 12 --grpo-prompts 16")
+SERVER = """
+import json, os, sys
+import drirl, matplotlib.pyplot                       # once: importing takes longer than a run
+for line in sys.stdin:
+    argv, log = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        for stream in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        os._exit(drirl.main(argv))
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+class Runs:
+    """Runs of drirl.py all in processes of their own."""
+
+    def __init__(self, w):
+        self.w, self.log = w, w / "log.txt"
+        self.server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(drirl.__file__).parent, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def start(self, folder, *more) -> int:
+        self.log.write_text("")
+        argv = ["all", *FLAGS.replace("W/", f"{self.w}/").split(), "--run", str(folder), *more]
+        self.server.stdin.write(json.dumps([argv, str(self.log)]) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def wait(self) -> int:
+        return int(self.server.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    w = tmp_path_factory.mktemp("resume")
+    (w / "model").mkdir()
+    tokenizer().save(str(w / "model/tokenizer.json"))
+    torch.manual_seed(0)
+    model.save_model(Transformer(Config.from_dict(CONFIG)), w / "model")
+    rows(w / "pool.jsonl", *(demonstration(c, i) for c in CATEGORIES for i in range(4)))
+    rows(w / "benign.jsonl", *(demonstration(HELPFUL, i) for i in range(12)))
+    rows(w / "prompts.jsonl", *({"prompt": f"Hello {i}?", "kind": "ordinary"} for i in range(8)), {"prompt": "Insult me", "category": "insult"})
+    runs = Runs(w)
+    with runs.server:
+        yield runs
+        runs.server.stdin.close()
+
+
+def at_work(folder) -> str:
+    """The stage that the run is in."""
+    try:
+        done = json.loads((folder / "progress.json").read_text())["done"]
+    except FileNotFoundError:
+        done = []
+    return next((s for s in ORDER if s not in done), "end")
+
+
+def alive(pid) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+@pytest.fixture(scope="module")
+def whole(runs):
+    """An uninterrupted run, and how long its stages took."""
+    folder, begun = runs.w / "whole", {}
+    pid = runs.start(folder)
+    while (stage := at_work(folder)) != "end" and alive(pid):
+        begun.setdefault(stage, time.time())
+        time.sleep(0.002)
+    begun["end"] = time.time()
+    assert runs.wait() == 0, runs.log.read_text()[-2000:]
+    return folder, {a: begun[b] - begun[a] for a, b in zip(ORDER, [*ORDER[1:], "end"])}
+
+
+def outcome(folder) -> dict:
+    """Bytes of all that a run leaves, without what tells the time."""
+    out = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix in (".safetensors", ".json", ".jsonl", ".tmp")}
+    for name in ("config.json", "progress.json", "times.json"):  # name the folder, seconds
+        out.pop(name)
+    records = [json.loads(line) for line in out["metrics.jsonl"].splitlines()]
+    results = json.loads(out["results.json"])
+    for r in records + results:
+        r.pop("seconds", None)
+    return {**out, "metrics.jsonl": sorted(records, key=lambda r: ORDER.index(r["stage"])), "results.json": results}
+
+
+def interrupt(runs, folder, whole, sent, times, seed):
+    """Starts a run again and again, sends a signal at a random instant of each stage, `times` times; then lets it end. Returns the stages hit."""
+    rng, hit = random.Random(seed), Counter()
+    for stage in ORDER:
+        for _ in range(times):
+            pid = runs.start(folder)
+            while alive(pid) and at_work(folder) in ORDER[:ORDER.index(stage)]:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.7 * whole[1][stage]))
+            now = at_work(folder)
+            try:
+                os.kill(pid, sent)
+            except ProcessLookupError:
+                pass
+            if runs.wait() == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[sent]:
+                hit[now] += 1
+                assert sent == signal.SIGKILL or "the same command goes on from here" in runs.log.read_text()
+    runs.start(folder)
+    assert runs.wait() == 0, runs.log.read_text()[-2000:]
+    return hit
+
+
+def test_sigkill(runs, whole):
+    hit, n, want = Counter(), 0, outcome(whole[0])
+    assert len([r for r in want["metrics.jsonl"] if r["stage"] == "sft"]) == 40 and len([r for r in want["metrics.jsonl"] if r["stage"] == "grpo"]) == 12
+    while sum(hit.values()) < 20 or set(ORDER) - set(hit):
+        hit += interrupt(runs, runs.w / f"killed{n}", whole, signal.SIGKILL, 4, n)
+        got = outcome(runs.w / f"killed{n}")
+        assert got.keys() == want.keys() and all(got[name] == want[name] for name in want), [name for name in want if got.get(name) != want[name]]
+        n += 1
+
+
+def test_sigint(runs, whole):
+    """It stops after the step, says how to go on, and goes on."""
+    hit, want = interrupt(runs, runs.w / "interrupted", whole, signal.SIGINT, 1, 0), outcome(whole[0])
+    got = outcome(runs.w / "interrupted")
+    assert sum(hit.values()) >= 5, hit
+    assert got.keys() == want.keys() and all(got[name] == want[name] for name in want), [name for name in want if got.get(name) != want[name]]
+
+
+def test_nothing_is_left_to_do(runs, whole):
+    """The same command again does nothing and shows the table; other settings, or another corpus, are refused; --resume false starts anew."""
+    folder, before = whole[0], {p: p.stat().st_mtime_ns for p in whole[0].rglob("*") if p.is_file()}
+    for more, code, says in (((), 0, "Nothing was left to do"), (("--seed", "3", "--steps", "41"), 2, "begun with other settings: --seed 0 there, 3 here; --steps 40 there, 41 here")):
+        runs.start(folder, *more)
+        assert runs.wait() == code and says in runs.log.read_text()
+        assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+    prompts, first = runs.w / "prompts.jsonl", outcome(folder)
+    kept = prompts.read_text()
+    prompts.write_text(kept + kept)
+    runs.start(folder)
+    assert runs.wait() == 2 and "text of --prompts" in runs.log.read_text()
+    prompts.write_text(kept)
+    runs.start(folder, "--resume", "false")
+    assert runs.wait() == 0 and outcome(folder) == first and all(p.stat().st_mtime_ns > before[p] for p in before if p.suffix == ".safetensors" and p.stem != "embeddings")
+
+
+def test_a_stage_alone_goes_on_too(runs, whole, tmp_path, capsys):
+    """grpo stopped and run again by itself. With other settings it is refused, and begun anew if asked to. Later stages are not done any more."""
+    folder = shutil.copytree(whole[0], tmp_path / "r")
+    argv = ["grpo", *FLAGS.replace("W/", f"{runs.w}/").split(), "--run", str(folder)]
+
+    def stopping(self, step, end=Loop.end, **record):
+        self.stop = step == 4
+        end(self, step, **record)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "end", stopping)
+        assert drirl.main(argv) == 130
+    assert drirl.main([*argv, "--grpo-lr", "0.001"]) == 2 and "--grpo-lr 0.00015 there, 0.001 here" in capsys.readouterr().err
+    assert json.loads((folder / "progress.json").read_text())["done"] == ["data", "sft", "irl"]
+    assert drirl.main(argv) == 0 and "grpo goes on after step 5" in capsys.readouterr().out
+    assert outcome(folder) == outcome(whole[0]) and json.loads((folder / "progress.json").read_text())["done"] == ["data", "sft", "irl", "grpo"]
+    with pytest.MonkeyPatch.context() as patch:              # a state whose tensors are another model's
+        patch.setattr(Loop, "end", stopping)
+        assert drirl.main(argv) == 130
+    state = folder / "unfinished.safetensors"
+    tensors, saved = load_file(state), read_state(state)
+    for spoilt in ({**tensors, "weight.norm.weight": torch.ones(9)}, {k: x for k, x in tensors.items() if "norm" not in k}, {**tensors, "more": torch.ones(1)}):
+        save_file(spoilt, state, metadata={"state": json.dumps(saved)})
+        assert drirl.main(argv) == 2 and "unfinished.safetensors: not the state of this run" in capsys.readouterr().err
+    assert drirl.main([*argv, "--grpo-lr", "0.001", "--resume", "false"]) == 0 and "goes on" not in capsys.readouterr().out
+    assert outcome(folder)["policy/model.safetensors"] != outcome(whole[0])["policy/model.safetensors"]
+
+
+# ------------------------------------------------------------------------------------------------ numbers that are not finite
+
+def sft_loop(loop):
+    policy = tiny()
+    sft.train(policy, Letters(), GRPO_ROWS, sft.SFTConfig(steps=8, batch=4, blocks=1), nullcontext, loop=loop)
+
+
+def irl_loop(loop):
+    models = reward.RewardModels(tiny(), reward.IRLConfig(reward_models=1, reward_blocks=1))
+    groups = [{"category": "crime", "prompt_ids": [1, 2], "demonstration": [i, 4], "samples": [[5, 6]]} for i in (3, 7)]
+    reward.fit(models, reward.prepare(models, groups, 1, nullcontext), reward.IRLConfig(epochs=4, joint_epochs=0, batch=1), nullcontext, loop=loop)
+
+
+def grpo_loop(loop):
+    policy, rewards = start()
+    grpo_s.train(policy, Letters(), rewards, WordEncoder(16), GRPO_ROWS, replace(SMALL, rollouts=8), nullcontext, 1.0, 6, torch.float32, loop=loop)
+
+
+class Watched(Loop):
+    """Keeps what is logged, and the weights after every step."""
+
+    def __init__(self, **how):
+        self.records, self.weights = [], []
+        super().__init__("x", log=lambda **r: self.records.append(r), **how)
+
+    def end(self, step, **record):
+        self.weights.append(torch.cat([p.detach().flatten() for p in self.model.parameters()]))
+        super().end(step, **record)
+
+
+def spoil(x, backward):
+    """NaN, or x whose gradient is."""
+    if not backward:
+        return x * math.nan
+    x.register_hook(lambda g: g * math.nan)
+    return x
+
+
+LOSSES = {"sft": (sft_loop, sft, "token_logps"), "irl": (irl_loop, reward, "irl_loss"), "grpo": (grpo_loop, grpo_s, "grpo_loss")}
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_update_that_is_not_finite_is_skipped(monkeypatch, name, backward):
+    train, module, function = LOSSES[name]
+    real, calls, bad = getattr(module, function), [], {3, 5, 6}
+
+    def planted(*a, **k):
+        calls.append(1)
+        out = real(*a, **k)
+        if len(calls) not in bad:
+            return out
+        return (spoil(out[0], backward), out[1]) if name == "grpo" else spoil(out, backward)
+    monkeypatch.setattr(module, function, planted)
+    train(loop := Watched(patience=3))
+    assert [r.get("skipped") for r in loop.records] == [(["grad_norm"] if backward else ["loss", "grad_norm"]) if i in bad else None for i in range(1, 9)]
+    assert all(r["grad_norm"] is None if i in bad else math.isfinite(r["grad_norm"]) for i, r in enumerate(loop.records, 1)) and loop.weights[-1].isfinite().all()
+    assert [torch.equal(a, b) for a, b in zip(loop.weights, loop.weights[1:])] == [i in bad for i in range(2, 9)]
+    calls.clear(), bad.add(4)
+    with pytest.raises(UserError, match="grad_norm not finite at step 5, 3 updates skipped in a row: lower the learning rate"):
+        train(Watched(patience=3))
+
+
+@pytest.mark.parametrize("what, value", [("reward", math.nan), ("reward", -math.inf), ("similarity", math.nan), ("alpha", math.inf)])
+def test_a_rollout_whose_numbers_are_not_finite_is_skipped(monkeypatch, what, value):
+    """And what follows is as if it had brought nothing: the running means do not see it."""
+    target, name = {"reward": (Share, "__call__"), "similarity": (grpo_s, "similarities"), "alpha": (grpo_s, "difficulty")}[what]
+    real, calls = getattr(target, name), []
+
+    def planted(*a, **k):
+        calls.append(1)
+        return real(*a, **k) * (value if len(calls) == 2 else 1)
+    monkeypatch.setattr(target, name, planted)
+    grpo_loop(loop := Watched())
+    assert [r.get("skipped", [])[:1] for r in loop.records] == [[what] if n == 2 else [] for n in range(1, 9)]
+    assert torch.equal(loop.weights[0], loop.weights[1]) and not torch.equal(loop.weights[1], loop.weights[2]) and loop.weights[-1].isfinite().all()
+    assert all(math.isfinite(x) for means in loop.state.values() for x in means.values()) and all(math.isfinite(a) for r in loop.records[2:] for a in r["alpha"])
+
+
+def test_equal_groups_and_empty_completions_are_counted(monkeypatch):
+    monkeypatch.setattr(Letters, "decode", lambda self, ids: "" if 7 in ids else "a")
+    monkeypatch.setattr(Share, "__call__", lambda self, x, batch, categories: torch.ones(len(batch.owner)))
+    generate, drawn = grpo_s.generate, []
+    monkeypatch.setattr(grpo_s, "generate", lambda *a, **k: drawn.append(generate(*a, **k)) or drawn[-1])
+    grpo_loop(loop := Watched())
+    assert [r["equal_groups"] for r in loop.records] == [4] * 8 and [r["empty"] for r in loop.records] == [sum(7 in row for row in d.rows()) for d in drawn] and sum(r["empty"] for r in loop.records) > 3
