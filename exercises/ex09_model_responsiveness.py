@@ -13,6 +13,6 @@ def model_responsiveness(gaps: Tensor, mean_gap: Tensor | float, drop: float = 0
     """alphaM = sigma(mean of the inlying gaps) / sigma(mean_gap), a scalar tensor in the dtype of gaps.
 
     gaps (n,), n > 0: R(q, demonstration) - R(q, sample), in reward units. The floor(drop * n) gaps furthest from the mean of all n are left
-    out; of two at the same distance the later one goes first. drop in [0, 1). mean_gap: the category's mean of all gaps.
+    out; of two at the same distance the one with the larger index is left out first (argsort has an option for that). drop in [0, 1). mean_gap: the category's mean of all gaps.
     """
     raise NotImplementedError

@@ -26,5 +26,6 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """(x_i, x_(i+E/2)) turned by the angle of its position and pair. x (N, heads, E) -> the same shape and dtype.
 
     rope: cos and sin of the angles, (N, 1, E) each; their halves are equal, as i and i + E/2 share an angle.
+    They may have a wider dtype than x: compute in theirs, return x's.
     """
     raise NotImplementedError

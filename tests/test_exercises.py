@@ -35,6 +35,7 @@ def generate(model, prompts, samples=1, max_new_tokens=64, temperature=1.0, top_
                 break
     return Rollout(tokens, mask, torch.zeros(tokens.shape))
 '''
+EQUAL = "tl.sum(tl.where(mine & (r != first), 1, 0), 0) == 0"
 LOGPROBS = "def token_logprobs(h, W, targets, temperature=1.0):\n    return "
 WRONG = {                    # (what stands in the source, what is put there), or a wrong answer written out
     "ex01_balance": [("k_center(embeddings[index], per_category, seed)", "range(per_category)"), ("sorted(k_center(embeddings[index], per_category, seed))", "k_center(embeddings[index], per_category, seed)"),
@@ -44,24 +45,28 @@ WRONG = {                    # (what stands in the source, what is put there), o
     "ex04_token_logprobs": [LOGPROBS + body for body in (
         "(h @ W.T).log_softmax(-1).gather(1, targets[:, None])[:, 0]", "((h @ W.T).log_softmax(-1) / temperature).gather(1, targets[:, None])[:, 0]",
         "(h @ W.T / temperature).softmax(-1).log().gather(1, targets[:, None])[:, 0]", "(h @ W.T / temperature).log_softmax(0).gather(1, targets[:, None])[:, 0]")],
-    "ex05_group_advantage": [("centred.pow(2).mean(dim=1, keepdim=True).sqrt()", "rewards.std(1, keepdim=True)"), (".masked_fill(equal, 0.0)", ""), ("keepdim=True).sqrt() + eps", "keepdim=True).add(eps).sqrt()"),
+    "ex05_group_advantage": [("centred.pow(2).mean(dim=1, keepdim=True).sqrt()", "rewards.std(1, keepdim=True)"), (".masked_fill(equal, 0.0)", ""), ("(rewards == rewards[:, :1])", "rewards.isclose(rewards[:, :1])"),
+                             ("(rewards == rewards[:, :1]).all(dim=1, keepdim=True)", "rewards.std(1, correction=0, keepdim=True) < 1e-6"), ("keepdim=True).sqrt() + eps", "keepdim=True).add(eps).sqrt()"),
                              ("rewards.mean(dim=1, keepdim=True)", "rewards.mean()"), ("(len(rewards), 1), tuple(rewards.shape))", "(len(rewards), 1), tuple(rewards.shape), (rewards.shape[1],))")],
     "ex06_difficulty_scale": [("(a + b) / 2", "a + b"), ("z.detach()", "z"), ('"data": a, "model": b', '"data": b, "model": a'), ('= "product"', '= "sum"')],
     "ex07_kl_k3": [("logp_ref - logp)", "logp - logp_ref)"), ("torch.exp(d) - d - 1", "torch.exp(d) - 1"), (".clamp(-20, 20)", ""), ("torch.exp(d) - d - 1", "d ** 2 / 2"), ("torch.exp(d) - d - 1", "-d")],
     "ex08_similarity": [("cos.max(dim=1)", "cos.max(dim=0)"), (".max(dim=1).values", ""), ("F.normalize(response, dim=1)", "response"), ("torch.sigmoid(1 - W)", "torch.sigmoid(W)"),
                         ("torch.sigmoid(torch.as_tensor(mean_delta, dtype=W.dtype, device=W.device))", "mean_delta")],
-    "ex09_model_responsiveness": [("int(drop *", "round(drop *"), (".abs()", ""), ("(gaps - gaps.mean())", "gaps"), ("gaps[keep].mean()", "gaps.mean()"), ("stable=True)", "stable=True).flip(0)")],
+    "ex09_model_responsiveness": [("int(drop *", "round(drop *"), (".abs()", ""), ("(gaps - gaps.mean())", "gaps"), ("gaps[keep].mean()", "gaps.mean()"), ("stable=True)", "stable=True).flip(0)"),
+                                  ("torch.as_tensor(mean_gap, dtype=gaps.dtype, device=gaps.device)", "torch.as_tensor(mean_gap)")],
     "ex10_irl_loss": [("torch.logsumexp(r_samples / beta + log_ratio, dim=1)", "torch.logsumexp(r_samples / beta, dim=1)"), ("torch.logsumexp(r_samples / beta + log_ratio, dim=1)", "(r_samples / beta + log_ratio).exp().sum(1).log()"),
                       ("(r_demo[:, None] - r_samples)", "(r_samples - r_demo[:, None])"), ("(r_samples.mean(1) - r_demo).mean() / beta", "(r_samples.mean(1) - r_demo).mean()"), ("dim=1) - r_demo / beta)", "dim=1) - r_demo)")],
     "ex11_loss": [("return -(o.weight", "return (o.weight"), ("torch.minimum(ratio * o.advantage, ", "(lambda free, held: held)(ratio * o.advantage, "), ("sequences or len(mask)", "len(mask)"),
                   ("1 / (sequences * lengths.to(logp_ref.dtype))", "torch.ones(len(mask), dtype=logp_ref.dtype) / mask.sum()"), ("- o.beta_kl * kl", "+ o.beta_kl * kl"), ("* o.advantage.sign() > o.clip", "> o.clip")],
-    "ex12_rope": [("/ c.head_dim)", "/ (c.head_dim // 2))"), ("((turns - low) / (high - low))", "((high - turns) / (high - low))"), (".clamp(0, 1)", ""), ("(-b, a)", "(b, -a)"), ("x.chunk(2, dim=-1)", "(x[..., ::2], x[..., 1::2])")],
+    "ex12_rope": [("/ c.head_dim)", "/ (c.head_dim // 2))"), ("((turns - low) / (high - low))", "((high - turns) / (high - low))"), (".clamp(0, 1)", ""), ("(-b, a)", "(b, -a)"), ("x.chunk(2, dim=-1)", "(x[..., ::2], x[..., 1::2])"),
+                  ("cos, sin = rope", "cos, sin = (z.to(x.dtype) for z in rope)")],
     "ex13_generate": [("model.rope(position), L + t", "model.rope(position - 1), L + t"), ("V[:, :, end] = k, v", "V[:, :, end] = k, k"), ("done |= torch.isin(token, stop)", "done |= False"), REREAD],
     "ex14_triton_advantage": [("centred * centred, 0) / samples)", "centred * centred, 0) / (samples - 1))"), ("tl.where(mine, r - tl.sum(r, 0) / samples, 0.0)", "r - tl.sum(r, 0) / samples"),
-                              ("R + prompt * r_prompt + i * r_sample", "R + prompt * samples + i"), ("tl.where(equal, 0.0, alpha * centred / (std + eps))", "alpha * centred / (std + eps)")],
+                              ("R + prompt * r_prompt + i * r_sample", "R + prompt * samples + i"), ("tl.where(equal, 0.0, alpha * centred / (std + eps))", "alpha * centred / (std + eps)"), (".to(OUT.dtype.element_ty), mask=mine)", ".to(OUT.dtype.element_ty))"),
+                              (EQUAL, "std < 1e-6"), (EQUAL, 'tl.max(tl.where(mine, r, 0.0), 0) == tl.min(tl.where(mine, r, float("inf")), 0)')],
     "ex15_triton_logsumexp": [("top, total = -3.4e38", 'top, total = float("-inf")'), ("total * tl.exp(top - higher)", "total"), (LOGITS + "higher", LOGITS.replace('float("-inf")', "0.0") + "higher"),
                               (LOGITS + "higher", LOGITS.replace(" * inv_temperature", "") + "higher"), ('float("nan")).to(tl.float32) * inv_temperature', 'float("nan")).to(tl.float32)')],
-    "ex16_triton_backward": [("slope * inv_temperature *", "slope *"), ("tl.where(slope == 0, 0.0, dz)", "dz"), ("tl.where(col == target, 1.0, 0.0) - ", "0.0 - "), ("tl.exp(x - lse))", "tl.exp(x - top))"),
+    "ex16_triton_backward": [("slope * inv_temperature *", "slope *"), ("tl.where(slope == 0, 0.0, dz)", "dz"), (".to(Z.dtype.element_ty), mask=col < V)", ".to(Z.dtype.element_ty))"), ("tl.where(col == target, 1.0, 0.0) - ", "0.0 - "), ("tl.exp(x - lse))", "tl.exp(x - top))"),
                              ("(tl.where(col == target, 1.0, 0.0) - tl.exp(x - lse))", "(tl.exp(x - lse) - tl.where(col == target, 1.0, 0.0))")],
 }
 
@@ -117,7 +122,7 @@ def test_all_are_here():
     text = (ROOT / "exercises" / "README.md").read_text()
     for exercise in EXERCISES:
         line, = [line for line in text.split("\n") if line.startswith(f"| {exercise} |")]
-        assert mirrors(exercise)[0].rpartition(".")[0] in line
+        assert mirrors(exercise)[0].rpartition(".")[0] in line and line.endswith(f"| {importlib.import_module('test_' + exercise).SECTION} |")
 
 
 @pytest.mark.parametrize("exercise", EXERCISES)
@@ -143,14 +148,23 @@ def test_wrong_answers_are_noticed(exercise, tmp_path):
 
 
 def test_what_a_learner_sees(tmp_path):
-    """A folder with exercise 7 done, exercise 5 done wrong, the others as they come."""
+    """A folder with exercise 7 done, exercise 5 done wrong, one that kills Python, one that isn't Python, one that is gone, the others as they come."""
     for exercise in EXERCISES:
         (tmp_path / f"{exercise}.py").write_text((ROOT / "exercises" / f"{exercise}.py").read_text())
     plant("ex07_kl_k3", None, tmp_path)
     plant("ex05_group_advantage", WRONG["ex05_group_advantage"][0], tmp_path)
-    run = lambda *args: subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=300, cwd=ROOT, env={**os.environ, "DRIRL_IMPL": str(tmp_path)}).stdout
+    (tmp_path / "ex01_balance.py").write_text("import os\n\n\ndef balance(rows, per_category, embeddings, seed=0):\n    os.abort()\n")
+    (tmp_path / "ex02_parse_draft.py").write_text("def parse_draft(text):\n    return (\n")
+    (tmp_path / "ex03_completion_mask.py").unlink()
+    run = lambda *args, given=tmp_path: subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=300, cwd=ROOT, env={**os.environ, "DRIRL_IMPL": str(given)}).stdout
     table = run("exercises/progress.py", str(tmp_path))
-    assert "| ex07_kl_k3 | passes | kernels.kl_k3 | The loss |" in table and "| ex01_balance | not begun | data.balance | Demonstrations |" in table, table
-    assert "checks pass | kernels.group_advantage | Advantages |" in table and table.count("not begun") == 14 and table.endswith("1 of 16 pass\n"), table
+    for exercise, state in (("ex07_kl_k3", "passes"), ("ex01_balance", "crashes Python in check 1"), ("ex02_parse_draft", "does not import, SyntaxError line 2: '(' was never closed"),
+                            ("ex03_completion_mask", "is not there"), ("ex04_token_logprobs", "not begun"), ("ex05_group_advantage", "9 of 19 checks pass")):
+        assert f"| {exercise} | {state} |" in table, table
+    assert "| kernels.kl_k3 | The loss |" in table and table.count("not begun") == 11 and table.endswith("1 of 16 pass\n"), table
+    out = run("-m", "pytest", "tests/exercises", "-k", "ex02 or ex04")
+    assert f"grading: {tmp_path}/" in out and f"\nex04 not begun ({tmp_path}/ex04_token_logprobs.py)\n" in out and "\nex02 does not import, SyntaxError line 2: " in out and out.count("\n") < 20, out
+    assert "grading: the project's own functions" in run("-m", "pytest", "tests/exercises", "--collect-only", "-k", "ex05 and by_hand", given="")
+    assert not run("-m", "pytest", "tests/exercises", given="nosuch")             # pytest's usage error: one line, on stderr
     out = run("-m", "pytest", "-q", "tests/exercises", "-k", "ex05 and by_hand")
     assert "rewards 1, 2, 6, alpha 3, eps 0.5" in out and "expected, (1, 3) torch.float64:" in out and "got, (1, 3) torch.float64:" in out and "WALKTHROUGH.md, section 'Advantages'" in out, out

@@ -1,6 +1,8 @@
 """What the exercises' tests share: where the functions to grade come from, and comparisons that say what they expected."""
 import importlib
 import importlib.util
+import reprlib
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +10,12 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
+SHORT = reprlib.Repr()
+SHORT.maxlist = 2
+
+
+class Unusable(Exception):
+    """An answer that can't be graded; the message ends a sentence about it."""
 
 
 def source(path: str):
@@ -21,10 +29,17 @@ def answers(exercise: str, mirrors: tuple[str, ...], folder: str | Path | None =
     names = [path.rsplit(".", 1)[1] for path in mirrors]
     if not folder:
         return SimpleNamespace(**{name: source(path) for name, path in zip(names, mirrors)})
-    spec = importlib.util.spec_from_file_location(exercise, ROOT / folder / f"{exercise}.py")
+    path = ROOT / folder / f"{exercise}.py"
+    if not path.exists():
+        raise Unusable("is not there")
+    spec = importlib.util.spec_from_file_location(exercise, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return SimpleNamespace(**{name: getattr(module, name) for name in names})
+    try:
+        spec.loader.exec_module(module)
+        return SimpleNamespace(**{name: getattr(module, name) for name in names})
+    except Exception as e:
+        lines = [e.lineno] if isinstance(e, SyntaxError) else [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
+        raise Unusable(f"does not import, {type(e).__name__}{f' line {lines[-1]}' if lines else ''}: {getattr(e, 'msg', e)}") from e
 
 
 def same(got, want, what: str, atol: float = 1e-6) -> None:
@@ -51,5 +66,5 @@ def refuses(f, *args, says: str = "", error=ValueError, **more) -> None:
     except error as e:
         if says in str(e):
             return
-        got = f"a message without it: {e}"
-    raise AssertionError(f"{f.__name__}{args}\nexpected:\n{error.__name__} {says}\ngot:\n{got}")
+        got = f"the message lacks {says!r}: {e}"
+    raise AssertionError(f"{f.__name__}({', '.join(map(SHORT.repr, args))})\nexpected:\n{error.__name__} {says}\ngot:\n{got}")

@@ -35,6 +35,13 @@ def test_equal_rewards(my, G, dtype):
     same(my.group_advantage(torch.full((2, G), 0.1, dtype=dtype), 5.0, 0.0), torch.zeros(2, G, dtype=dtype), "equal rewards, eps 0", 0.0)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_nearly_equal_rewards(my, dtype):
+    """0 and 1e-9, 5 and a millionth more are not equal."""
+    R = torch.tensor([[0.0, 1e-9], [5.0, 5.0 + 2.0 ** -20]], dtype=dtype)
+    same(my.group_advantage(R, 2.0, 0.0), torch.tensor([[-2.0, 2.0]] * 2, dtype=dtype), f"rewards {R.tolist()}, alpha 2, eps 0")
+
+
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (3, 2)])
 def test_other_shapes_of_alpha(my, shape):
     refuses(my.group_advantage, torch.rand(3, 3), torch.ones(shape))

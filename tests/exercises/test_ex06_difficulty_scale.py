@@ -5,7 +5,7 @@ from grading import refuses, same
 
 from kernels import group_advantage
 
-MIRRORS, SECTION = ("grpo_s.difficulty_scale",), "Difficulty"
+MIRRORS, SECTION = ("grpo_s.difficulty_scale",), "Advantages"
 MODES = {"none": lambda a, b: 1.0, "data": lambda a, b: a, "model": lambda a, b: b, "product": lambda a, b: a * b, "sum": lambda a, b: (a + b) / 2}
 
 

@@ -33,3 +33,11 @@ def test_loops(my, n, drop, seed):
         kept.remove(max(kept, key=lambda x: abs(x - mean)))
     mean_gap = torch.tensor(-0.4, dtype=torch.float64)
     same(my.model_responsiveness(gaps, mean_gap, drop), torch.tensor(sigma(sum(kept) / len(kept)) / sigma(-0.4), dtype=torch.float64), f"{len(kept)} of {n} gaps stay")
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_dtype(my, dtype):
+    """The gaps' dtype, whatever mean_gap is."""
+    for mean_gap in (0.5, torch.tensor(0.5, dtype=torch.float64)):
+        got = my.model_responsiveness(torch.tensor([0.25, 0.5, 8.0, 0.75], dtype=dtype), mean_gap, 0.25)
+        same(got, torch.tensor(1.0, dtype=dtype), f"gaps in {dtype}, mean_gap {mean_gap!r}", 1e-2)

@@ -51,7 +51,13 @@ def test_rotate(my, N, heads, E, seed):
                 want[n, h, i], want[n, h, i + E // 2] = turned.real, turned.imag
     rope = torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
     same(my.rotate(x, rope), want, "pairs as complex numbers")
-    same(my.rotate(x.bfloat16(), tuple(z.float() for z in rope)), want.bfloat16(), "in bfloat16, with cos and sin in float32", 0.1)
+
+
+def test_computes_in_the_dtype_of_cos(my):
+    """(1, 1) in bfloat16 turned by a little more than 45 degrees, cos and sin in float32: of cos - sin, bfloat16 would leave 0."""
+    angle = math.pi / 4 + torch.tensor([1e-3, -2e-3, 5e-4])[:, None, None]
+    got = my.rotate(torch.ones(3, 1, 2, dtype=torch.bfloat16), (angle.cos().expand(3, 1, 2), angle.sin().expand(3, 1, 2)))
+    same(got[..., :1], (angle.double().cos() - angle.double().sin()).bfloat16(), "the first of each pair, cos - sin", 1e-5)
 
 
 def test_only_the_distance_counts(my):

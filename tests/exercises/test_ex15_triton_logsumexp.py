@@ -9,11 +9,11 @@ MIRRORS, SECTION = ("kernels.triton_kernels.rows",), "Kernels"
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")         # the interpreter's numpy speaks up about infinite numbers
 
 
-def case(n, V, seed, size=3.0):
-    """Rows of logits with NaN between them."""
+def case(n, V, block, seed):
+    """Rows of logits with NaN between them, at least a block."""
     g = torch.Generator().manual_seed(seed)
-    z = torch.full((n, V + 5), math.nan)[:, :V]
-    z.copy_(size * torch.randn(n, V, generator=g))
+    z = torch.full((n, V + block), math.nan)[:, :V]
+    z.copy_(3 * torch.randn(n, V, generator=g))
     return z, torch.randint(V, (n,), generator=g)
 
 
@@ -27,7 +27,7 @@ def slow(z, targets, temperature):
 
 @pytest.mark.parametrize("n, V, block, temperature, seed", [(1, 1, 16, 1.0, 0), (5, 16, 16, 1.0, 1), (4, 37, 16, 0.5, 2), (3, 130, 32, 1.7, 3), (3, 130, 256, 0.7, 4)])
 def test_rows(my, n, V, block, temperature, seed):
-    z, targets = case(n, V, seed)
+    z, targets = case(n, V, block, seed)
     before = z.clone()
     same(my.rows(z, targets, temperature, block=block)[0], slow(z, targets, temperature), f"{V} logits in blocks of {block}, temperature {temperature}", 5e-6)
     same(z, before, "the logits afterwards", 0.0)
@@ -36,7 +36,7 @@ def test_rows(my, n, V, block, temperature, seed):
 @pytest.mark.parametrize("V, block", [(37, 16), (80, 16)])
 def test_hard_rows(my, V, block):
     """All but the last column -inf; far from zero; rising, so that every block raises the maximum; falling."""
-    z, targets = case(4, V, 5)
+    z, targets = case(4, V, block, 5)
     z[0, :-1], targets[0] = -math.inf, V - 1
     z[1] = 8192 + z[1].round()
     z[2], z[3] = torch.arange(V) / 4, -torch.arange(V) / 4
