@@ -3,7 +3,7 @@
     python drirl.py all --run runs/mine              every stage, one after the other (what train.sh runs)
     python drirl.py eval --model FOLDER --prompts FILE.csv
     python drirl.py chat --run runs/mine
-    torchrun --nproc_per_node=2 drirl.py grpo --run runs/mine         GRPO-S in several processes (parallel.py)
+    torchrun --nproc_per_node=2 -- drirl.py grpo --run runs/mine         GRPO-S in several processes (parallel.py)
     python drirl.py explore --run runs/mine --prompt "..."
 
 A run folder holds config.json, data/, sft/, rewards/, policy/ (the result, a Hugging Face folder), baseline/, metrics.jsonl,
@@ -35,7 +35,6 @@ import settings
 import sft
 import tiny
 from files import read_records, read_tensors, write
-from loop import refuse_differences
 from model import frozen_copy, save_model
 from runfolder import ORDER, Run, as_json
 
@@ -170,7 +169,7 @@ def stage_grpo(run: Run) -> None:
     if not all(isinstance(g, dict) and {"category", "response", "reward_demo", "samples"} <= g.keys() for g in history):
         raise data.UserError(f"{run.folder / 'rewards/samples.json'}: want category, response, reward_demo and samples of every prompt: of another version, run irl again")
     prompts = rows + (grpo_s.borrow(run.open_prompts(chat, rows), rows, phi) if run.c.grpo.open_prompts else [])
-    with run.work("grpo", rows, resumable=not run.c.grpo.shard) as loop:
+    with run.work("grpo", prompts, resumable=not run.c.grpo.shard) as loop:
         grpo_s.train(policy, chat, rewards, phi, prompts, run.c.grpo, run.amp, run.c.run.temperature,
                      run.c.run.max_new_tokens, run.dtype, run.c.run.seed, history, loop)
     save_model(policy, run.folder / "policy")
@@ -194,8 +193,8 @@ def stage_eval(run: Run, standalone: bool = False) -> None:
     if standalone:
         folders = [(run.base().name, run.base())]
     else:
-        folders = [("base", run.base())] + [(label, run.folder / name) for label, name in (("SFT warm start", "sft"), ("DR-IRL from it", "policy"), ("SFT continued", "baseline"))
-                                            if (run.folder / name / "config.json").exists()]
+        made = (("SFT warm start", "sft", "sft"), ("DR-IRL from it", "policy", "grpo"), ("SFT continued", "baseline", "baseline"))
+        folders = [("base", run.base())] + [(label, run.folder / name) for label, name, stage in made if stage in run.progress()]
     (rows, found), results = run.prompts([folder for _, folder in folders]), []
     if not standalone:
         times, records = run.times(), read_records(run.folder / "metrics.jsonl")
@@ -241,12 +240,12 @@ def stage_all(run: Run) -> None:
     _, (chat,) = run.prompts([run.base()])
     run.demonstrations("benign", chat, [data.HELPFUL])
     run.encoder()
-    begun, done = run.progress().values() if run.c.run.resume else ({}, [])
-    if begun:
-        refuse_differences(begun, run.identity(), run.folder)
+    run.refuse_others()
+    before = run.c.run.resume
     for name in ORDER:
-        print(f"[{name}] done before") if name in done else timed(name, run)
-    if "eval" in done:
+        before = before and name in run.progress()           # once a stage has run, later ones are not done any more
+        print(f"[{name}] done before") if before else timed(name, run)
+    if before:
         print(f"{evaluate.table(run.read('results.json', []))}\n\nNothing was left to do; --resume false starts anew")
 
 
@@ -254,6 +253,7 @@ def stage_tiny(run: Run) -> None:
     """Makes a 1M-parameter Llama and its tokenizer from the corpus, at --model."""
     if not run.c.run.model:
         raise data.UserError("tiny: say where to put the model with --model FOLDER")
+    run.refuse_others()                                      # before their base model is made anew
     tiny.make(Path(run.c.run.model), loaders.load_demonstrations(run.file("pool")), loaders.load_demonstrations(run.file("benign")), run.c.run.seed)
 
 
@@ -279,6 +279,7 @@ def timed(stage: str, run: Run) -> None:
 
 
 def main(argv: list[str]) -> int:
+    stage = argv[0] if argv else ""
     try:
         stage, c, given = settings.parse(argv, STAGES)
         run = Run(c)
@@ -286,7 +287,7 @@ def main(argv: list[str]) -> int:
         stage_eval(run, standalone=True) if standalone else timed(stage, run)
         return 0
     except KeyboardInterrupt:
-        print("\ndrirl: interrupted; the same command goes on from here (without --resume false)" if stage in (*ORDER, "all") else "", file=sys.stderr)
+        print("\ndrirl: interrupted; the same command goes on from what is saved (without --resume false)" if stage in (*ORDER, "all") else "", file=sys.stderr)
         return 130
     except EOFError:                                         # the end of a chat
         return 0

@@ -327,7 +327,9 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         advantage = advantages(scores, alpha, c.std_eps)                         # (P, G + 1)
         # 4. the groups worth learning from, and what the reference says of them
         members = [c.samples + (c.imitate and not r.get("borrowed", False)) for r in part]        # without the demonstration, which is last, or with it
-        kept = most_spread([row[:n].std(correction=0).item() for row, n in zip(scores, members)], categories, c.keep)
+        counted = c.samples if any(r.get("borrowed") for r in part) else c.samples + c.imitate    # the same members of every group
+        kept = most_spread(scores[:, :counted].std(1, correction=0).tolist(), categories, c.keep)
+        taught = [p for p in kept if members[p] > c.samples]
         learnt = [i * (c.samples + 1) + g for i, p in enumerate(range(len(part))[share]) if p in kept for g in range(members[p])]
         micro = prepare(rewards, batch, shared, below, learnt, advantage[share].flatten(), sum(members[p] for p in kept), c, temperature, amp)
         clock.append(time.time())
@@ -343,6 +345,6 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
                  for name, values in (("refused", refused), ("reward", R.cpu()))}
         loop.end(n, **stats, **shown, reward_std=R.std(1, correction=0).mean().item(), gap_demo_minus_sample=(demo - R).mean().item(),
             similarity=W.mean().item(), alpha=[round(a, 4) for a in alpha[:, 0].tolist()], advantage_samples=advantage[kept, :-1].abs().mean().item(),
-            advantage_demonstration=advantage[kept, -1].mean().item(), length=length.mean().item(), ended=ended.mean().item(), empty=int(empty.sum()), equal_groups=int((R == R[:, :1]).all(1).sum()),
+            advantage_demonstration=advantage[taught, -1].mean().item() if taught else 0.0, length=length.mean().item(), ended=ended.mean().item(), empty=int(empty.sum()), equal_groups=int((R == R[:, :1]).all(1).sum()),
             seconds=dict(zip(("rollout", "score", "train"), (round(b - a, 2) for a, b in zip(clock, clock[1:])))))
         bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if "refused" in k}, refresh=False)

@@ -17,7 +17,7 @@ import parallel
 from data import UserError
 from files import parse_json, read_header, read_tensors, write
 
-SAVED = {"stage": str, "belongs": dict, "done": int, "skipped": int, "state": dict, "seconds": float}
+SAVED = {"stage": str, "belongs": dict, "done": int, "good": int, "skipped": int, "state": dict, "seconds": float}
 BROKEN = "{}: not the state of this run: delete it, or say --resume false to begin the stage anew"
 
 
@@ -28,9 +28,9 @@ class Loop:
             for step in range(c.steps):
                 part = next(...)                                 # what comes from the random generator, always
                 if loop.skip(step, model, optimizer): continue   # done before the process was killed
-                ...
+                loss, norm = ...                                 # of a backward pass
                 if loop.finite(loss=loss, grad_norm=norm): optimizer.step()
-                loop.end(step, loss=loss)                        # log, save, stop
+                loop.end(step, loss=loss.item())                 # log, save, stop
 
     path: the file of the state; None: no state. resume: take up the one that is there, of the same stage. belongs: what must be the same then, as {name: value}.
     every: seconds between two states. patience: skipped updates in a row that are too many.
@@ -38,11 +38,12 @@ class Loop:
 
     def __init__(self, stage: str = "", path: Path | None = None, resume: bool = True, belongs: dict | None = None, every: float = 60.0, patience: int = 5, log=lambda **record: None):
         self.stage, self.path, self.belongs, self.every, self.patience, self.log = stage, path, belongs or {}, every, patience, log
-        self.done, self.skipped, self.state, before = 0, 0, {}, 0.0      # steps done, skipped in a row; what the loop itself wants kept
+        self.done, self.good, self.skipped, self.state, self.before = 0, 0, 0, {}, 0.0     # steps, those not skipped, skipped in a row; what the loop itself wants kept; seconds before
         if resume and path and path.exists() and (saved := read_state(path))["stage"] == stage:
             refuse_differences(saved["belongs"], self.belongs, path)
-            self.done, self.skipped, self.state, before = (saved[name] for name in ("done", "skipped", "state", "seconds"))
-        self.start, self.saved, self.stop, self.bad, self.model = time.time() - before, time.time(), False, [], None
+            self.done, self.good, self.skipped, self.state, self.before = (saved[name] for name in ("done", "good", "skipped", "state", "seconds"))
+        self.resumed, self.restored = self.done, self.done == 0
+        self.start, self.saved, self.stop, self.bad, self.model = time.time(), time.time(), False, [], None
 
     def __enter__(self):
         self.handler = signal.signal(signal.SIGINT, self.interrupt)
@@ -50,7 +51,15 @@ class Loop:
 
     def __exit__(self, *error):
         signal.signal(signal.SIGINT, self.handler)
-        if self.stop and error == (None, None, None):            # asked to after the last step
+        if error != (None, None, None):
+            return
+        if not self.restored:                                    # a state of more steps than there are
+            raise UserError(BROKEN.format(self.path))
+        if self.done and not self.good:
+            raise UserError(f"{self.stage}: every update was skipped, as its numbers were not finite: try a lower learning rate, or --dtype fp32")
+        if self.stop:                                            # asked to after the last step
+            if self.path:
+                self.save()
             raise KeyboardInterrupt
 
     def interrupt(self, *_):
@@ -61,26 +70,30 @@ class Loop:
 
     @property
     def seconds(self) -> float:
-        """Of work so far; what was lost between the last state and a kill is not counted."""
-        return time.time() - self.start
+        """Of work so far, without what was done twice because of a kill."""
+        return self.before + time.time() - self.start
 
     def skip(self, step: int, model: torch.nn.Module, optimizer) -> bool:
         """Whether step 0, 1, ... was done in an earlier process. At the last such step model and optimizer become what they were after it."""
         self.model, self.optimizer = model, optimizer
-        if step == self.done - 1:
-            tensors, moments = read_tensors(self.path), {}
+        if step == self.resumed - 1:
             try:
-                with torch.no_grad():
-                    for name, p in model.named_parameters():
-                        if p.requires_grad:
-                            p.copy_(tensors.pop(f"weight.{name}"))
-                for name, x in tensors.items():
-                    _, i, key = name.split(".")
-                    moments.setdefault(int(i), {})[key] = x
-                optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-            except (KeyError, ValueError, RuntimeError):
+                self.restore(read_tensors(self.path))
+            except (UserError, LookupError, ValueError, TypeError, RuntimeError):
                 raise UserError(BROKEN.format(self.path)) from None
-        return step < self.done
+        return step < self.resumed
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        learnt, moments = [p for group in self.optimizer.param_groups for p in group["params"]], {}
+        for name, p in self.model.named_parameters():
+            if p.requires_grad:
+                p.copy_(tensors.pop(f"weight.{name}").view(p.shape))
+        for name, x in tensors.items():
+            _, i, key = name.split(".")
+            moments.setdefault(int(i), {})[key] = x.view(() if key == "step" else learnt[int(i)].shape)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.start, self.restored = time.time(), True
 
     def finite(self, **values) -> bool:
         """Whether these numbers or tensors are; if not, `end` logs their names, and the caller skips what it would do with them."""
@@ -90,10 +103,13 @@ class Loop:
 
     def end(self, step: int, **record) -> None:
         """The end of a step: logs it, saves the state if it is time, raises KeyboardInterrupt if asked to stop, UserError if too many updates were skipped."""
-        self.done, self.skipped, bad, self.bad = step + 1, self.skipped + 1 if self.bad else 0, self.bad, []
+        self.done, self.good, self.skipped, bad, self.bad = step + 1, self.good + (not self.bad), self.skipped + 1 if self.bad else 0, self.bad, []
         self.log(stage=self.stage, step=self.done, **{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}, **({"skipped": bad} if bad else {}))
+        if bad and not parallel.rank():
+            print(f"\n{self.stage}: step {self.done} skipped: {', '.join(dict.fromkeys(bad))} not finite", flush=True)
         if self.skipped >= self.patience:
-            raise UserError(f"{self.stage}: {', '.join(dict.fromkeys(bad))} not finite at step {self.done}, {self.skipped} updates skipped in a row: lower the learning rate, or try --dtype fp32")
+            raise UserError(f"{self.stage}: {', '.join(dict.fromkeys(bad))} not finite at step {self.done}, {self.skipped} updates skipped in a row: begin {self.stage} anew "
+                            f"(--resume false) with a lower learning rate, or with --dtype fp32")
         stop = bool(parallel.most(int(self.stop)))               # all processes after the same step
         if self.path and (stop or time.time() - self.saved >= self.every):
             self.save()
@@ -113,15 +129,15 @@ def read_state(path: Path) -> dict:
     """What save wrote beside the tensors."""
     try:
         saved = parse_json(parse_json(read_header(path).decode())["__metadata__"]["state"])
-        if all(type(saved[name]) is kind for name, kind in SAVED.items()):
+        if all(type(saved[name]) is kind for name, kind in SAVED.items()) and saved["done"] > 0:
             return saved
     except (UserError, ValueError, KeyError, TypeError):
         pass
     raise UserError(BROKEN.format(path))
 
 
-def refuse_differences(saved: dict, now: dict, path: Path) -> None:
+def refuse_differences(saved: dict, now: dict, what: Path | str) -> None:
     """Raises UserError for a run begun with other settings, and lists them."""
     lines = [f"{name} {saved.get(name)!r} there, {now.get(name)!r} here" for name in sorted(saved.keys() | now.keys()) if saved.get(name) != now.get(name)]
     if lines:
-        raise UserError(f"{path}: begun with other settings: {'; '.join(lines)}. Say the same to go on, --resume false to start anew, or choose another --run")
+        raise UserError(f"{what}: begun with other settings: {'; '.join(lines)}. Say the same to go on, --resume false to start anew, or choose another --run")

@@ -1,5 +1,6 @@
 """The run folder that the stages share, with settings, device, and files read and checked on demand."""
 import dataclasses
+import functools
 import hashlib
 import json
 import random
@@ -17,13 +18,13 @@ import parallel
 import settings
 import weights
 from files import append, number, read_json, read_records, write
-from loop import Loop
+from loop import Loop, refuse_differences
 from model import load_model, open_model
 from transformer import Transformer
 
 
 ORDER = ("data", "sft", "irl", "grpo", "baseline", "eval")
-FREE = ("--run", "--resume", "--save-every", "--max-skips", "--prompt", "--explore-samples")     # settings that may differ when a run goes on
+FREE = ("--run", "--resume", "--save-every", "--max-skips", "--tokens-per-batch", "--recompute", "--prompt", "--explore-samples")   # may differ when a run goes on
 
 
 class Run:
@@ -39,7 +40,6 @@ class Run:
             raise data.UserError(f"--device {c.run.device}: want cpu or cuda")
         if self.device.type == "cuda" and (self.device.index or 0) >= torch.cuda.device_count():
             raise data.UserError(f"--device {c.run.device}: this torch sees {torch.cuda.device_count() or 'no'} GPU")
-        self.unfinished = self.folder / "unfinished.safetensors"                 # state of the stage that is at work (loop.py)
         parallel.start(self.device.type)
         auto = torch.cuda.is_bf16_supported(including_emulation=False) if self.device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
         self.dtype = torch.bfloat16 if c.run.dtype == "bf16" or c.run.dtype == "auto" and auto else torch.float32
@@ -64,29 +64,46 @@ class Run:
             number(times, stage, self.folder / "times.json", 0.0, 1e9)
         return times
 
+    @functools.cached_property
     def identity(self) -> dict:
-        """What makes two runs the same: {flag: value} of the settings, and what is in the corpus files."""
+        """What makes two runs the same: {flag: value} of the settings, and digests of corpus, models and code."""
+        def digest(parts):
+            return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+
+        def weights_of(folder):
+            return (f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}".encode() for p in sorted(Path(folder).glob("*.safetensors")))
         values = {flag: getattr(getattr(self.c, section), f.name) for section, f, flag, _ in settings.settings() if flag not in FREE}
-        return values | {f"text of --{name}": hashlib.sha256(self.file(name).read_bytes()).hexdigest()[:12] for name in settings.SHIPPED if self.file(name).exists()}
+        values |= {f"text of --{name}": digest([self.file(name).read_bytes()]) for name in settings.SHIPPED if self.file(name).exists()}
+        values |= {f"weights of --{name}": digest(weights_of(getattr(self.c.run, name))) for name in ("model", "encoder") if getattr(self.c.run, name)}
+        code = Path(__file__).parent
+        return values | {"code": digest(p.read_bytes() for p in sorted([*code.glob("*.py"), *code.glob("kernels/*.py")]) if p.name not in ("bench.py", "walkthrough.py"))}
 
     def progress(self) -> dict:
-        """What `all` goes on from: {"begun": identity, "done": stages}."""
-        found = self.read("progress.json", {})
-        progress = {"begun": found.get("begun", {}), "done": found.get("done", [])}
-        if not isinstance(progress["begun"], dict) or not isinstance(progress["done"], list) or any(stage not in ORDER for stage in progress["done"]):
-            raise data.UserError(f"{self.folder / 'progress.json'}: want begun, an object, and done, a list of stages; delete it to start anew")
+        """{stage that is done: identity of the run at the time}, what `all` goes on from."""
+        progress = self.read("progress.json", {})
+        if any(stage not in ORDER or not isinstance(identity, dict) for stage, identity in progress.items()):
+            raise data.UserError(f"{self.folder / 'progress.json'}: want an object for each of the stages {', '.join(ORDER)}; delete it to start anew")
         return progress
 
+    def refuse_others(self) -> None:
+        """Raises UserError if stages of this run were done with other settings, corpus, models or code."""
+        for stage, identity in self.progress().items() if self.c.run.resume else ():
+            refuse_differences(identity, self.identity, f"{self.folder}, {stage}")
+
+    def unfinished(self, stage: str) -> Path:
+        """The state of a stage that is at work, or was interrupted (loop.py)."""
+        return self.folder / f"unfinished-{stage}.safetensors"
+
     def begin(self, stage: str, steps: int = 0) -> None:
-        """The first thing a stage writes, once its input has been read and found good: it and later ones are not done; the settings; metrics.jsonl keeps
-        of this stage's records those of the first `steps` steps."""
-        path, progress = self.folder / "metrics.jsonl", self.progress()
-        kept = "".join(json.dumps(r) + "\n" for r in read_records(path) if r["stage"] != stage or type(r.get("step")) is int and r["step"] <= steps)
+        """The first thing a stage writes, once its input has been read and found good. It and later ones are not done, nor half done, any more, and leave
+        metrics.jsonl but for this stage's first `steps` steps; and the settings."""
+        path, progress, later = self.folder / "metrics.jsonl", self.progress(), ORDER[ORDER.index(stage):]
+        kept = "".join(json.dumps(r) + "\n" for r in read_records(path) if r["stage"] not in later or r["stage"] == stage and type(r.get("step")) is int and r["step"] <= steps)
         if parallel.rank():
             return
-        self.write("progress.json", {"begun": progress["begun"] if stage == "eval" else self.identity(), "done": [s for s in progress["done"] if ORDER.index(s) < ORDER.index(stage)]})
-        if not steps:
-            self.unfinished.unlink(missing_ok=True)
+        self.write("progress.json", {s: identity for s, identity in progress.items() if s not in later})
+        for s in later[steps > 0:]:
+            self.unfinished(s).unlink(missing_ok=True)
         if stage != "eval":
             self.write("config.json", dataclasses.asdict(dataclasses.replace(self.c, run=dataclasses.replace(self.c.run, resume=True))))
         if path.exists():
@@ -94,10 +111,9 @@ class Run:
 
     def finish(self, stage: str) -> None:
         """What a stage writes last."""
-        progress = self.progress()
-        if not parallel.rank() and progress["begun"] == self.identity():
-            self.write("progress.json", {**progress, "done": [*progress["done"], stage]})
-            self.unfinished.unlink(missing_ok=True)
+        if not parallel.rank():
+            self.write("progress.json", {**self.progress(), stage: self.identity})
+            self.unfinished(stage).unlink(missing_ok=True)
 
     def base(self) -> Path:
         return Path(self.c.run.model) if self.c.run.model else weights.fetch("SmolLM2-135M-Instruct")
@@ -135,13 +151,15 @@ class Run:
     def rows(self, chat: chats.Chat) -> list[dict]:
         """The balanced demonstrations of the data stage and the harmless ones."""
         harmless, n = self.demonstrations("benign", chat, [data.HELPFUL]), self.c.run.helpful_demonstrations
-        return self.demonstrations("balanced", chat, data.CATEGORIES) + (random.Random(self.c.run.seed).sample(harmless, n) if 0 < n < len(harmless) else harmless)
+        if n and not max(2, self.c.irl.contrast) <= n <= len(harmless):
+            raise data.UserError(f"--helpful-demonstrations {n}: want {max(2, self.c.irl.contrast)} to {len(harmless)}, or 0 for all")
+        return self.demonstrations("balanced", chat, data.CATEGORIES) + (random.Random(self.c.run.seed).sample(harmless, n) if n else harmless)
 
     def open_prompts(self, chat: chats.Chat, rows: list[dict]) -> list[dict]:
-        """The pool's and the harmless prompts that are not among these demonstrations."""
+        """The pool's prompts that have a category, and the harmless ones, that are not among these demonstrations."""
         known, found = {r["prompt"] for r in rows}, []
         for name, wanted in (("pool", data.CATEGORIES), ("benign", [data.HELPFUL])):
-            found += [r for r in loaders.load_rows(self.file(name), skip_bad=self.c.run.skip_bad) if r["category"] in wanted and r["prompt"] not in known]
+            found += [r for r in data.distinct(loaders.load_rows(self.file(name), skip_bad=self.c.run.skip_bad)) if r["category"] in wanted and r["prompt"] not in known]
             chat.check(found, self.c.run.max_new_tokens, self.file(name))
         return found
 
@@ -160,8 +178,8 @@ class Run:
     def work(self, stage: str, rows: list[dict], resumable: bool = True):
         """A stage's work, begun with its input checked and its models loaded: the Loop to train in, where it was interrupted if it was; its seconds go to times.json."""
         times, c = self.times(), self.c.run
-        belongs = {**self.identity(), "demonstrations": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]}
-        loop = Loop(stage, self.unfinished if resumable else None, c.resume, belongs, c.save_every, c.max_skips, self.log)
+        belongs = {**self.identity, "processes": parallel.world(), "prompts and demonstrations": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]}
+        loop = Loop(stage, self.unfinished(stage) if resumable else None, c.resume, belongs, c.save_every, c.max_skips, self.log)
         if loop.done:
             print(f"{stage} goes on after step {loop.done}")
         self.begin(stage, loop.done)

@@ -75,6 +75,7 @@ def check(c: Config, told: Callable[[str, str], str] = lambda key, flag: flag) -
     for clash, message in ((c.irl.rounds > 1 and c.irl.estimator == "importance", "--rounds over 1 draws from improved policies: choose --estimator linear or logistic"),
                            (c.irl.joint_epochs + c.irl.epochs == 0, "--joint-epochs 0 and --epochs 0 leave the rewards unfitted: raise one"),
                            (c.grpo.per_sample and c.grpo.scaling in ("none", "model"), f"--per-sample true changes nothing with --scaling {c.grpo.scaling}: drop one of them"),
+                           (c.grpo.samples == 1 and c.grpo.open_prompts, "--grpo-samples 1 leaves nothing to compare an open prompt's sample with: raise it"),
                            (c.grpo.samples == 1 and not c.grpo.imitate, "--grpo-samples 1 with --imitate false leaves nothing to compare a sample with: change one")):
         if clash:
             raise UserError(message)

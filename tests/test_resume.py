@@ -3,6 +3,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -84,10 +85,8 @@ def runs(tmp_path_factory):
 
 def at_work(folder) -> str:
     """The stage that the run is in."""
-    try:
-        done = json.loads((folder / "progress.json").read_text())["done"]
-    except FileNotFoundError:
-        done = []
+    path = folder / "progress.json"
+    done = json.loads(path.read_text()) if path.exists() else {}
     return next((s for s in ORDER if s not in done), "end")
 
 
@@ -120,12 +119,12 @@ def outcome(folder) -> dict:
     return {**out, "metrics.jsonl": sorted(records, key=lambda r: ORDER.index(r["stage"])), "results.json": results}
 
 
-def interrupt(runs, folder, whole, sent, times, seed):
+def interrupt(runs, folder, whole, sent, times, seed, *more):
     """Starts a run again and again, sends a signal at a random instant of each stage, `times` times; then lets it end. Returns the stages hit."""
     rng, hit = random.Random(seed), Counter()
     for stage in ORDER:
         for _ in range(times):
-            pid = runs.start(folder)
+            pid = runs.start(folder, *more)
             while alive(pid) and at_work(folder) in ORDER[:ORDER.index(stage)]:
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.7 * whole[1][stage]))
@@ -136,7 +135,11 @@ def interrupt(runs, folder, whole, sent, times, seed):
                 pass
             if runs.wait() == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[sent]:
                 hit[now] += 1
-                assert sent == signal.SIGKILL or "the same command goes on from here" in runs.log.read_text()
+                said = runs.log.read_text()
+                assert sent == signal.SIGKILL or "the same command goes on from what is saved" in said
+                if stopped := re.search(r"(\w+): stopping after this step", said):
+                    waiting = read_state(folder / f"unfinished-{stopped[1]}.safetensors")["done"]
+                    assert waiting > 0 and waiting == sum(json.loads(line)["stage"] == stopped[1] for line in (folder / "metrics.jsonl").read_text().splitlines())
     runs.start(folder)
     assert runs.wait() == 0, runs.log.read_text()[-2000:]
     return hit
@@ -145,16 +148,17 @@ def interrupt(runs, folder, whole, sent, times, seed):
 def test_sigkill(runs, whole):
     hit, n, want = Counter(), 0, outcome(whole[0])
     assert len([r for r in want["metrics.jsonl"] if r["stage"] == "sft"]) == 40 and len([r for r in want["metrics.jsonl"] if r["stage"] == "grpo"]) == 12
-    while sum(hit.values()) < 20 or set(ORDER) - set(hit):
-        hit += interrupt(runs, runs.w / f"killed{n}", whole, signal.SIGKILL, 4, n)
+    while n < 4 and (sum(hit.values()) < 20 or set(ORDER) - set(hit)):
+        hit += interrupt(runs, runs.w / f"killed{n}", whole, signal.SIGKILL, 4, n, "--save-every", "0.05")
         got = outcome(runs.w / f"killed{n}")
         assert got.keys() == want.keys() and all(got[name] == want[name] for name in want), [name for name in want if got.get(name) != want[name]]
         n += 1
+    assert sum(hit.values()) >= 20 and set(hit) >= set(ORDER), hit
 
 
 def test_sigint(runs, whole):
-    """It stops after the step, says how to go on, and goes on."""
-    hit, want = interrupt(runs, runs.w / "interrupted", whole, signal.SIGINT, 1, 0), outcome(whole[0])
+    """It stops after the step, with its state saved, says how to go on, and goes on."""
+    hit, want = interrupt(runs, runs.w / "interrupted", whole, signal.SIGINT, 1, 0, "--save-every", "1000"), outcome(whole[0])
     got = outcome(runs.w / "interrupted")
     assert sum(hit.values()) >= 5, hit
     assert got.keys() == want.keys() and all(got[name] == want[name] for name in want), [name for name in want if got.get(name) != want[name]]
@@ -189,17 +193,23 @@ def test_a_stage_alone_goes_on_too(runs, whole, tmp_path, capsys):
         patch.setattr(Loop, "end", stopping)
         assert drirl.main(argv) == 130
     assert drirl.main([*argv, "--grpo-lr", "0.001"]) == 2 and "--grpo-lr 0.00015 there, 0.001 here" in capsys.readouterr().err
-    assert json.loads((folder / "progress.json").read_text())["done"] == ["data", "sft", "irl"]
+    assert list(json.loads((folder / "progress.json").read_text())) == ["data", "sft", "irl"]
+    assert drirl.main(["eval", *argv[1:]]) == 0 and [r["name"] for r in json.loads((folder / "results.json").read_text())] == ["base", "SFT warm start"]      # the old policy is nobody's
     assert drirl.main(argv) == 0 and "grpo goes on after step 5" in capsys.readouterr().out
-    assert outcome(folder) == outcome(whole[0]) and json.loads((folder / "progress.json").read_text())["done"] == ["data", "sft", "irl", "grpo"]
+    assert outcome(folder)["policy/model.safetensors"] == outcome(whole[0])["policy/model.safetensors"] and list(json.loads((folder / "progress.json").read_text())) == ["data", "sft", "irl", "grpo"]
+    assert drirl.main(["all", *argv[1:]]) == 0 and "[grpo] done before" in (said := capsys.readouterr().out) and "[baseline] done" not in said and "Nothing was" not in said
+    assert outcome(folder) == outcome(whole[0])              # baseline and eval, which came after it, were run again
     with pytest.MonkeyPatch.context() as patch:              # a state whose tensors are another model's
         patch.setattr(Loop, "end", stopping)
         assert drirl.main(argv) == 130
-    state = folder / "unfinished.safetensors"
+    state = folder / "unfinished-grpo.safetensors"
     tensors, saved = load_file(state), read_state(state)
-    for spoilt in ({**tensors, "weight.norm.weight": torch.ones(9)}, {k: x for k, x in tensors.items() if "norm" not in k}, {**tensors, "more": torch.ones(1)}):
-        save_file(spoilt, state, metadata={"state": json.dumps(saved)})
-        assert drirl.main(argv) == 2 and "unfinished.safetensors: not the state of this run" in capsys.readouterr().err
+    for spoilt, more in (({"weight.norm.weight": torch.ones(9)}, {}), ({"weight.norm.weight": torch.ones(1)}, {}), ({"moment.0.exp_avg": torch.ones(3)}, {}), ({"more": torch.ones(1)}, {}),
+                         ({"moment.99.exp_avg": torch.ones(3)}, {}), ({}, {"done": 1000}), ({}, {"done": -5}), ({}, {"stage": 3})):
+        save_file({**tensors, **spoilt}, state, metadata={"state": json.dumps({**saved, **more})})
+        assert drirl.main(argv) == 2 and "unfinished-grpo.safetensors: not the state of this run" in capsys.readouterr().err, (spoilt, more)
+    save_file({k: x for k, x in tensors.items() if "norm" not in k}, state, metadata={"state": json.dumps(saved)})
+    assert drirl.main(argv) == 2 and "not the state of this run" in capsys.readouterr().err
     assert drirl.main([*argv, "--grpo-lr", "0.001", "--resume", "false"]) == 0 and "goes on" not in capsys.readouterr().out
     assert outcome(folder)["policy/model.safetensors"] != outcome(whole[0])["policy/model.safetensors"]
 
@@ -263,7 +273,7 @@ def test_an_update_that_is_not_finite_is_skipped(monkeypatch, name, backward):
     assert all(r["grad_norm"] is None if i in bad else math.isfinite(r["grad_norm"]) for i, r in enumerate(loop.records, 1)) and loop.weights[-1].isfinite().all()
     assert [torch.equal(a, b) for a, b in zip(loop.weights, loop.weights[1:])] == [i in bad for i in range(2, 9)]
     calls.clear(), bad.add(4)
-    with pytest.raises(UserError, match="grad_norm not finite at step 5, 3 updates skipped in a row: lower the learning rate"):
+    with pytest.raises(UserError, match="grad_norm not finite at step 5, 3 updates skipped in a row: begin x anew"):
         train(Watched(patience=3))
 
 
@@ -281,6 +291,21 @@ def test_a_rollout_whose_numbers_are_not_finite_is_skipped(monkeypatch, what, va
     assert [r.get("skipped", [])[:1] for r in loop.records] == [[what] if n == 2 else [] for n in range(1, 9)]
     assert torch.equal(loop.weights[0], loop.weights[1]) and not torch.equal(loop.weights[1], loop.weights[2]) and loop.weights[-1].isfinite().all()
     assert all(math.isfinite(x) for means in loop.state.values() for x in means.values()) and all(math.isfinite(a) for r in loop.records[2:] for a in r["alpha"])
+
+
+def test_a_stage_without_a_single_update_fails(monkeypatch):
+    monkeypatch.setattr(grpo_s, "grpo_loss", lambda *a, real=grpo_s.grpo_loss: (lambda loss, logp: (loss * math.nan, logp))(*real(*a)))
+    with pytest.raises(UserError, match="every update was skipped"), Watched(patience=99) as loop:
+        grpo_loop(loop)
+
+
+def test_two_rounds_of_fits_in_one_loop():
+    """As irl --rounds 2 has it: the second fit trains too."""
+    loop = Watched()
+    irl_loop(loop)
+    before, n = loop.weights[-1], len(loop.records)
+    irl_loop(loop)
+    assert len(loop.records) == 2 * n and not torch.equal(loop.weights[n], loop.weights[-1]) and torch.equal(loop.weights[-1], before)     # as the same fit from the same start
 
 
 def test_equal_groups_and_empty_completions_are_counted(monkeypatch):
