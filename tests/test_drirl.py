@@ -258,13 +258,13 @@ def test_train_sh_tiny(tmp_path):
     assert (run / "policy/tokenizer.json").exists() and len(list((run / "rewards").glob("*.safetensors"))) == 8
 
 
-def test_a_stage_clears_its_own_records_only(tmp_path):
+def test_a_stage_clears_its_own_and_later_records(tmp_path):
     run = drirl.Run(settings.Config(run=settings.RunConfig(run=str(tmp_path))))
-    for stage in ("sft", "grpo", "sft"):
+    for stage in ("sft", "irl", "grpo", "irl"):
         run.log(stage=stage, step=1)
-    with run.work("sft", []) as loop:
-        loop.log(stage="sft", step=2)
-    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [{"stage": "grpo", "step": 1}, {"stage": "sft", "step": 2}]
+    with run.work("irl", []) as loop:
+        loop.log(stage="irl", step=2)
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [{"stage": "sft", "step": 1}, {"stage": "irl", "step": 2}]
 
 
 def test_a_users_folder_called_tiny_is_not_remade(tmp_path):
