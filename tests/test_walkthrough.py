@@ -151,9 +151,16 @@ def test_readme_tables():
 
 
 def test_readme_results():
-    """The table is that of the recorded runs, whole."""
+    """The table is that of the recorded runs, whole, and so are the differences told below it."""
     runs = [json.loads((ROOT / f"results/seed-{s}/results.json").read_text(encoding="utf-8")) for s in range(3)]
     assert re.search(r"(?m)^\| refused, %: mean .*\n(?:\|.*\n)*", README)[0] == evaluate.means(runs) + "\n"
+    rates = [{m["name"]: 100 * (m["rates"]["harmful"][0] / m["rates"]["harmful"][1] - m["rates"]["lookalike"][0] / m["rates"]["lookalike"][1]) for m in run} for run in runs]
+    gains = {(a, b): [r[a] - r[b] for r in rates] for a, b in (("DR-IRL from it", "SFT warm start"), ("SFT continued", "SFT warm start"), ("DR-IRL from it", "SFT continued"))}
+    ours, theirs, ahead = ((f"{abs(sum(g) / 3):.1f} points", f"{abs(sum(g) / 3):.1f}", ["{:+.1f}".format(x) for x in g]) for g in gains.values())
+    text = " ".join(README.split())
+    assert f"DR-IRL gains {ours[0]} on average (harmful minus look-alikes; {ours[2][0]}, {ours[2][1]} and {ours[2][2]} by seed)" in text and sum(gains["DR-IRL from it", "SFT warm start"]) > 0
+    assert f"loses {theirs[1]} ({', '.join(theirs[2])})" in text and sum(gains["SFT continued", "SFT warm start"]) < 0
+    assert f"ends {ahead[0]} ahead of it, in all three seeds ({', '.join(ahead[2])})" in text and min(gains["DR-IRL from it", "SFT continued"]) > 0
 
 
 def test_readme_pool():
