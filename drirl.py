@@ -7,7 +7,8 @@
     python drirl.py explore --run runs/mine --prompt "..."
 
 A run folder holds config.json, data/, sft/, rewards/, policy/ (the result, a Hugging Face folder), baseline/, metrics.jsonl,
-report.md, results.json and pictures; explore.html if asked for. A stage reads what the earlier ones wrote; flags override config.json.
+report.md, results.json and pictures; explore.html if asked for; progress.json and unfinished-STAGE.safetensors, from which an
+interrupted run goes on. A stage reads what the earlier ones wrote; flags override config.json.
 """
 import dataclasses
 import hashlib
@@ -26,6 +27,7 @@ import data
 import encoder
 import evaluate
 import explore
+import groups
 import grpo_s
 import introspect
 import loaders
@@ -168,7 +170,7 @@ def stage_grpo(run: Run) -> None:
     phi, rows, history = run.encoder(), run.rows(chat), run.read("rewards/samples.json", [])
     if not all(isinstance(g, dict) and {"category", "response", "reward_demo", "samples"} <= g.keys() for g in history):
         raise data.UserError(f"{run.folder / 'rewards/samples.json'}: want category, response, reward_demo and samples of every prompt: of another version, run irl again")
-    prompts = rows + (grpo_s.borrow(run.open_prompts(chat, rows), rows, phi) if run.c.grpo.open_prompts else [])
+    prompts = rows + (groups.borrow(run.open_prompts(chat, rows), rows, phi) if run.c.grpo.open_prompts else [])
     with run.work("grpo", prompts, resumable=not run.c.grpo.shard) as loop:
         grpo_s.train(policy, chat, rewards, phi, prompts, run.c.grpo, run.amp, run.c.run.temperature,
                      run.c.run.max_new_tokens, run.dtype, run.c.run.seed, history, loop)
@@ -274,6 +276,8 @@ def timed(stage: str, run: Run) -> None:
     STAGES[stage](run)
     if stage in ORDER:
         run.finish(stage)
+        if run.interrupted:
+            raise KeyboardInterrupt
     if stage != "chat" and not parallel.rank():
         print(f"[{stage}] {time.time() - start:.0f} s, peak memory {peak_gb():.1f} GB", flush=True)
 

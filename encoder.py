@@ -39,6 +39,15 @@ def similarity(response: Tensor, demonstration: Tensor) -> Tensor:
     return cos.max(dim=1).values.mean()
 
 
+def similarities(encoder, texts: list[list[str]], demonstrations: list[str]) -> Tensor:
+    """W (P, G) of each prompt's responses to its demonstration; every distinct sub-sentence is embedded once."""
+    split = {t: split_sentences(t) for group, d in zip(texts, demonstrations) for t in (*group, d)}
+    sentences = sorted({s for parts in split.values() for s in parts})
+    index, vectors = {s: i for i, s in enumerate(sentences)}, encoder.embed(sentences)
+    at = {t: vectors[[index[s] for s in parts]] for t, parts in split.items()}
+    return torch.stack([torch.stack([similarity(at[t], at[d]) for t in group]) for group, d in zip(texts, demonstrations)])
+
+
 class Layer(nn.Module):
     """One encoder layer. BERT normalises after each residual sum, CLIP before each branch."""
 

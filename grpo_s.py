@@ -29,13 +29,14 @@ Decisions where the paper is silent:
    results/attempts.md). Its rho counts from pi_old as the samples' does; its k3 is a penalty and no estimate of the KL, and the logged kl
    contains it.
 13. pi_theta, pi_old and pi_ref are all taken at the sampling temperature.
-14. pi_old is what the policy says in its first training pass after the rollout, not what its bfloat16 copy, which drew the samples, said.
+14. A prompt without a demonstration (`open_prompts`) borrows that of its category's most similar prompt, for its difficulty and its gap. It is not learnt from,
+   and its prompt counts as a little harder for it, as W to another prompt's answer is lower.
+15. pi_old is what the policy says in its first training pass after the rollout, not what its bfloat16 copy, which drew the samples, said.
 
 At the first step after a rollout rho is 1, so the loss is minus the mean advantage. Those of a group's samples sum to 0: without
 `imitate` a loss near 0 is right, its gradient is not 0. With it, the demonstrations' advantages remain, and they weigh more than the
 samples': the log tells both (advantage_samples, advantage_demonstration).
 """
-import math
 import random
 import time
 from dataclasses import dataclass
@@ -47,14 +48,15 @@ from tqdm import tqdm
 import parallel
 from batch import Batch
 from chat import Chat
-from data import CATEGORIES, HELPFUL, UserError
-from encoder import similarity, split_sentences
+from data import HELPFUL, UserError
+from encoder import similarities
+from groups import most_spread, pick
 from judge import judge
 from kernels import Objective, clipped_objective, group_advantage, grpo_loss, kl_k3, token_logprobs  # noqa: F401 (kl_k3: part of the maths, for its readers)
 from loop import Loop
 from model import frozen_copy, generate, head_inputs, run_blocks
 from reward import RewardModels
-from sft import cycle, optimizer_for, set_lr, train_top
+from sft import optimizer_for, set_lr, train_top
 from transformer import Transformer
 
 SCALINGS = ("none", "data", "model", "product", "sum")
@@ -171,15 +173,6 @@ def advantages(scores: Tensor, alpha: Tensor, eps: float) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------ the loop
 
-def similarities(encoder, texts: list[list[str]], demonstrations: list[str]) -> Tensor:
-    """W (P, G) of each prompt's responses to its demonstration; every distinct sub-sentence is embedded once."""
-    split = {t: split_sentences(t) for group, d in zip(texts, demonstrations) for t in (*group, d)}
-    sentences = sorted({s for parts in split.values() for s in parts})
-    index, vectors = {s: i for i, s in enumerate(sentences)}, encoder.embed(sentences)
-    at = {t: vectors[[index[s] for s in parts]] for t, parts in split.items()}
-    return torch.stack([torch.stack([similarity(at[t], at[d]) for t in group]) for group, d in zip(texts, demonstrations)])
-
-
 def start_means(history: list[dict], encoder, decay: float) -> tuple[RunningMean, RunningMean]:
     """Per category the running means of delta and of the gap before the first rollout: those of IRL's samples (`history`: see train)."""
     deltas, gap_means = RunningMean(decay), RunningMean(decay)
@@ -189,34 +182,6 @@ def start_means(history: list[dict], encoder, decay: float) -> tuple[RunningMean
         deltas.update(category, 1 - W.mean().item())
         gap_means.update(category, sum(g["reward_demo"] - r for g in mine for r, _ in g["samples"]) / W.numel())
     return deltas, gap_means
-
-
-def pick(rows: list[dict], c: GRPOConfig, rng: random.Random):
-    """Endless rollout batches of prompts: the harmful ones take their categories in turn, the harmless ones fill helpful_share."""
-    of = {name: cycle(mine, rng) for name in (*CATEGORIES, HELPFUL) if (mine := [r for r in rows if r["category"] == name])}
-    turn, helpful = cycle([name for name in of if name != HELPFUL], rng), round(c.prompts * c.helpful_share)
-    while True:
-        harmful = [next(of[next(turn)]) for _ in range(c.prompts - helpful)]     # sorted, so that a micro-batch needs few reward models
-        yield sorted(harmful, key=lambda r: r["category"]) + [next(of[HELPFUL]) for _ in range(helpful)]
-
-
-def borrow(prompts: list[dict], demonstrations: list[dict], encoder) -> list[dict]:
-    """Prompts without a demonstration of their own, each with that of its category's most similar prompt: for its difficulty, not to be learnt from."""
-    out = []
-    for category in sorted({p["category"] for p in prompts}):
-        mine, theirs = ([r for r in rows if r["category"] == category] for rows in (prompts, demonstrations))
-        nearest = (encoder.embed([r["prompt"] for r in mine]) @ encoder.embed([r["prompt"] for r in theirs]).T).argmax(1).tolist()
-        out += [{**r, "response": theirs[i]["response"], "borrowed": True} for r, i in zip(mine, nearest)]
-    return out
-
-
-def most_spread(spread: list[float], categories: list[str], keep: float) -> list[int]:
-    """The share `keep` of the harmful and of the harmless prompts whose groups' rewards have the largest standard deviation, `spread`; in order."""
-    out = []
-    for kind in (True, False):
-        mine = [p for p, name in enumerate(categories) if (name == HELPFUL) == kind]
-        out += sorted(mine, key=lambda p: -spread[p])[:math.ceil(keep * len(mine))]
-    return sorted(out)
 
 
 def score(rewards: RewardModels, batch: Batch, categories: list[str], split: int, tokens: int, amp) -> tuple[Tensor, Tensor, Tensor]:
@@ -288,7 +253,7 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         raise UserError(f"--prompts {c.prompts}: fewer than the {parallel.world()} processes")
     if c.shard:
         parallel.shard(policy)
-    optimizer, draw = optimizer_for(policy, c.lr), pick(rows, c, rng)
+    optimizer, draw = optimizer_for(policy, c.lr), pick(rows, c.prompts, c.helpful_share, rng)
     loop = loop or Loop("grpo")
     deltas, gap_means = start_means(history, encoder, c.decay)
     deltas.mean |= loop.state.get("deltas", {})
@@ -345,6 +310,7 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
                  for name, values in (("refused", refused), ("reward", R.cpu()))}
         loop.end(n, **stats, **shown, reward_std=R.std(1, correction=0).mean().item(), gap_demo_minus_sample=(demo - R).mean().item(),
             similarity=W.mean().item(), alpha=[round(a, 4) for a in alpha[:, 0].tolist()], advantage_samples=advantage[kept, :-1].abs().mean().item(),
-            advantage_demonstration=advantage[taught, -1].mean().item() if taught else 0.0, length=length.mean().item(), ended=ended.mean().item(), empty=int(empty.sum()), equal_groups=int((R == R[:, :1]).all(1).sum()),
+            advantage_demonstration=advantage[taught, -1].mean().item() if taught else 0.0,
+            length=length.mean().item(), ended=ended.mean().item(), empty=int(empty.sum()), equal_groups=int((R == R[:, :1]).all(1).sum()),
             seconds=dict(zip(("rollout", "score", "train"), (round(b - a, 2) for a, b in zip(clock, clock[1:])))))
         bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if "refused" in k}, refresh=False)

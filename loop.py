@@ -57,10 +57,6 @@ class Loop:
             raise UserError(BROKEN.format(self.path))
         if self.done and not self.good:
             raise UserError(f"{self.stage}: every update was skipped, as its numbers were not finite: try a lower learning rate, or --dtype fp32")
-        if self.stop:                                            # asked to after the last step
-            if self.path:
-                self.save()
-            raise KeyboardInterrupt
 
     def interrupt(self, *_):
         if self.stop or self.model is None:                      # asked twice, or before the first step

@@ -31,7 +31,7 @@ class Run:
     """What the stages share: settings, folder, device, log, and models loaded on demand."""
 
     def __init__(self, c: settings.Config):
-        self.c, self.folder = c, Path(c.run.run)
+        self.c, self.folder, self.interrupted = c, Path(c.run.run), False
         try:
             self.device = torch.device(c.run.device)
         except RuntimeError:
@@ -185,6 +185,7 @@ class Run:
         self.begin(stage, loop.done)
         with loop:
             yield loop
+        self.interrupted = loop.stop                         # after the last step: the stage ends as usual, then the run stops
         self.write("times.json", {**times, stage: round(loop.seconds, 1)})
 
 

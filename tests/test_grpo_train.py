@@ -11,7 +11,8 @@ import torch
 import grpo_s
 from data import CATEGORIES, HELPFUL
 from encoder import WordEncoder
-from grpo_s import GRPOConfig, pick, similarities
+from groups import borrow, most_spread, pick
+from grpo_s import GRPOConfig, similarities
 from loop import Loop
 from model import run_blocks
 from reward import IRLConfig, RewardModels
@@ -20,14 +21,14 @@ from transformer import Config, Transformer
 
 def test_pick():
     rows = [{"category": c, "prompt": f"{c} {i}"} for c in (*CATEGORIES, HELPFUL) for i in range(3)]
-    batches = pick(rows, GRPOConfig(prompts=10, helpful_share=0.4), random.Random(0))
+    batches = pick(rows, 10, 0.4, random.Random(0))
     drawn = [next(batches) for _ in range(7)]
     assert all([r["category"] == HELPFUL for r in b] == [False] * 6 + [True] * 4 for b in drawn)
     harmful = [r for b in drawn for r in b[:6]]                                # 42: six turns of seven categories
     assert Counter(r["category"] for r in harmful) == {c: 6 for c in CATEGORIES}
     assert all([r["category"] for r in b[:6]] == sorted({r["category"] for r in b[:6]}) for b in drawn[:1])
     assert set(Counter(r["prompt"] for r in harmful).values()) == {2}
-    again = pick(rows, GRPOConfig(prompts=10, helpful_share=0.4), random.Random(0))
+    again = pick(rows, 10, 0.4, random.Random(0))
     assert [next(again) for _ in range(7)] == drawn
 
 
@@ -156,7 +157,7 @@ def test_borrow():
     """The most similar prompt's demonstration, of the same category."""
     rows = [{"prompt": p, "category": c, "response": a} for p, c, a in (("steal a car", "crime", "1"), ("mock a boy", "crime", "2"), ("mock a girl", "insult", "3"))]
     prompts = [{"prompt": p, "category": c} for p, c in (("mock a girl now", "insult"), ("mock a girl", "crime"), ("steal the car", "crime"))]
-    assert [(r["prompt"], r["response"], r["borrowed"]) for r in grpo_s.borrow(prompts, rows, WordEncoder())] == \
+    assert [(r["prompt"], r["response"], r["borrowed"]) for r in borrow(prompts, rows, WordEncoder())] == \
         [("mock a girl", "2", True), ("steal the car", "1", True), ("mock a girl now", "3", True)]
 
 
@@ -180,8 +181,8 @@ def test_a_borrowed_demonstration_is_not_learnt_from(monkeypatch):
 
 def test_most_spread():
     spread = [1.0, 4.0, 0.1, 0.3, 0.2]
-    assert grpo_s.most_spread(spread, ["crime", "insult", HELPFUL, HELPFUL, HELPFUL], 0.5) == [1, 3, 4]
-    assert grpo_s.most_spread(spread, ["crime", "insult", HELPFUL, HELPFUL, HELPFUL], 1.0) == [0, 1, 2, 3, 4]
+    assert most_spread(spread, ["crime", "insult", HELPFUL, HELPFUL, HELPFUL], 0.5) == [1, 3, 4]
+    assert most_spread(spread, ["crime", "insult", HELPFUL, HELPFUL, HELPFUL], 1.0) == [0, 1, 2, 3, 4]
 
 
 class ShareByCategory(Share):

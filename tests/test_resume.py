@@ -22,6 +22,7 @@ import drirl
 import grpo_s
 import model
 import reward
+import settings
 import sft
 from data import CATEGORIES, HELPFUL, UserError
 from encoder import WordEncoder
@@ -138,7 +139,11 @@ def interrupt(runs, folder, whole, sent, times, seed, *more):
                 said = runs.log.read_text()
                 assert sent == signal.SIGKILL or "the same command goes on from what is saved" in said
                 if stopped := re.search(r"(\w+): stopping after this step", said):
-                    waiting = read_state(folder / f"unfinished-{stopped[1]}.safetensors")["done"]
+                    state = folder / f"unfinished-{stopped[1]}.safetensors"
+                    if not state.exists():                   # it came after the last step: the stage is done
+                        assert stopped[1] in json.loads((folder / "progress.json").read_text())
+                        continue
+                    waiting = read_state(state)["done"]
                     assert waiting > 0 and waiting == sum(json.loads(line)["stage"] == stopped[1] for line in (folder / "metrics.jsonl").read_text().splitlines())
     runs.start(folder)
     assert runs.wait() == 0, runs.log.read_text()[-2000:]
@@ -162,6 +167,16 @@ def test_sigint(runs, whole):
     got = outcome(runs.w / "interrupted")
     assert sum(hit.values()) >= 5, hit
     assert got.keys() == want.keys() and all(got[name] == want[name] for name in want), [name for name in want if got.get(name) != want[name]]
+
+
+def test_sigint_after_the_last_step(runs, whole, tmp_path, monkeypatch):
+    """The stage ends as usual, then the run stops."""
+    folder, argv = shutil.copytree(whole[0], tmp_path / "r"), FLAGS.replace("W/", f"{runs.w}/").split()
+    score = reward.score
+    monkeypatch.setattr(reward, "score", lambda *a: os.kill(os.getpid(), signal.SIGINT) or score(*a))
+    assert drirl.main(["irl", *argv, "--run", str(folder)]) == 130
+    assert list(json.loads((folder / "progress.json").read_text())) == ["data", "sft", "irl"] and not list(folder.glob("unfinished*"))
+    assert drirl.main(["all", *argv, "--run", str(folder)]) == 0 and outcome(folder) == outcome(whole[0])
 
 
 def test_nothing_is_left_to_do(runs, whole):
@@ -210,6 +225,11 @@ def test_a_stage_alone_goes_on_too(runs, whole, tmp_path, capsys):
         assert drirl.main(argv) == 2 and "unfinished-grpo.safetensors: not the state of this run" in capsys.readouterr().err, (spoilt, more)
     save_file({k: x for k, x in tensors.items() if "norm" not in k}, state, metadata={"state": json.dumps(saved)})
     assert drirl.main(argv) == 2 and "not the state of this run" in capsys.readouterr().err
+    assert drirl.main([*argv, "--open-prompts", "true", "--helpful-demonstrations", "6", "--resume", "false"]) == 0      # prompts without a demonstration, too
+    run = drirl.Run(settings.parse(argv, drirl.STAGES)[1])
+    demonstrations = run.rows(chat := run.chat())
+    assert len(demonstrations) == 14 + 6 and {r["category"] for r in run.open_prompts(chat, demonstrations)} == {*CATEGORIES, HELPFUL}
+    assert {r["prompt"] for r in run.open_prompts(chat, demonstrations)} == ({f"{c} {i}?" for c in CATEGORIES for i in range(4)} | {f"{HELPFUL} {i}?" for i in range(12)}) - {r["prompt"] for r in demonstrations}
     assert drirl.main([*argv, "--grpo-lr", "0.001", "--resume", "false"]) == 0 and "goes on" not in capsys.readouterr().out
     assert outcome(folder)["policy/model.safetensors"] != outcome(whole[0])["policy/model.safetensors"]
 
@@ -279,7 +299,7 @@ def test_an_update_that_is_not_finite_is_skipped(monkeypatch, name, backward):
 
 @pytest.mark.parametrize("what, value", [("reward", math.nan), ("reward", -math.inf), ("similarity", math.nan), ("alpha", math.inf)])
 def test_a_rollout_whose_numbers_are_not_finite_is_skipped(monkeypatch, what, value):
-    """And what follows is as if it had brought nothing: the running means do not see it."""
+    """And what follows is as if it had brought nothing: the running means see no reward or similarity of it."""
     target, name = {"reward": (Share, "__call__"), "similarity": (grpo_s, "similarities"), "alpha": (grpo_s, "difficulty")}[what]
     real, calls = getattr(target, name), []
 
