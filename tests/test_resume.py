@@ -36,8 +36,9 @@ from transformer import Config, Transformer
 FLAGS = ("--model W/model --pool W/pool.jsonl --benign W/benign.jsonl --prompts W/prompts.jsonl --encoder words --per-category 2 --max-new-tokens 12 --dtype fp32 --save-every 0 "
          "--steps 40 --sft-batch 8 --baseline-steps 40 --irl-prompts 3 --helpful-prompts 8 --irl-batch 1 --rollouts 12 --grpo-prompts 16")
 SERVER = """
-import json, os, sys
+import json, os, signal, sys
 import drirl, matplotlib.pyplot                       # once: importing takes longer than a run
+signal.signal(signal.SIGINT, signal.default_int_handler)     # a shell that starts the tests in the background has them ignore it
 for line in sys.stdin:
     argv, log = json.loads(line)
     pid = os.fork()
