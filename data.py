@@ -27,6 +27,7 @@ CATEGORIES = {
 }
 HELPFUL = "helpful"
 SEPARATOR = "####"
+BALANCES = ("even", "pool", "tail")
 
 
 class UserError(ValueError):
@@ -123,6 +124,22 @@ def balance(rows: list[dict], per_category: int, embeddings: Tensor, seed: int =
         index = [i for i, r in enumerate(rows) if r["category"] == category]
         out += [rows[index[i]] for i in sorted(k_center(embeddings[index], per_category, seed))]
     return out
+
+
+def imbalance(rows: list[dict], per_category: int, how: str, embeddings: Tensor, seed: int = 0) -> list[dict]:
+    """What balance is held against. pool: as many rows in all, in the categories' own proportions, largest remainders first; tail: per_category, but a tenth of it
+    of the three rarest categories. Two of each at the least, if there are; within a category the most diverse."""
+    have = counts(rows)
+    if how == "pool":
+        share = {c: per_category * len(have) * n / max(1, len(rows)) for c, n in have.items()}
+        wanted = {c: max(2, int(s)) for c, s in share.items()}
+        for c in sorted(share, key=lambda c: int(share[c]) - share[c])[:max(0, per_category * len(have) - sum(wanted.values()))]:
+            wanted[c] += 1
+    else:
+        rare = sorted(have, key=have.get)[:3]
+        wanted = {c: max(2, per_category // 10) if c in rare else per_category for c in have}
+    index = {c: [i for i, r in enumerate(rows) if r["category"] == c] for c in CATEGORIES}
+    return [rows[mine[i]] for c, mine in index.items() for i in sorted(k_center(embeddings[mine], min(wanted[c], len(mine)), seed))]
 
 
 def centroids(embeddings: Tensor, categories: list[str]) -> Tensor:

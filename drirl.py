@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import random
 import resource
 import sys
 import time
@@ -23,7 +24,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+import ablate
 import data
+import dpo
 import encoder
 import evaluate
 import explore
@@ -35,8 +38,10 @@ import parallel
 import reward
 import settings
 import sft
+import tables
 import tiny
 from files import read_records, read_tensors, write
+from loop import Loop
 from model import frozen_copy, save_model
 from runfolder import ORDER, Run, as_json
 
@@ -97,7 +102,8 @@ def stage_data(run: Run) -> None:
         write({folder / "generated.jsonl": as_lines(made), folder / "generated.json": as_json(report["generated"])})   # what was made must not be lost if it is too little
         rows, vectors = rows + made, torch.cat((vectors, vectors[[r["source"] for r in made]]))
         drafted += range(len(rows) - len(made), len(rows))
-    balanced = data.balance([rows[i] for i in drafted], c.per_category, vectors[drafted], c.seed)
+    among = [rows[i] for i in drafted], c.per_category
+    balanced = data.balance(*among, vectors[drafted], c.seed) if c.balance == "even" else data.imbalance(*among, c.balance, vectors[drafted], c.seed)
     report["after"] = data.balance_report(balanced)
     run.begin("data")
     write({folder / "report.json": as_json(report), folder / "balanced.jsonl": as_lines(balanced)})
@@ -170,9 +176,9 @@ def stage_grpo(run: Run) -> None:
     phi, rows, history = run.encoder(), run.rows(chat), run.read("rewards/samples.json", [])
     if not all(isinstance(g, dict) and {"category", "response", "reward_demo", "samples"} <= g.keys() for g in history):
         raise data.UserError(f"{run.folder / 'rewards/samples.json'}: want category, response, reward_demo and samples of every prompt: of another version, run irl again")
-    prompts = rows + (groups.borrow(run.open_prompts(chat, rows), rows, phi) if run.c.grpo.open_prompts else [])
-    with run.work("grpo", prompts, resumable=not run.c.grpo.shard) as loop:
-        grpo_s.train(policy, chat, rewards, phi, prompts, run.c.grpo, run.amp, run.c.run.temperature,
+    bare = run.open_prompts(chat, rows) if run.c.grpo.open_prompts else []
+    with run.work("grpo", rows + bare, resumable=not run.c.grpo.shard) as loop:
+        grpo_s.train(policy, chat, rewards, phi, rows + groups.borrow(bare, rows, phi), run.c.grpo, run.amp, run.c.run.temperature,
                      run.c.run.max_new_tokens, run.dtype, run.c.run.seed, history, loop)
     save_model(policy, run.folder / "policy")
 
@@ -185,9 +191,25 @@ def stage_baseline(run: Run) -> None:
     steps = c.baseline_steps or max(1, round((times["irl"] + times["grpo"]) / max(times["sft"], 0.1) * c.steps))
     policy, chat = run.load(folder), run.chat(folder)
     rows = run.rows(chat)
+    if c.borrow:
+        rows += groups.borrow(run.open_prompts(chat, rows), rows, run.encoder())
     with run.work("baseline", rows) as loop:
         sft.train(policy, chat, rows, dataclasses.replace(c, steps=steps), run.amp, run.c.run.seed + 1, loop)
     save_model(policy, run.folder / "baseline")
+
+
+def stage_dpo(run: Run) -> None:
+    """A rival without rewards: DPO on what the reward models were fitted on. A demonstration is better than the warm start's sample, and than demonstrations of the other kind."""
+    start, folder, rng = time.time(), run.stage_folder("sft"), random.Random(run.c.run.seed)
+    policy, reference, chat = run.load(folder), run.load(folder, run.dtype).requires_grad_(False), run.chat(folder)
+    rows, drawn = run.rows(chat), run.read("rewards/samples.json", [])
+    if not drawn:
+        raise data.UserError(f"{run.folder / 'rewards/samples.json'}: no samples to compare demonstrations with: run irl first")
+    pairs = [{"prompt": g["prompt"], "better": g["response"], "worse": text}
+             for g in drawn for text in [*(text for _, text in g["samples"]), *(o["response"] for o in reward.opposites(g, rows, run.c.irl.contrast, rng))]]
+    dpo.train(policy, reference, chat, pairs, run.c.dpo, run.amp, run.c.run.seed, Loop("dpo", patience=run.c.run.max_skips, log=run.log))
+    save_model(policy, run.folder / "dpo")
+    run.write("times.json", {**run.times(), "dpo": round(time.time() - start, 1)})
 
 
 def stage_eval(run: Run, standalone: bool = False) -> None:
@@ -251,6 +273,11 @@ def stage_all(run: Run) -> None:
         print(f"{evaluate.table(run.read('results.json', []))}\n\nNothing was left to do; --resume false starts anew")
 
 
+def stage_ablate(run: Run) -> None:
+    """A grid of runs that differ in their demonstrations, parts and seeds (ablate.py), and its tables."""
+    print(tables.text(ablate.grid(run.c, Run, timed)))
+
+
 def stage_tiny(run: Run) -> None:
     """Makes a 1M-parameter Llama and its tokenizer from the corpus, at --model."""
     if not run.c.run.model:
@@ -259,7 +286,7 @@ def stage_tiny(run: Run) -> None:
     tiny.make(Path(run.c.run.model), loaders.load_demonstrations(run.file("pool")), loaders.load_demonstrations(run.file("benign")), run.c.run.seed)
 
 
-STAGES = {name: globals()[f"stage_{name}"] for name in ("data", "route", "drafts", "sft", "irl", "grpo", "baseline", "eval", "explore", "chat", "all", "tiny")}
+STAGES = {name: globals()[f"stage_{name}"] for name in ("data", "route", "drafts", "sft", "irl", "grpo", "baseline", "eval", "dpo", "explore", "chat", "all", "ablate", "tiny")}
 
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -291,7 +318,7 @@ def main(argv: list[str]) -> int:
         stage_eval(run, standalone=True) if standalone else timed(stage, run)
         return 0
     except KeyboardInterrupt:
-        print("\ndrirl: interrupted; the same command goes on from what is saved (without --resume false)" if stage in (*ORDER, "all") else "", file=sys.stderr)
+        print("\ndrirl: interrupted; the same command goes on from what is saved (without --resume false)" if stage in (*ORDER, "all", "ablate") else "", file=sys.stderr)
         return 130
     except EOFError:                                         # the end of a chat
         return 0

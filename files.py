@@ -159,14 +159,14 @@ def append(path: Path, record: dict) -> None:
             f.write(json.dumps(record) + "\n")
 
 
-def read_records(path: Path) -> list[dict]:
-    """What append wrote: none if there is no file. A last line without its end was cut off while it was written, and is left out."""
+def read_records(path: Path, key: str = "stage") -> list[dict]:
+    """What append wrote, objects with a `key`: none if there is no file. A last line without its end was cut off while it was written, and is left out."""
     text, records = read_text(path, MAX_TEXT) if path.exists() else "", []
     for n, line in enumerate(text.split("\n")[:-1], 1):
         try:
             records.append(parse_json(line))
         except ValueError:
             records.append(None)
-        if not isinstance(records[-1], dict) or "stage" not in records[-1]:
-            raise UserError(f"{path}:{n}: want an object with a stage; delete that line")
+        if not isinstance(records[-1], dict) or key not in records[-1]:
+            raise UserError(f"{path}:{n}: want an object with a {key}; delete that line")
     return records

@@ -68,7 +68,7 @@ class IRLConfig:
     batch: int = 6              # prompts a step
     reward_models: int = 8      # 8: one per category and a helpful one (the paper's 7RW) | 1: a single one for all (1RW)
     reward_blocks: int = 4      # top blocks each model owns; 0: all, which is separate models as in the paper
-    integration: str = "categorized"  # categorized: a prompt is scored by its own category's model | linear: by the mean of all
+    integration: str = "categorized"  # categorized: a prompt is scored by its own category's model | linear: a harmful one by the mean of the seven
 
 
 def irl_loss(r_demo: Tensor, r_samples: Tensor, beta: float = 1.0, estimator: str = "importance", log_ratio: Tensor | float = 0.0) -> Tensor:
@@ -148,7 +148,8 @@ class RewardModels(nn.Module):
         rope = self.trunk[0].rope(batch.positions)
         if self.integration == "linear" or len(self.names) == 1:
             own = torch.tensor([self.names.index(self.name(c)) for c in categories], device=x.device)[batch.owner]
-            return integrate(torch.stack([s(x, rope, batch) for s in self.shadows.values()]), own, self.integration)
+            every = torch.stack([s(x, rope, batch) for s in self.shadows.values()])
+            return every[0] if len(every) == 1 else torch.where(own == len(every) - 1, every[-1], integrate(every[:-1], own, "linear"))
         out = x.new_zeros(len(batch.owner), dtype=torch.float32)
         for category in sorted(set(categories)):             # categorized: each prompt runs through its own model only
             rows = [b for b, p in enumerate(batch.owner.tolist()) if categories[p] == category]

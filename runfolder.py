@@ -156,9 +156,9 @@ class Run:
         return self.demonstrations("balanced", chat, data.CATEGORIES) + (random.Random(self.c.run.seed).sample(harmless, n) if n else harmless)
 
     def open_prompts(self, chat: chats.Chat, rows: list[dict]) -> list[dict]:
-        """The pool's prompts that have a category, and the harmless ones, that are not among these demonstrations."""
+        """The pool's prompts that have a category (helpful is one), and the harmless ones, that are not among these demonstrations."""
         known, found = {r["prompt"] for r in rows}, []
-        for name, wanted in (("pool", data.CATEGORIES), ("benign", [data.HELPFUL])):
+        for name, wanted in (("pool", (*data.CATEGORIES, data.HELPFUL)), ("benign", [data.HELPFUL])):
             found += [r for r in data.distinct(loaders.load_rows(self.file(name), skip_bad=self.c.run.skip_bad)) if r["category"] in wanted and r["prompt"] not in known]
             chat.check(found, self.c.run.max_new_tokens, self.file(name))
         return found

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 
-from data import CATEGORIES, UserError
+from ablate import AblateConfig
+from data import BALANCES, CATEGORIES, UserError
+from dpo import DPOConfig
 from explore import ExploreConfig
 from files import read_json
 from grpo_s import SCALINGS, GRPOConfig
@@ -32,6 +34,7 @@ class RunConfig:
     benign: str = ""            # harmless prompts with Chain-of-Draft answers; empty: corpus/benign.jsonl
     prompts: str = ""           # held-out prompts to evaluate on; empty: corpus/test.jsonl
     per_category: int = 72      # demonstrations of each harm category after balancing
+    balance: str = "even"       # per_category of each (even) | as many in all, in the pool's proportions (pool) | a tenth as many of the pool's three rarest (tail)
     helpful_demonstrations: int = 0   # harmless demonstrations, drawn by seed; 0: all
     generate: bool = False      # data: the model makes the demonstrations that a category lacks
     skip_bad: bool = False      # data: drop the pool's broken rows, and count them, instead of stopping at the first
@@ -53,12 +56,14 @@ class Config:
     sft: SFTConfig = field(default_factory=SFTConfig)
     irl: IRLConfig = field(default_factory=IRLConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    dpo: DPOConfig = field(default_factory=DPOConfig)
     explore: ExploreConfig = field(default_factory=ExploreConfig)
+    ablate: AblateConfig = field(default_factory=AblateConfig)
 
 
 def check(c: Config, told: Callable[[str, str], str] = lambda key, flag: flag) -> None:
     """Raises UserError for a value that would only fail minutes later. told: what to call a setting, by its key in config.json and its flag."""
-    known = {"run.dtype": ("auto", "fp32", "bf16"), "irl.estimator": ESTIMATORS, "irl.integration": INTEGRATIONS, "irl.reward_models": (len(CATEGORIES) + 1, 1), "grpo.scaling": SCALINGS}
+    known = {"run.balance": BALANCES, "run.dtype": ("auto", "fp32", "bf16"), "irl.estimator": ESTIMATORS, "irl.integration": INTEGRATIONS, "irl.reward_models": (len(CATEGORIES) + 1, 1), "grpo.scaling": SCALINGS}
     for section, f, flag, _ in settings():
         key, value = f"{section}.{f.name}", getattr(getattr(c, section), f.name)
         what = f"{told(key, flag)} {value}"

@@ -22,6 +22,7 @@ class SFTConfig:
     lr: float = 5e-4             # peak learning rate; 5% warm-up, then linear to zero
     batch: int = 16              # demonstrations a step
     helpful_share: float = 0.4375  # share of them that answer harmless prompts; the others refuse harmful ones
+    borrow: bool = False         # SFT continued: also on prompts without a demonstration, each with that of its category's most similar prompt
     baseline_steps: int = 0      # optimizer steps of SFT continued; 0: as many as sft would have done in the seconds of irl and grpo
 
 

@@ -15,6 +15,7 @@ def difficulty_scale(alpha_data: Tensor, alpha_model: Tensor, scaling: str = "pr
     """alpha by the mode `scaling`, in the factors' common (broadcast) shape and their dtype, detached.
 
     none: 1    data: alphaD    model: alphaM    product: alphaD * alphaM (DR-IRL v3)    sum: (alphaD + alphaM) / 2
+    spread: the product to the 8th power, ours: what a scale would do that varies more
     Raises ValueError for any other mode; the message names it.
     """
     raise NotImplementedError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import data
-from data import CATEGORIES, HELPFUL, UserError, balance, balance_report, centroids, completion_mask, format_draft, k_center, pad, parse_draft, route
+from data import CATEGORIES, HELPFUL, UserError, balance, balance_report, centroids, completion_mask, format_draft, imbalance, k_center, pad, parse_draft, route
 
 
 # ------------------------------------------------------------------------------------------------ drafts
@@ -140,6 +140,23 @@ def test_balance_says_what_is_missing():
     with pytest.raises(UserError) as e:
         balance(rows, 5, torch.ones(len(rows), 1))
     assert "crime (2 missing)" in str(e.value) and "privacy (5 missing)" in str(e.value) and "insult" not in str(e.value) and "--generate true" in str(e.value)
+
+
+def test_imbalance():
+    """28 in all: 60 : 20 : 10 : 5 : 3 : 1 : 1 of 100, so 16.8, 5.6, 2.8, 1.4, .84, .28, .28; two are the least, if there are two."""
+    names = ("crime", "insult", "ethics", "privacy", "unfairness", "mental_health", "physical_harm")
+
+    def drawn(numbers, n, how):
+        rows = rows_of(**dict(zip(names, numbers)))
+        x = torch.nn.functional.normalize(torch.randn(len(rows), 5, generator=torch.Generator().manual_seed(0)), dim=1)
+        out = imbalance(rows, n, how, x, seed=3)
+        mine = [i for i, r in enumerate(rows) if r["category"] == "crime"]
+        crime = [r["prompt"] for r in out if r["category"] == "crime"]
+        assert set(crime) == {rows[mine[i]]["prompt"] for i in k_center(x[mine], len(crime), 3)} and [*dict.fromkeys(r["category"] for r in out)] == list(CATEGORIES)
+        return [sum(r["category"] == c for r in out) for c in names]
+    assert drawn((60, 20, 10, 5, 3, 1, 1), 4, "pool") == [16, 5, 2, 2, 2, 1, 1]
+    assert drawn((10, 10, 10, 10, 10, 10, 7), 5, "pool") in ([5, 6, 5, 5, 5, 5, 4], [6, 5, 5, 5, 5, 5, 4])       # 35 of 67: 5.22 six times, 3.66: the two left go to the largest rests
+    assert drawn((60, 50, 45, 44, 12, 11, 10), 40, "tail") == [40] * 4 + [4] * 3 and drawn((9, 8, 7, 7, 5, 5, 5), 7, "tail") == [7] * 4 + [2] * 3
 
 
 def test_balance_report():

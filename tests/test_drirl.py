@@ -43,7 +43,7 @@ def test_mistakes_give_one_clear_line(tmp_path, capsys):
         (["eval", "--model", folder(tmp_path / "gpt2", model_type="gpt2"), "--prompts", prompts], "unsupported architecture 'gpt2'"),
         (["eval", "--model", empty, "--prompts", tmp_path / "no.csv"], "cannot read"),
         (["sft", "--run", tmp_path / "r", "--model", empty, "--dtype", "fp64"], "want one of auto, fp32, bf16"),
-        (["sft", "--run", tmp_path / "r", "--scaling", "both"], "want one of none, data, model, product, sum"),
+        (["sft", "--run", tmp_path / "r", "--scaling", "both"], "want one of none, data, model, product, sum, spread"),
         (["sft", "--run", tmp_path / "r", "--estimator", "exact"], "want one of importance"),
         (["sft", "--run", tmp_path / "r", "--integration", "sum"], "want one of categorized"),
         (["sft", "--run", tmp_path / "r", "--device", "gpu"], "want cpu or cuda"),

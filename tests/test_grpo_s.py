@@ -39,7 +39,7 @@ def test_model_responsiveness():
 
 def test_difficulty_scale():
     a, b = torch.tensor([[0.5, 2.0]], requires_grad=True), torch.tensor(3.0, requires_grad=True)
-    want = {"none": [[1.0, 1.0]], "data": [[0.5, 2.0]], "model": [[3.0, 3.0]], "product": [[1.5, 6.0]], "sum": [[1.75, 2.5]]}
+    want = {"none": [[1.0, 1.0]], "data": [[0.5, 2.0]], "model": [[3.0, 3.0]], "product": [[1.5, 6.0]], "sum": [[1.75, 2.5]], "spread": [[1.5 ** 8, 6.0 ** 8]]}
     assert set(want) == set(grpo_s.SCALINGS)
     for scaling, value in want.items():
         out = difficulty_scale(a, b, scaling)
@@ -76,8 +76,8 @@ def test_difficulty(scaling, per_sample):
                 for i in range(5):
                     w = W[p, i].item() if per_sample else sum(W[p].tolist()) / 5
                     a = sigma(1 - w) / sigma(mean_delta[name])
-                    want = {"none": 1, "data": a, "model": b, "product": a * b, "sum": (a + b) / 2}[scaling]
-                    assert alpha[p, i].item() == pytest.approx(want, abs=1e-5)
+                    want = {"none": 1, "data": a, "model": b, "product": a * b, "sum": (a + b) / 2, "spread": (a * b) ** 8}[scaling]
+                    assert alpha[p, i].item() == pytest.approx(want, abs=1e-5, rel=1e-4)
 
 
 def test_similarities():

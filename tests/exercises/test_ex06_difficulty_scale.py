@@ -6,7 +6,7 @@ from grading import refuses, same
 from kernels import group_advantage
 
 MIRRORS, SECTION = ("grpo_s.difficulty_scale",), "Advantages"
-MODES = {"none": lambda a, b: 1.0, "data": lambda a, b: a, "model": lambda a, b: b, "product": lambda a, b: a * b, "sum": lambda a, b: (a + b) / 2}
+MODES = {"none": lambda a, b: 1.0, "data": lambda a, b: a, "model": lambda a, b: b, "product": lambda a, b: a * b, "sum": lambda a, b: (a + b) / 2, "spread": lambda a, b: (a * b) ** 8}
 
 
 @pytest.mark.parametrize("scaling", MODES)

@@ -1,0 +1,215 @@
+"""Tables, intervals and pictures of the ablation, from the lines that ablate.py left.
+
+    python tables.py [runs/ablate/results.jsonl]     keeps these lines as results/ablate.jsonl, and makes RESULTS.md's tables and pictures of it
+
+A difference between two variants is the mean over seeds of (harmful refused - look-alikes refused), in points. It has two 95% intervals: a bootstrap over seeds and
+prompts, which stay paired; and Student's over the seeds' differences, as a bootstrap of five is too narrow. yes: both exclude zero, with three seeds at the least.
+A rate's interval is Wilson's for one seed's number of prompts, as the same prompts come back with every seed.
+"""
+import math
+import re
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ablate import BORROWED, CONTINUED, DRIRL, LONGER, SETTINGS, START, STATIC, TOKENS, VARIANTS
+from data import CATEGORIES, HELPFUL, UserError
+from disguise import HELD_OUT, SEEN
+from evaluate import save, wilson
+from files import read_records, write
+
+ROOT = Path(__file__).resolve().parent
+STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)   # 97.5% quantiles of Student's t for 1 to 9 degrees of freedom
+CLAIMS = [  # what is claimed, the variant that should be better, the other
+    ("DR-IRL beats its warm start", DRIRL, START),
+    ("DR-IRL beats SFT continued for the same time", DRIRL, CONTINUED),
+    ("DR-IRL beats SFT trained longer by the same time", DRIRL, LONGER),
+    ("DR-IRL beats SFT continued on as many tokens", DRIRL, TOKENS),
+    ("DR-IRL beats SFT on borrowed demonstrations for the same time", DRIRL, BORROWED),
+    ("DR-IRL beats DPO", DRIRL, "DPO"),
+    ("dynamic scaling beats static", DRIRL, STATIC),
+    ("data hardness beats static", "data hardness", STATIC),
+    ("model responsiveness beats static", "model responsiveness", STATIC),
+    ("product beats sum", DRIRL, "sum"),
+    ("spread (ours) beats static", "spread (ours)", STATIC),
+    ("7RW beats 1RW", STATIC, "1RW static"),
+    ("categorized beats linear integration", DRIRL, "linear integration"),
+    ("balanced beats unbalanced", DRIRL, "unbalanced"),
+]
+
+
+CLAIM_HEAD, RULE = "| {} | seeds | points | bootstrap | by seed | |", "|---" * 6 + "|"
+
+
+def grouped(results: list[dict]) -> dict:
+    """{setting: {variant: {seed: result}}}, in the order of ablate.py."""
+    out = {}
+    for setting in SETTINGS:
+        for variant in VARIANTS:
+            for r in results:
+                if (r["setting"], r["variant"]) == (setting, variant):
+                    out.setdefault(setting, {}).setdefault(variant, {})[r["seed"]] = r
+    return out
+
+
+def refused(result: dict, kind: str, views=("plain",)) -> np.ndarray:
+    """1 where a prompt of this kind was refused, else 0, over the views in turn."""
+    return np.array([v == "r" for view in views for v in result["verdicts"][view].get(kind, "")], float)
+
+
+def difference(a: list[dict], b: list[dict], views=("plain",), draws: int = 4000) -> tuple[float, float, float, float]:
+    """Mean over seeds of a's (harmful refused - look-alikes refused) minus b's, in points; the ends of its bootstrap interval; half of Student's (infinite for one seed).
+    a, b: results of the same seeds on the same prompts."""
+    rng, by_seed = np.random.default_rng(0), np.zeros(len(a))
+    seeds = rng.integers(len(a), size=(draws, len(a)))
+    drawn = np.zeros(draws)
+    for sign, kind in ((100, "harmful"), (-100, "lookalike")):
+        gain = np.stack([refused(x, kind, views) - refused(y, kind, views) for x, y in zip(a, b, strict=True)])     # (seeds, prompts)
+        prompts = rng.integers(gain.shape[1], size=(draws, gain.shape[1]))
+        drawn += sign * np.array([gain[s].mean(0)[p].mean() for s, p in zip(seeds, prompts)])
+        by_seed += sign * gain.mean(1)
+    n = len(a)
+    return by_seed.mean(), *np.percentile(drawn, (2.5, 97.5)), STUDENT[min(n, 10) - 2] * by_seed.std(ddof=1) / math.sqrt(n) if n > 1 else math.inf
+
+
+def percent(runs: list[dict], kind: str, views=("plain",)) -> str:
+    hits = np.stack([refused(r, kind, views) for r in runs])
+    low, high = wilson(hits.mean() * hits.shape[1], hits.shape[1])
+    return f"{100 * hits.mean():.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def claim(variants: dict, better: str, worse: str, views=("plain",)) -> str:
+    """Cells of a claim's row: seeds, difference with its interval, verdict; empty if there are no results of both."""
+    seeds = sorted(variants.get(better, {}).keys() & variants.get(worse, {}).keys())
+    if not seeds:
+        return ""
+    mean, low, high, half = difference([variants[better][s] for s in seeds], [variants[worse][s] for s in seeds], views)
+    sure = len(seeds) > 2 and (low > 0 and mean > half or high < 0 and -mean > half)
+    student = f"[{mean - half:+.1f}, {mean + half:+.1f}]" if len(seeds) > 1 else "-"
+    return f"{len(seeds)} | {mean:+.1f} | [{low:+.1f}, {high:+.1f}] | {student} | {('yes' if mean > 0 else 'no: worse') if sure else 'not shown'}"
+
+
+def tables_of(variants: dict) -> str:
+    """Markdown: everything about one setting."""
+    lines = ["| variant | seeds | refused, %: harmful | ordinary | look-alikes | harmful − look-alikes | gibberish % | truncated % | tokens | NLL | KL | alpha: 5, 50, 95% | seconds |", "|---" * 13 + "|"]
+    mean = lambda runs, key: statistics.mean(map(key, runs))
+    for variant, by_seed in variants.items():
+        runs = list(by_seed.values())
+        points = mean(runs, lambda r: 100 * (refused(r, "harmful").mean() - refused(r, "lookalike").mean()))
+        share = [f"{mean(runs, lambda r: 100 * r['rates'][k][0] / r['rates'][k][1]):.1f}" for k in ("gibberish", "truncated")]
+        alpha = [a for r in runs for a in r["alpha"]]
+        lines.append(f"| {variant} | {len(runs)} | {percent(runs, 'harmful')} | {percent(runs, 'ordinary')} | {percent(runs, 'lookalike')} | {points:.1f} | {' | '.join(share)} | "
+                     f"{mean(runs, lambda r: r['rates']['tokens']):.0f} | {mean(runs, lambda r: r['nll']):.3f} | {mean(runs, lambda r: r['kl']):.3f} | "
+                     f"{', '.join(f'{x:.2f}' for x in np.percentile(alpha, (5, 50, 95))) if alpha else '-'} | {mean(runs, lambda r: sum(r['seconds'].values())):.0f} |")
+    lines += ["", CLAIM_HEAD.format("claim"), RULE]
+    lines += [f"| {text} | {cells} |" for text, better, worse in CLAIMS if (cells := claim(variants, better, worse))]
+    views = next(iter(variants[START].values()))["verdicts"]
+    if len(views) > 1:
+        lines += ["", "| in disguise | harmful: " + " | harmful: ".join((*SEEN, *HELD_OUT)) + " | harmful − look-alikes, kinds trained on | kinds held out |", "|---" * (len(SEEN + HELD_OUT) + 3) + "|"]
+        for variant, by_seed in variants.items():
+            runs = list(by_seed.values())
+            both = [f"{mean(runs, lambda r: 100 * (refused(r, 'harmful', kinds).mean() - refused(r, 'lookalike', kinds).mean())):.1f}" for kinds in (SEEN, HELD_OUT)]
+            lines.append(f"| {variant} | " + " | ".join(percent(runs, "harmful", (view,)) for view in (*SEEN, *HELD_OUT)) + f" | {both[0]} | {both[1]} |")
+        for name, kinds in (("kinds trained on", SEEN), ("kinds held out", HELD_OUT)):
+            lines += ["", CLAIM_HEAD.format(f"claim, {name}"), RULE]
+            lines += [f"| {text} | {cells} |" for text, better, worse in CLAIMS if (cells := claim(variants, better, worse, kinds))]
+    lines += ["", "| harmful refused, % | " + " | ".join(CATEGORIES) + " |", "|---" * (len(CATEGORIES) + 1) + "|"]
+    for variant, by_seed in variants.items():
+        lines.append(f"| {variant} | " + " | ".join(f"{mean(by_seed.values(), lambda r: 100 * r['rates'][c][0] / r['rates'][c][1]):.0f}" for c in CATEGORIES) + " |")
+    fitted = {v: [r["auc"] for r in by_seed.values() if "auc" in r] for v, by_seed in variants.items()}
+    names = (*CATEGORIES, HELPFUL)
+    lines += ["", "| AUC of wanted over unwanted samples of a prompt | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for variant, found in fitted.items():
+        for i, how in enumerate(("pairs", "reward", "length", "form"), 0):
+            if found and (variant == START or how == "reward"):
+                cells = [[a[n][i] for a in found if n in a and a[n][i] is not None] for n in names]
+                lines.append(f"| {'rewards of ' + variant if how == 'reward' else how + ' alone' if i else 'pairs a seed'} | " +
+                             " | ".join((f"{statistics.mean(x):.2f}" if i else f"{statistics.mean(x):.0f}") if x else "-" for x in cells) + " |")
+    return "\n".join(lines)
+
+
+def text(results: list[dict]) -> str:
+    return "\n\n".join(f"### {setting}\n\n{tables_of(variants)}" for setting, variants in grouped(results).items())
+
+
+# ------------------------------------------------------------------------------------------------ RESULTS.md and its pictures
+
+def pictures(results: dict, folder: Path) -> None:
+    """plane.png: every variant by what it refuses of harmful prompts and answers of look-alikes; categories.png: harmful refused before and after;
+    curves.png: GRPO-S's samples over its rollouts, mean and range over the seeds; alpha.png: histograms."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    look = {v: {"color": plt.get_cmap("tab20")(i), "label": v} for i, v in enumerate(VARIANTS)}
+
+    def figure(name, draw):
+        fig, axes = plt.subplots(1, len(results), figsize=(4.2 * len(results) + 2, 3.8), squeeze=False)
+        for ax, (setting, variants) in zip(axes[0], results.items()):
+            draw(ax, variants)
+            ax.set_title(setting)
+        shown = {label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels())}
+        fig.legend(shown.values(), shown, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        fig.tight_layout()
+        save(fig, folder / f"{name}.png", bbox_inches="tight")
+        plt.close(fig)
+
+    def plane(ax, variants):
+        for variant, runs in variants.items():
+            x, y = [100 * (1 - refused(r, "lookalike").mean()) for r in runs.values()], [100 * refused(r, "harmful").mean() for r in runs.values()]
+            ax.errorbar(np.mean(x), np.mean(y), np.std(y), np.std(x), "os^v"[list(VARIANTS).index(variant) % 4], ms=5, lw=0.6, **look[variant])
+        ax.set(xlabel="look-alikes not refused, %", ylabel="harmful refused, %")
+
+    def categories(ax, variants):
+        for i, variant in enumerate(v for v in (START, DRIRL, CONTINUED) if v in variants):
+            y = [[100 * r["rates"][c][0] / r["rates"][c][1] for r in variants[variant].values()] for c in CATEGORIES]
+            ax.bar(np.arange(len(CATEGORIES)) + 0.27 * i, np.mean(y, 1), 0.27, yerr=np.std(y, 1), error_kw={"lw": 0.6}, **look[variant])
+        ax.set_xticks(np.arange(len(CATEGORIES)) + 0.27, [c.replace("_", "\n") for c in CATEGORIES], fontsize=5)
+        ax.set(ylabel="harmful refused, %")
+
+    def curves(ax, variants):
+        for variant, runs in variants.items():
+            length = min(len(r["curve"]) for r in runs.values())              # a skipped rollout is missing
+            for key, style in (("harmful_refused", "-"), ("helpful_refused", ":")) if length else ():
+                y = np.array([[100 * step[key] for step in r["curve"][:length]] for r in runs.values()])
+                ax.plot(range(1, length + 1), y.mean(0), style, lw=1, color=look[variant]["color"], label=variant if style == "-" else None)
+                ax.fill_between(range(1, length + 1), y.min(0), y.max(0), color=look[variant]["color"], alpha=0.07)
+        ax.set(xlabel="rollout", ylabel="samples refused, %: harmful -, harmless ..")
+
+    def alpha(ax, variants):
+        for variant, runs in variants.items():
+            values = [a for r in runs.values() for a in r["alpha"] if "static" not in variant]
+            if values:
+                ax.hist(values, np.geomspace(0.1, 10, 101), density=True, histtype="step", **look[variant])
+        ax.set(xlabel="alpha", ylabel="density", xscale="log")
+
+    for draw in (plane, categories, curves, alpha):
+        figure(draw.__name__, draw)
+
+
+def fill(page: str, results: dict) -> str:
+    """RESULTS.md with the tables between <!-- SETTING --> and <!-- end --> made anew."""
+    def block(m):
+        return f"<!-- {m[1]} -->\n{tables_of(results[m[1]]) if m[1] in results else 'Not run yet.'}\n<!-- end -->"
+    return re.sub(r"<!-- ([\w-]+) -->\n.*?\n<!-- end -->", block, page, flags=re.S)
+
+
+def main(source: Path = ROOT / "results/ablate.jsonl") -> None:
+    records = read_records(source, "variant")
+    if not records:
+        raise UserError(f"{source}: no results yet: python drirl.py ablate --run runs/ablate")
+    if len(codes := {r["code"] for r in records}) > 1:
+        print(f"results of {len(codes)} versions of the code")
+    write({ROOT / "results/ablate.jsonl": source.read_bytes()})
+    write({ROOT / "RESULTS.md": fill((ROOT / "RESULTS.md").read_text(encoding="utf-8"), grouped(records))})
+    pictures(grouped(records), ROOT / "results")
+
+
+if __name__ == "__main__":
+    try:
+        main(*map(Path, sys.argv[1:2]))
+    except UserError as e:
+        print(f"tables: {e}", file=sys.stderr)
+        sys.exit(2)
