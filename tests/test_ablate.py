@@ -59,12 +59,12 @@ def test_claims_are_of_variants():
 
 
 def test_equal_steps():
-    """Seconds a step 2, 4, 3: median 3. irl and grpo together 90, 30, 60: median 60, so 20 steps."""
+    """Seconds a step 2, 4, 3: median 3. irl and grpo together 90, 30, 60: median 60, so 20 steps; 12,500 tokens at 500 a step."""
     results = [{"variant": START, "seconds": {"sft": 10 * p}, "steps": 10, "step_tokens": t} for p, t in ((2, 400), (4, 500), (3, 600))]
     with pytest.raises(UserError, match=r"measured by product \(DR-IRL\)"):
         equal_steps(results, ablate.LONGER)
-    results += [{"variant": ablate.DRIRL, "seconds": {"sft": 1, "irl": s, "grpo": 2 * s}, "generated": g} for s, g in ((30, 9000), (10, 10000), (20, 11000))]
-    assert [equal_steps(results, v) for v in (ablate.CONTINUED, ablate.LONGER, ablate.TOKENS, ablate.BORROWED)] == [20, 30, 20, 20]
+    results += [{"variant": ablate.DRIRL, "seconds": {"sft": 1, "irl": s, "grpo": 2 * s}, "generated": g} for s, g in ((30, 9000), (10, 12500), (20, 14000))]
+    assert [equal_steps(results, v) for v in (ablate.CONTINUED, ablate.LONGER, ablate.TOKENS, ablate.BORROWED)] == [20, 30, 25, 20]
 
 
 # ------------------------------------------------------------------------------------------------ disguises
@@ -134,6 +134,14 @@ def test_seeds_widen_the_interval():
     none, some, every = result("c" * 80, "c"), result("r" * 20 + "c" * 60, "c"), result("r" * 80, "c")
     steady, lucky = difference([some] * 4, [none] * 4), difference([every, none, none, none], [none] * 4)
     assert steady[0] == lucky[0] == pytest.approx(25) and lucky[1] == 0 < steady[1] and lucky[2] > steady[2]
+
+
+def test_claim():
+    """A clear gain in three seeds; in two, which say nothing of the spread; a gain whose seeds disagree; the reverse."""
+    none, some, more = result("c" * 40, "c"), result("r" * 20 + "c" * 20, "c"), result("r" * 22 + "c" * 18, "c")
+    told = lambda a, b: tables.claim({"a": dict(enumerate(a)), "b": dict(enumerate(b))}, "a", "b").rpartition("| ")[2]
+    assert told([some, more, some], [none] * 3) == "yes" and told([some, more], [none] * 2) == "not shown" and told([none] * 3, [some, more, some]) == "no: worse"
+    assert told([some, none, none], [none] * 3) == "not shown" and tables.claim({"a": {0: some}, "b": {1: some}}, "a", "b") == ""
 
 
 def test_percent_counts_a_prompt_once():

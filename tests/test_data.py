@@ -156,6 +156,7 @@ def test_imbalance():
         return [sum(r["category"] == c for r in out) for c in names]
     assert drawn((60, 20, 10, 5, 3, 1, 1), 4, "pool") == [16, 5, 2, 2, 2, 1, 1]
     assert drawn((10, 10, 10, 10, 10, 10, 7), 5, "pool") in ([5, 6, 5, 5, 5, 5, 4], [6, 5, 5, 5, 5, 5, 4])       # 35 of 67: 5.22 six times, 3.66: the two left go to the largest rests
+    assert drawn((30, 12, 12, 12, 12, 11, 11), 4, "pool") == [9, 4, 3, 3, 3, 3, 3]             # 8.4, 3.36, 3.08: the two left go to crime and the first of the four
     assert drawn((60, 50, 45, 44, 12, 11, 10), 40, "tail") == [40] * 4 + [4] * 3 and drawn((9, 8, 7, 7, 5, 5, 5), 7, "tail") == [7] * 4 + [2] * 3
 
 
