@@ -1,6 +1,6 @@
-"""A rival: direct preference optimization (Rafailov et al., arXiv 2305.18290) on pairs of a demonstration and a sample: the rival that needs no reward model.
+"""A rival without reward models: direct preference optimization (Rafailov et al., arXiv 2305.18290), on what the reward models were fitted on.
 
-    loss = -log sigma(beta ((log pi(y_w) - log pi_ref(y_w)) - (log pi(y_l) - log pi_ref(y_l)))),   y_w the demonstration, y_l the sample
+    loss = -log sigma(beta ((log pi(y_w) - log pi_ref(y_w)) - (log pi(y_l) - log pi_ref(y_l)))),   y_w the demonstration, y_l a sample or a contrast
 """
 import random
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from batch import Batch
 from chat import Chat
 from loop import Loop
 from model import token_logps
+from reward import opposites
 from sft import cycle, optimizer_for, set_lr, train_top
 from transformer import Transformer
 
@@ -26,6 +27,13 @@ class DPOConfig:
     lr: float = 5e-5            # peak learning rate
     batch: int = 8              # pairs a step
     tie: float = 0.1            # beta of DPO: how strongly the policy is tied to the warm start
+
+
+def pairs(drawn: list[dict], rows: list[dict], contrast: int, seed: int) -> list[dict]:
+    """Of irl's prompts (rewards/samples.json): the demonstration is better than each sample of the warm start, and than `contrast` demonstrations of the other kind."""
+    rng = random.Random(seed)
+    return [{"prompt": g["prompt"], "better": g["response"], "worse": text}
+            for g in drawn for text in [*(text for _, text in g["samples"]), *(o["response"] for o in opposites(g, rows, contrast, rng))]]
 
 
 def dpo_loss(logp: Tensor, logp_ref: Tensor, beta: float) -> Tensor:

@@ -11,10 +11,8 @@ report.md, results.json and pictures; explore.html if asked for; progress.json a
 interrupted run goes on. A stage reads what the earlier ones wrote; flags override config.json.
 """
 import dataclasses
-import hashlib
 import json
 import math
-import random
 import resource
 import sys
 import time
@@ -22,7 +20,6 @@ import traceback
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 import ablate
 import data
@@ -40,39 +37,13 @@ import settings
 import sft
 import tables
 import tiny
-from files import read_records, read_tensors, write
+from files import read_records, write
 from loop import Loop
 from model import frozen_copy, save_model
 from runfolder import ORDER, Run, as_json
 
 
 # ------------------------------------------------------------------------------------------------ the stages, in order
-
-def embedded(run: Run, texts: list[str], name: str = "embeddings") -> torch.Tensor:
-    """The texts' embeddings (N, D), kept in data/NAME.safetensors until texts or encoder change."""
-    path = run.folder / f"data/{name}.safetensors"
-    key = hashlib.sha256(json.dumps([run.c.run.encoder, texts]).encode()).hexdigest()
-    try:
-        return read_tensors(path)[key]
-    except (data.UserError, KeyError):                       # none yet, cut off, or of others
-        cache = {key: run.encoder().embed(texts).cpu()}
-    write({path: lambda path: save_file(cache, path)})
-    return cache[key]
-
-
-def centres_of(run: Run) -> torch.Tensor:
-    """The categories' centroids, of the shipped pool's prompts."""
-    known = loaders.load_demonstrations(settings.SHIPPED["pool"])
-    return data.centroids(embedded(run, [r["prompt"] for r in known], "known"), [r["category"] for r in known])
-
-
-def harmful(run: Run) -> list[dict]:
-    """The held-out prompts that have a harm category."""
-    rows = [r for r in loaders.load_rows(run.file("prompts")) if r["category"] in data.CATEGORIES]
-    if not rows:
-        raise data.UserError(f"{run.file('prompts')}: no prompt has a harm category")
-    return rows
-
 
 def stage_data(run: Run) -> None:
     """Balances the pool's demonstrations over the seven categories; sorts unlabelled prompts into them, and generates what is missing, if asked."""
@@ -84,10 +55,10 @@ def stage_data(run: Run) -> None:
     drafted = [i for i, r in enumerate(rows) if "draft" in r]
     print(f"{run.file('pool')}: {len(pool)} rows, {len(pool) - len(harm)} helpful ones left out, {len(harm) - len(rows)} duplicates dropped; "
           f"{len(drafted)} demonstrations, {len(rows) - len(drafted)} prompts without a draft")
-    vectors, report = embedded(run, [r["prompt"] for r in rows]), {}
+    vectors, report = run.embedded([r["prompt"] for r in rows]), {}
     unlabelled = [i for i, r in enumerate(rows) if r["category"] is None]
     if unlabelled:
-        for i, category in zip(unlabelled, data.route(vectors[unlabelled], centres_of(run))):
+        for i, category in zip(unlabelled, data.route(vectors[unlabelled], run.centres())):
             rows[i]["category"] = category
         report["routed"] = len(unlabelled)
         print(f"{len(unlabelled)} prompts had no category and went to the nearest centroid")
@@ -113,15 +84,15 @@ def stage_data(run: Run) -> None:
 
 def stage_route(run: Run) -> None:
     """How well prompts without a category find theirs: confusion table on the harmful held-out prompts."""
-    rows = harmful(run)
-    found = data.route(run.encoder().embed([r["prompt"] for r in rows]).cpu(), centres_of(run))
+    rows = run.harmful()
+    found = data.route(run.encoder().embed([r["prompt"] for r in rows]).cpu(), run.centres())
     print(data.confusion([r["category"] for r in rows], found))
 
 
 def stage_drafts(run: Run) -> None:
     """Chain of Draft against Chain of Thought: what the base model writes for a quarter of the harmful held-out prompts under either template."""
     shown = [r for r in loaders.load_demonstrations(settings.SHIPPED["pool"]) if "thought" in r]
-    prompts = [(r["prompt"], r["category"]) for r in harmful(run)][::4]
+    prompts = [(r["prompt"], r["category"]) for r in run.harmful()][::4]
     results = introspect.compare(run.load(run.base(), run.dtype), run.chat(), prompts, shown, run.c.run.seed)
     run.write("data/drafts.json", results)
     print("| template | prompts | tokens a response | cut off % | seconds | in form % | refuses % |\n" + "|---" * 7 + "|")
@@ -199,14 +170,13 @@ def stage_baseline(run: Run) -> None:
 
 
 def stage_dpo(run: Run) -> None:
-    """A rival without rewards: DPO on what the reward models were fitted on. A demonstration is better than the warm start's sample, and than demonstrations of the other kind."""
-    start, folder, rng = time.time(), run.stage_folder("sft"), random.Random(run.c.run.seed)
+    """A rival without rewards: DPO on what the reward models were fitted on."""
+    start, folder = time.time(), run.stage_folder("sft")
     policy, reference, chat = run.load(folder), run.load(folder, run.dtype).requires_grad_(False), run.chat(folder)
     rows, drawn = run.rows(chat), run.read("rewards/samples.json", [])
     if not drawn:
         raise data.UserError(f"{run.folder / 'rewards/samples.json'}: no samples to compare demonstrations with: run irl first")
-    pairs = [{"prompt": g["prompt"], "better": g["response"], "worse": text}
-             for g in drawn for text in [*(text for _, text in g["samples"]), *(o["response"] for o in reward.opposites(g, rows, run.c.irl.contrast, rng))]]
+    pairs = dpo.pairs(drawn, rows, run.c.irl.contrast, run.c.run.seed)
     dpo.train(policy, reference, chat, pairs, run.c.dpo, run.amp, run.c.run.seed, Loop("dpo", patience=run.c.run.max_skips, log=run.log))
     save_model(policy, run.folder / "dpo")
     run.write("times.json", {**run.times(), "dpo": round(time.time() - start, 1)})

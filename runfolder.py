@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 import chat as chats
 import data
@@ -17,7 +18,7 @@ import loaders
 import parallel
 import settings
 import weights
-from files import append, number, read_json, read_records, write
+from files import append, number, read_json, read_records, read_tensors, write
 from loop import Loop, refuse_differences
 from model import load_model, open_model
 from transformer import Transformer
@@ -137,6 +138,22 @@ class Run:
     def encoder(self):
         return encoder.load_encoder(self.c.run.encoder or weights.fetch("all-MiniLM-L6-v2"), self.device)
 
+    def embedded(self, texts: list[str], name: str = "embeddings") -> torch.Tensor:
+        """The texts' embeddings (N, D), kept in data/NAME.safetensors until texts or encoder change."""
+        path = self.folder / f"data/{name}.safetensors"
+        key = hashlib.sha256(json.dumps([self.c.run.encoder, texts]).encode()).hexdigest()
+        try:
+            return read_tensors(path)[key]
+        except (data.UserError, KeyError):                   # none yet, cut off, or of others
+            cache = {key: self.encoder().embed(texts).cpu()}
+        write({path: lambda path: save_file(cache, path)})
+        return cache[key]
+
+    def centres(self) -> torch.Tensor:
+        """The categories' centroids, of the shipped pool's prompts."""
+        known = loaders.load_demonstrations(settings.SHIPPED["pool"])
+        return data.centroids(self.embedded([r["prompt"] for r in known], "known"), [r["category"] for r in known])
+
     def demonstrations(self, name: str, chat: chats.Chat, categories) -> list[dict]:
         """The rows of a file of demonstrations: some of every category, none too long for the model."""
         path = self.folder / "data/balanced.jsonl" if name == "balanced" else self.file(name)
@@ -173,6 +190,13 @@ class Run:
             found.append(self.chat(folder))
             found[-1].check(rows, self.c.run.max_new_tokens, self.file("prompts"))
         return rows, found
+
+    def harmful(self) -> list[dict]:
+        """The held-out prompts that have a harm category."""
+        rows = [r for r in loaders.load_rows(self.file("prompts")) if r["category"] in data.CATEGORIES]
+        if not rows:
+            raise data.UserError(f"{self.file('prompts')}: no prompt has a harm category")
+        return rows
 
     @contextmanager
     def work(self, stage: str, rows: list[dict], resumable: bool = True):

@@ -38,8 +38,6 @@ CLAIMS = [  # what is claimed, the variant that should be better, the other
     ("categorized beats linear integration", DRIRL, "linear integration"),
     ("balanced beats unbalanced", DRIRL, "unbalanced"),
 ]
-
-
 CLAIM_HEAD, RULE = "| {} | seeds | points | bootstrap | by seed | |", "|---" * 6 + "|"
 
 
@@ -81,7 +79,7 @@ def percent(runs: list[dict], kind: str, views=("plain",)) -> str:
 
 
 def claim(variants: dict, better: str, worse: str, views=("plain",)) -> str:
-    """Cells of a claim's row: seeds, difference with its interval, verdict; empty if there are no results of both."""
+    """Cells of a claim's row: seeds, difference, its two intervals, verdict; empty if there are no results of both."""
     seeds = sorted(variants.get(better, {}).keys() & variants.get(worse, {}).keys())
     if not seeds:
         return ""
@@ -122,11 +120,10 @@ def tables_of(variants: dict) -> str:
     names = (*CATEGORIES, HELPFUL)
     lines += ["", "| AUC of wanted over unwanted samples of a prompt | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for variant, found in fitted.items():
-        for i, how in enumerate(("pairs", "reward", "length", "form"), 0):
-            if found and (variant == START or how == "reward"):
-                cells = [[a[n][i] for a in found if n in a and a[n][i] is not None] for n in names]
-                lines.append(f"| {'rewards of ' + variant if how == 'reward' else how + ' alone' if i else 'pairs a seed'} | " +
-                             " | ".join((f"{statistics.mean(x):.2f}" if i else f"{statistics.mean(x):.0f}") if x else "-" for x in cells) + " |")
+        for i, label in enumerate(("pairs a seed", f"rewards of {variant}", "length alone", "form alone")):
+            if found and (variant == START or i == 1):       # the others are the warm start's samples, whoever scores them
+                cells = [[a[n][i] for a in found if a.get(n, [None] * 4)[i] is not None] for n in names]
+                lines.append(f"| {label} | " + " | ".join(f"{statistics.mean(x):.{2 if i else 0}f}" if x else "-" for x in cells) + " |")
     return "\n".join(lines)
 
 

@@ -160,6 +160,13 @@ def test_dpo_loss():
     torch.testing.assert_close(logp.grad, torch.tensor([[-pull[0], pull[0]], [-pull[1], pull[1]]], dtype=torch.float64))
 
 
+def test_dpo_pairs():
+    rows = [{"prompt": p, "category": c, "response": p + "!"} for p, c in (("a", "crime"), ("b", HELPFUL), ("c", HELPFUL), ("d", "insult"), ("e", "insult"))]
+    found = dpo.pairs([{**rows[0], "samples": [(0.5, "s"), (0.1, "t")]}, {**rows[1], "samples": [(0.0, "u")]}], rows, 2, 0)
+    assert [p["worse"] for p in found[:2]] == ["s", "t"] and {p["worse"] for p in found[2:4]} == {"b!", "c!"} and found[4] == {"prompt": "b", "better": "b!", "worse": "u"}
+    assert len(found) == 7 and {p["worse"] for p in found[5:]} < {"a!", "d!", "e!"} and all(p["better"] == p["prompt"] + "!" for p in found)
+
+
 def test_dpo_trains():
     records, pairs = [], [{"prompt": p, "better": "no", "worse": "yes"} for p in ("abc", "d", "ef")]
     policy, reference = tiny(), tiny()

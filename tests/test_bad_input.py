@@ -24,6 +24,7 @@ import loaders
 import loop
 import model
 import reward
+import runfolder
 import settings
 from data import CATEGORIES, HELPFUL, UserError
 from transformer import Config, Transformer
@@ -355,7 +356,7 @@ def fail_at(monkeypatch, op, n):
         return call
     if op == "write":
         monkeypatch.setattr(Path, "write_bytes", count(Path.write_bytes))
-        for module in (model, reward, drirl, loop):
+        for module in (model, reward, runfolder, loop):
             monkeypatch.setattr(module, "save_file", count(save_file, files.SafetensorError))
     else:
         monkeypatch.setattr(os, op, count(getattr(os, op)))

@@ -167,24 +167,24 @@ def test_duplicates_are_no_demonstrations(tmp_path, capsys):
 
 def test_embeddings_are_those_of_texts_and_encoder_and_made_again_if_broken(tmp_path, monkeypatch):
     run = lambda name: drirl.Run(settings.Config(run=settings.RunConfig(run=str(tmp_path), encoder=name)))
-    first, path = drirl.embedded(run("words"), ["a", "b"]), tmp_path / "data/embeddings.safetensors"
+    first, path = run("words").embedded(["a", "b"]), tmp_path / "data/embeddings.safetensors"
     whole = path.read_bytes()
     for rest in (whole[:-5], whole[:20], b"", whole[:8] + b"x" * 300):
         path.write_bytes(rest)
-        assert torch.equal(drirl.embedded(run("words"), ["a", "b"]), first) and path.read_bytes() == whole
-    assert torch.equal(drirl.embedded(run("words"), ["b", "a"]), first.flip(0))
+        assert torch.equal(run("words").embedded(["a", "b"]), first) and path.read_bytes() == whole
+    assert torch.equal(run("words").embedded(["b", "a"]), first.flip(0))
     monkeypatch.setattr(drirl.encoder, "load_encoder", lambda folder, device: drirl.encoder.WordEncoder(width=8))
-    assert drirl.embedded(run("other"), ["b", "a"]).shape == (2, 8)
+    assert run("other").embedded(["b", "a"]).shape == (2, 8)
 
 
 def test_centroids_are_of_the_whole_shipped_pool_and_embedded_once(tmp_path, monkeypatch):
     run = drirl.Run(settings.Config(run=settings.RunConfig(run=str(tmp_path), encoder="words")))
     rows = [r for mine in by_category(None).values() for r in mine]
     want = drirl.data.centroids(drirl.encoder.WordEncoder().embed([r["prompt"] for r in rows]), [r["category"] for r in rows])
-    torch.testing.assert_close(drirl.centres_of(run), want)
-    drirl.embedded(run, ["a pool of one"])
+    torch.testing.assert_close(run.centres(), want)
+    run.embedded(["a pool of one"])
     monkeypatch.setattr(drirl.encoder.WordEncoder, "embed", None)
-    torch.testing.assert_close(drirl.centres_of(run), want)
+    torch.testing.assert_close(run.centres(), want)
 
 
 def test_the_help_tells_the_limits_of_introspection():
