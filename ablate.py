@@ -3,7 +3,8 @@
     python drirl.py ablate --run runs/ablate --seeds 5 --only few-8
 
 Every run is one line of RUN/results.jsonl, so an interrupted grid goes on where it was; runs of a setting and seed share demonstrations,
-warm start and reward models (RUN/SETTING/seed-N/start, 1 GB each, which stay). tables.py makes RESULTS.md of these lines. SETTINGS and VARIANTS are all there is to edit; what they
+warm start and reward models (RUN/SETTING/seed-N/start, 1 GB each, which stay;
+they are made again for a results.jsonl from another machine). tables.py makes RESULTS.md of these lines. SETTINGS and VARIANTS are all there is to edit; what they
 leave open is taken from the flags, as in --model FOLDER --sft-lr 5e-5.
 """
 import dataclasses
@@ -37,7 +38,7 @@ class AblateConfig:
 
 
 FEW = {  # where demonstrations are few: a short warm start, more passes over them in irl, and prompts without a demonstration for GRPO-S
-    "sft.steps": 30, "irl.epochs": 3, "grpo.open_prompts": True, "grpo.samples": 4, "grpo.rollouts": 20, "grpo.lr": 8e-5, "grpo.beta_kl": 0.002}
+    "sft.steps": 30, "irl.epochs": 3, "grpo.open_prompts": True, "grpo.samples": 4, "grpo.rollouts": 12, "grpo.prompts": 32, "grpo.keep": 0.5, "grpo.lr": 5e-5, "grpo.beta_kl": 0.002}
 SETTINGS = {  # what differs from the defaults
     "standard": {},
     **{f"few-{n}": {**FEW, "run.per_category": n, "run.helpful_demonstrations": 6 * n} for n in (4, 8, 16)},
@@ -63,7 +64,7 @@ VARIANTS = {  # name: (stages, settings); what comes before the first stage is s
     "linear integration": (("irl", "grpo"), {"irl.integration": "linear"}),
     "unbalanced": (("data", "sft", "irl", "grpo"), {"run.balance": "pool"}),
 }
-FIRST, FULL = list(VARIANTS)[:7], ("standard",)   # what every setting has; the settings that have every variant
+FIRST = {"standard": 15, "few-8": 8}              # of these variants a setting has so many, others 5
 # of a variant's last stage: the folder of the model it leaves, and the stages whose seconds that model cost
 MADE = {"irl": ("sft", ("sft",)), "sft": ("sft", ("sft",)), "grpo": ("policy", ("sft", "irl", "grpo")), "baseline": ("baseline", ("sft", "baseline")), "dpo": ("dpo", ("sft", "dpo"))}
 FOLDERS = {"data": "data", "sft": "sft", "irl": "rewards"}     # what a stage of the start leaves
@@ -79,7 +80,7 @@ def changed(c, values: dict):
 
 def planned(c) -> list[tuple[str, str, int]]:
     """(setting, variant, seed) in the order of work: all seeds of a variant, then the next variant."""
-    plan = [(s, v, seed) for s in SETTINGS for v in (VARIANTS if s in FULL else FIRST) for seed in range(c.ablate.seeds)]
+    plan = [(s, v, seed) for s in SETTINGS for v in list(VARIANTS)[:FIRST.get(s, 5)] for seed in range(c.ablate.seeds)]
     wanted = set(c.ablate.only.split(",") if c.ablate.only else SETTINGS)
     if wrong := wanted - SETTINGS.keys() - {f"{s}/{v}" for s, v, _ in plan}:
         raise UserError(f"--only {sorted(wrong)[0]}: want settings ({', '.join(SETTINGS)}) or a setting and a variant (few-8/DPO), with commas between")
@@ -93,10 +94,10 @@ def grid(c, make_run, timed) -> list[dict]:
     for setting, variant, seed in plan:
         stages, more = VARIANTS[variant]
         start, folder = root / setting / f"seed-{seed}/start", root / setting / f"seed-{seed}" / ("start" if variant == START else "variant")
-        values = {**SETTINGS[setting], **prompts, **more, "run.seed": seed, "run.run": str(folder)}
+        values = {**SETTINGS[setting], **prompts, "run.seed": seed, "run.run": str(start)}
         if setting == "disguised":
             values["run.pool"] = str(root / "disguised.jsonl")
-        run, key = make_run(changed(c, values)), {"setting": setting, "variant": variant, "seed": seed}
+        run, key = make_run(changed(c, {**values, **more, "run.run": str(folder)})), {"setting": setting, "variant": variant, "seed": seed}
         settings = {name: value for name, value in run.identity.items() if name != "code"}
         results = [r for r in read_records(path, "variant") if c.run.resume or not key.items() <= r.items()]
         if same := [r for r in results if key.items() <= r.items()]:
@@ -104,15 +105,12 @@ def grid(c, make_run, timed) -> list[dict]:
             continue
         print(f"== {setting}, seed {seed}: {variant}", flush=True)
         if variant != START:
+            work(make_run(changed(c, {**values, "run.resume": True})), VARIANTS[START][0], timed)      # where its line came from another machine
             share(start, folder, variant, [name for stage, name in FOLDERS.items() if stage not in stages])
         if variant in (CONTINUED, LONGER, TOKENS, BORROWED):
             steps = equal_steps([r for r in results if r["setting"] == setting], variant)
             run = make_run(changed(run.c, {"sft.steps" if variant == LONGER else "sft.baseline_steps": steps}))
-        for stage in stages:
-            if (before := run.progress().get(stage)) and c.run.resume:
-                refuse_differences({**before, "code": run.identity["code"]}, run.identity, f"{folder}, {stage}")
-            else:
-                timed(stage, run)
+        work(run, stages, timed)
         done = {**key, "settings": settings, **measure(run, stages, folder if "data" in stages else start, setting, kept_out)}
         write({root / f"answers/{setting} {seed} {variant}.json": json.dumps(done.pop("answers"), ensure_ascii=False, indent=1)})
         lines = [r for r in read_records(path, "variant") if not key.items() <= r.items()] + [done]
@@ -120,6 +118,15 @@ def grid(c, make_run, timed) -> list[dict]:
         if variant != START:
             shutil.rmtree(folder)
     return read_records(path, "variant")
+
+
+def work(run, stages: tuple, timed) -> None:
+    """Those of these stages of a run that it hasn't done."""
+    for stage in stages:
+        if (before := run.progress().get(stage)) and run.c.run.resume:
+            refuse_differences({**before, "code": run.identity["code"]}, run.identity, f"{run.folder}, {stage}")
+        else:
+            timed(stage, run)
 
 
 def share(start: Path, folder: Path, variant: str, names: list[str]) -> None:

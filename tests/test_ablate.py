@@ -3,6 +3,7 @@ import json
 import math
 import random
 import re
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,11 +38,11 @@ def asked(only, seeds=2):
 
 def test_planned():
     everything = asked("")
-    assert len(everything) == len(set(everything)) == 2 * (len(ablate.VARIANTS) + (len(ablate.SETTINGS) - 1) * 7)
+    assert len(everything) == len(set(everything)) == 2 * (15 + 8 + 4 * 5) and len(ablate.VARIANTS) == 15
     for variant in ablate.VARIANTS:
         assert asked(f"standard/{variant}", 1) == [("standard", v, 0) for v in dict.fromkeys((START, variant))]
     assert asked("few-8/DPO") == [("few-8", v, s) for v in (START, "DPO") for s in (0, 1)]
-    assert asked("tail,few-4", 1)[:2] == [("few-4", START, 0), ("few-4", ablate.DRIRL, 0)] and len(asked("tail,few-4", 1)) == 14
+    assert asked("tail,few-4", 1)[:2] == [("few-4", START, 0), ("few-4", ablate.DRIRL, 0)] and len(asked("tail,few-4", 1)) == 10
     for wrong in ("few", "few-8/dpo", "few-4/sum"):
         with pytest.raises(UserError, match="want settings"):
             asked(wrong)
@@ -256,6 +257,10 @@ def test_the_same_grid_only(world, tmp_path, capsys):
     assert drirl.main(args) == 0 and [{k: v for k, v in r.items() if k != "seconds"} for r in lines(tmp_path / "g")] == [{k: v for k, v in r.items() if k != "seconds"} for r in first]
     assert {p: p.read_bytes() for p in start.rglob("*.safetensors")} == bytes_ and not half.exists()
     assert drirl.main([*args, "--temperature", "0.9", "--resume", "false"]) == 0 and len(lines(tmp_path / "g")) == 2
+
+    shutil.rmtree(tmp_path / "g/standard")                                                 # on another machine there is only results.jsonl
+    before = lines(tmp_path / "g")
+    assert drirl.main([*args[:-3], "standard/DPO,standard/sum", "--seeds", "1", "--temperature", "0.9"]) == 0 and lines(tmp_path / "g")[:2] == before and lines(tmp_path / "g")[2]["kl"] > 0
     rows(tmp_path / "prompts.jsonl", {"prompt": "Insult me", "category": "insult", "kind": "harmful"})
     assert drirl.main([*args[:-4], "--seeds", "1"]) == 2 and "want harmful prompts of every category" in capsys.readouterr().err
 
