@@ -141,13 +141,21 @@ def test_commands_and_links_exist(page):
 
 def test_readme_tables():
     """Every top-level file has its line, every function of the paper's table exists."""
-    listed = re.findall(r"(?m)^\| ([\w./]+) \|", README.partition("## The files")[2].partition("## From")[0])
+    listed = re.findall(r"(?m)^\| (?:\*\*)?([\w./]+)(?:\*\*)? \|", README.partition("## The files")[2].partition("## From")[0])
     assert {p.name for p in ROOT.glob("*.py")} <= set(listed) and all((ROOT / name).exists() for name in listed if name != "file")
     named = re.findall(r"`((?:data|introspect|reward|encoder|grpo_s|kernels)\.\w+)`", README)
     assert len(named) > 20
     for path in named:
         module, name = path.split(".")
         assert (ROOT / path.replace(".", "/", 1)).exists() or path.endswith(".py") or hasattr(importlib.import_module(module), name), path
+
+
+def test_readme_counts_lines():
+    """The method's lines, those of the files in bold, and all others."""
+    bold = re.findall(r"(?m)^\| \*\*([\w./]+)\*\* \|", README)
+    method = [p for name in bold for p in ((ROOT / name).glob("*.py") if name.endswith("/") else [ROOT / name]) if p.name not in ("bench.py", "compile_report.py")]
+    lines = [sum(len(p.read_text(encoding="utf-8").splitlines()) for p in paths) for paths in (method, {*ROOT.glob("*.py"), *ROOT.glob("kernels/*.py")} - {*method})]
+    assert "The method itself is {:,} lines, the files in bold; the other {:,}".format(*(round(n, -2) for n in lines)) in README
 
 
 def test_readme_results():
