@@ -1,7 +1,10 @@
 """Two processes on CPU do what one does: same losses, same weights."""
 import json
 import os
+import shutil
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +13,10 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
+import drirl
 import parallel
 from model import save_model
+from test_ablate import world  # noqa: F401 (a fixture: model and corpus)
 from test_grpo_train import SMALL, ShareByCategory, run, start
 
 CONFIG = replace(SMALL, prompts=5, samples=3, rollouts=3, iterations=2, keep=0.6, imitate=True, helpful_share=0.4, beta_kl=0.1)
@@ -63,3 +68,21 @@ def test_two_processes_train_as_one(two, tmp_path, case):
         a.pop("seconds"), b.pop("seconds")
         assert b == {k: pytest.approx(v, rel=10 * limit, abs=limit) if isinstance(v, (float, list)) else v for k, v in a.items()}
         assert a["step"] == 1 or a["kl"] > 0
+
+
+def test_torchrun(world, tmp_path):  # noqa: F811
+    """The command of parallel.py: torchrun's two processes leave the policy and the log of one."""
+    flags = [*world[1:world.index("--seeds")], "--per-category", "3", "--max-new-tokens", "12", "--steps", "3", "--irl-prompts", "2", "--rollouts", "2", "--grpo-lr", "1e-2", "--grpo-blocks", "0"]
+    for stage in ("data", "sft", "irl"):
+        assert drirl.main([stage, *flags, "--run", str(tmp_path / "one")]) == 0
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert drirl.main(["grpo", *flags, "--run", str(tmp_path / "one")]) == 0
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", drirl.__file__, "grpo", *flags, "--run", str(tmp_path / "two")],
+                   check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    ours, theirs = (load_file(tmp_path / f"{name}/policy/model.safetensors") for name in ("one", "two"))
+    for name in ours:
+        torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=1e-4, msg=name)
+    before = load_file(tmp_path / "one/sft/model.safetensors")
+    assert max((ours[name] - before[name]).abs().max() for name in ours) > 1e-3
+    steps = [[json.loads(line)["step"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines() if '"grpo"' in line] for name in ("one", "two")]
+    assert steps[0] == steps[1] == [1, 2]
