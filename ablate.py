@@ -8,6 +8,7 @@ they are made again for a results.jsonl from another machine). tables.py makes R
 leave open is taken from the flags, as in --model FOLDER --sft-lr 5e-5.
 """
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from files import read_records, write
 from judge import judge
 from loop import refuse_differences
 from model import generate, head_inputs, run_blocks, token_logps
+from sft import steps_in_time
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ def grid(c, make_run, timed) -> list[dict]:
         if setting == "disguised":
             values["run.pool"] = str(root / "disguised.jsonl")
         run, key = make_run(changed(c, {**values, **more, "run.run": str(folder)})), {"setting": setting, "variant": variant, "seed": seed}
-        settings = {name: value for name, value in run.identity.items() if name != "code"}
+        # without what differs on another machine; the files' digests are there
+        settings = {name: value for name, value in run.identity.items() if name not in ("code", "--pool", "--benign", "--prompts") and not name.startswith("weights of")}
+        settings |= {f"--{name}": Path(getattr(c.run, name)).name for name in ("model", "encoder")}
         results = [r for r in read_records(path, "variant") if c.run.resume or not key.items() <= r.items()]
         if same := [r for r in results if key.items() <= r.items()]:
             refuse_differences(same[0]["settings"], settings, f"{path}, {setting}, seed {seed}, {variant}")
@@ -108,12 +112,13 @@ def grid(c, make_run, timed) -> list[dict]:
             work(make_run(changed(c, {**values, "run.resume": True})), VARIANTS[START][0], timed)      # where its line came from another machine
             share(start, folder, variant, [name for stage, name in FOLDERS.items() if stage not in stages])
         if variant in (CONTINUED, LONGER, TOKENS, BORROWED):
-            steps = equal_steps([r for r in results if r["setting"] == setting], variant)
+            steps = equal_steps([r for r in results if (r["setting"], r["seed"]) == (setting, seed)], variant)
             run = make_run(changed(run.c, {"sft.steps" if variant == LONGER else "sft.baseline_steps": steps}))
         work(run, stages, timed)
         done = {**key, "settings": settings, **measure(run, stages, folder if "data" in stages else start, setting, kept_out)}
         write({root / f"answers/{setting} {seed} {variant}.json": json.dumps(done.pop("answers"), ensure_ascii=False, indent=1)})
-        lines = [r for r in read_records(path, "variant") if not key.items() <= r.items()] + [done]
+        gone = {"setting": setting, "seed": seed} if variant == START else key                # a new start is a new beginning
+        lines = [r for r in read_records(path, "variant") if not gone.items() <= r.items()] + [done]
         write({path: "".join(json.dumps(r) + "\n" for r in lines)})
         if variant != START:
             shutil.rmtree(folder)
@@ -157,16 +162,13 @@ def prompts_of(run, root: Path) -> tuple[dict, list[dict]]:
 
 
 def equal_steps(results: list[dict], variant: str) -> int:
-    """Steps of SFT (all of them: longer; beyond the warm start's: continued) that take as long as irl and grpo of DR-IRL, or that train on as many tokens as these
-    sampled: medians over the seeds, as the machine's speed swings."""
-    starts, products = ([r for r in results if r["variant"] == name] for name in (START, DRIRL))
-    if not starts or not products:
-        raise UserError(f"{variant}: measured by {DRIRL}, which has no result in this setting yet")
+    """Of one seed: steps of SFT (all of them: longer; beyond the warm start's: continued) that take as long as irl and grpo of DR-IRL, or that train on as many
+    tokens as these sampled. Its own line tells all, on one machine."""
+    if not (product := [r for r in results if r["variant"] == DRIRL]):
+        raise UserError(f"{variant}: measured by {DRIRL}, which has no result in this setting and seed yet")
     if variant == TOKENS:
-        return round(statistics.median(r["generated"] for r in products) / statistics.median(r["step_tokens"] for r in starts))
-    pace = statistics.median(max(r["seconds"]["sft"], 0.1) / r["steps"] for r in starts)
-    steps = max(1, round(statistics.median(r["seconds"]["irl"] + r["seconds"]["grpo"] for r in products) / pace))
-    return steps + starts[0]["steps"] if variant == LONGER else steps
+        return round(product[0]["generated"] / product[0]["step_tokens"])
+    return steps_in_time(product[0]["seconds"], product[0]["steps"]) + (variant == LONGER) * product[0]["steps"]
 
 
 # ------------------------------------------------------------------------------------------------ what is measured
@@ -198,9 +200,15 @@ def measure(run, stages: tuple, start: Path, setting: str, kept_out: list[dict])
     helpful = round(c.sft.batch * c.sft.helpful_share)
     return {"answers": answers, "verdicts": verdicts, "rates": evaluate.rates(answers[:len(rows)]), "seconds": {stage: s for stage, s in run.times().items() if stage in costs},
             "steps": c.sft.steps, "more_steps": c.sft.baseline_steps, "generated": round(generated), "step_tokens": round(helpful * length[True] + (c.sft.batch - helpful) * length[False]),
-            "code": run.identity["code"], "nll": round(nll(model, chat, kept_out, run.amp), 4), "kl": round(kl(model, first, chat, answers[:len(rows)], run.amp), 4),
+            "code": run.identity["code"], "start": hashlib.sha256((start / "sft/model.safetensors").read_bytes()).hexdigest()[:12], "machine": f"{machine(run.device)}, {str(run.dtype)[6:]}", "nll": round(nll(model, chat, kept_out, run.amp), 4), "kl": round(kl(model, first, chat, answers[:len(rows)], run.amp), 4),
             "curve": [{k: r[k] for k in ("harmful_refused", "helpful_refused", "harmful_reward", "helpful_reward")} for r in grpo],
             "alpha": [round(a, 3) for r in grpo for a in r["alpha"]], **({"auc": reward_aucs(run, chat, rows)} if "irl" in stages else {})}
+
+
+def machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}{' and AMX' * torch.cpu._is_amx_tile_supported()}"
 
 
 @torch.no_grad()

@@ -199,7 +199,7 @@ def compare(a) -> None:
     for name, m in zip(("ours", "TRL" if a.what == "step" else "transformers"), middle):
         print(f"| {name} | " + " | ".join(f"{m[k]:.2f}" for k in keys) + f" | {tokens / m['seconds']:.0f} |")
     ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
-    print(f"\ntime ratio of the pairs: {min(ratios):.2f} to {max(ratios):.2f}")
+    print(f"\ntime ratio of the pairs: {min(ratios):.2f} to {max(ratios):.2f}, median {statistics.median(ratios):.2f}")
     print(f"ratio time={middle[1]['seconds'] / middle[0]['seconds']:.2f} memory={middle[1]['gb'] / middle[0]['gb']:.2f}")
 
 

@@ -148,6 +148,8 @@ def stage_grpo(run: Run) -> None:
     if not all(isinstance(g, dict) and {"category", "response", "reward_demo", "samples"} <= g.keys() for g in history):
         raise data.UserError(f"{run.folder / 'rewards/samples.json'}: want category, response, reward_demo and samples of every prompt: of another version, run irl again")
     bare = run.open_prompts(chat, rows) if run.c.grpo.open_prompts else []
+    if run.c.grpo.prompts < parallel.world():
+        raise data.UserError(f"--grpo-prompts {run.c.grpo.prompts}: fewer than the {parallel.world()} processes")
     with run.work("grpo", rows + bare, resumable=not run.c.grpo.shard) as loop:
         grpo_s.train(policy, chat, rewards, phi, rows + groups.borrow(bare, rows, phi), run.c.grpo, run.amp, run.c.run.temperature,
                      run.c.run.max_new_tokens, run.dtype, run.c.run.seed, history, loop)
@@ -159,7 +161,7 @@ def stage_baseline(run: Run) -> None:
     times, folder, c = run.times(), run.stage_folder("sft"), run.c.sft
     if not c.baseline_steps and not {"sft", "irl", "grpo"} <= times.keys():
         raise data.UserError(f"{run.folder / 'times.json'} has no times of sft, irl and grpo yet: run them first")
-    steps = c.baseline_steps or max(1, round((times["irl"] + times["grpo"]) / max(times["sft"], 0.1) * c.steps))
+    steps = c.baseline_steps or sft.steps_in_time(times, c.steps)
     policy, chat = run.load(folder), run.chat(folder)
     rows = run.rows(chat)
     if c.borrow:

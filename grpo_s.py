@@ -49,7 +49,7 @@ from tqdm import tqdm
 import parallel
 from batch import Batch
 from chat import Chat
-from data import HELPFUL, UserError
+from data import HELPFUL
 from encoder import similarities
 from groups import most_spread, pick
 from judge import judge
@@ -74,7 +74,7 @@ class GRPOConfig:
     keep: float = 0.25          # share of the groups, those whose rewards differ most, that are learnt from
     blocks: int = 10            # top blocks trained; 0: the whole model
     tokens_per_batch: int = 4096  # tokens of a forward and backward pass; the result does not depend on it
-    recompute: bool = False     # gradient checkpointing: less memory, a third more time in training
+    recompute: bool = False     # gradient checkpointing: less memory, more time in training
     shard: bool = False         # under torchrun: FSDP2, each process keeps a part of the policy; otherwise all of it
     lr: float = 1.5e-4          # peak learning rate
     helpful_share: float = 0.5  # share of harmless prompts
@@ -204,7 +204,8 @@ def score(rewards: RewardModels, batch: Batch, categories: list[str], split: int
 def prepare(rewards: RewardModels, batch: Batch, shared: Tensor, below: Tensor, rows: list[int], advantage: Tensor, sequences: int, c: GRPOConfig,
             temperature: float, amp) -> list[tuple]:
     """What update takes of the completions `rows`, whose loss is divided by `sequences`: per micro-batch (Batch, hidden states at block
-    `split`, Objective with pi_ref's log-probs). shared, below: score's. Every process makes the same number, if need be of weight 0."""
+    `split`, Objective with pi_ref's log-probs). shared, below: score's. Every process makes the same number, if need be of weight 0:
+    gradients are summed over the processes, which wait for each other."""
     out, parts = [], batch.split(rows, c.tokens_per_batch) if rows else []
     empty = [[0]] * (parallel.most(len(parts)) - len(parts))
     for i, mine in enumerate(parts + empty):
@@ -250,8 +251,6 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
     """
     rng, split = random.Random(seed), min(train_top(policy, c.blocks), rewards.below)   # below block `split` all models are one
     share = slice(parallel.rank(), None, parallel.world())   # of each rollout's prompts: this process's
-    if c.prompts < parallel.world():
-        raise UserError(f"--prompts {c.prompts}: fewer than the {parallel.world()} processes")
     if c.shard:
         parallel.shard(policy)
     optimizer, draw = optimizer_for(policy, c.lr), pick(rows, c.prompts, c.helpful_share, rng)

@@ -91,8 +91,9 @@ def generate(model: Transformer, prompts: list[list[int]], samples: int = 1, max
              top_k: int = 0, top_p: float = 1.0, seed: int = 0, eos: tuple[int, ...] = (), draws: Tensor | None = None) -> Rollout:
     """Samples `samples` completions of each prompt (token lists). Prompts run once; their cache is then shared out to the group.
 
-    A row stops after any id of `eos`, which is kept. Finished rows leave the batch when an eighth of it is done. draws (B, max_new_tokens):
-    the uniform numbers that decide, by default of `seed`; a row's own, so that it says the same in whatever company.
+    A row stops after any id of `eos`, which is kept. Finished rows leave the batch when an eighth of it is done (that copies every block's cache). draws (B, max_new_tokens):
+    the uniform numbers that decide, by default of `seed`; a row's own, so that it says the same in whatever company, but for rounding (in
+    bfloat16 that may change a sample).
     """
     device, c = model.device, model.c
     if draws is None:
@@ -133,7 +134,7 @@ def generate(model: Transformer, prompts: list[list[int]], samples: int = 1, max
             cache = [[k[keep] for k in kv] for kv in cache]
         h, rope, end = model.embed_tokens(token), model.rope(position), L + t
 
-        def attend(q, k, v):                                 # one token a row: its H/K query heads are rows against one key head
+        def attend(q, k, v):                                 # one token sees all keys: the H/K query heads of a key head are its rows, and no key is repeated
             K[:, :, end], V[:, :, end] = k, v
             q = q.view(len(q), c.kv_heads, -1, c.head_dim)
             return attention(q, K[:, :, :end + 1], V[:, :, :end + 1], can_see[..., :end + 1]).flatten(1, 2)

@@ -46,6 +46,11 @@ def set_lr(optimizer, lr: float, progress: float) -> None:
         group["lr"] = lr * min(1.0, progress / 0.05 + 0.05) * max(0.0, 1.0 - progress)
 
 
+def steps_in_time(seconds: dict[str, float], steps: int) -> int:
+    """Steps of SFT that take as long as irl and grpo did, by their seconds and those that sft took for `steps` steps."""
+    return max(1, round((seconds["irl"] + seconds["grpo"]) / max(seconds["sft"], 0.1) * steps))
+
+
 def cycle(items: list, rng: random.Random):
     """Endless: every item once in random order, then all again."""
     if not items:

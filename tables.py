@@ -199,6 +199,9 @@ def main(source: Path = ROOT / "results/ablate.jsonl") -> None:
         raise UserError(f"{source}: no results yet: python drirl.py ablate --run runs/ablate")
     if len(codes := {r["code"] for r in records}) > 1:
         print(f"results of {len(codes)} versions of the code")
+    starts = {(r["setting"], r["seed"], r["start"]) for r in records if r["variant"] != "unbalanced"}        # which has a start of its own
+    if n := len(starts) - len({s[:2] for s in starts}):
+        print(f"{n} warm starts were made again, differently, on another machine: {', '.join(sorted({r['machine'] for r in records}))}")
     write({ROOT / "results/ablate.jsonl": source.read_bytes()})
     write({ROOT / "RESULTS.md": fill((ROOT / "RESULTS.md").read_text(encoding="utf-8"), grouped(records))})
     pictures(grouped(records), ROOT / "results")

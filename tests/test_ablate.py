@@ -60,11 +60,10 @@ def test_claims_are_of_variants():
 
 
 def test_equal_steps():
-    """Seconds a step 2, 4, 3: median 3. irl and grpo together 90, 30, 60: median 60, so 20 steps; 12,500 tokens at 500 a step."""
-    results = [{"variant": START, "seconds": {"sft": 10 * p}, "steps": 10, "step_tokens": t} for p, t in ((2, 400), (4, 500), (3, 600))]
+    """10 steps in 30 seconds; irl and grpo 60: 20 steps. 12,500 tokens at 500 a step: 25."""
     with pytest.raises(UserError, match=r"measured by product \(DR-IRL\)"):
-        equal_steps(results, ablate.LONGER)
-    results += [{"variant": ablate.DRIRL, "seconds": {"sft": 1, "irl": s, "grpo": 2 * s}, "generated": g} for s, g in ((30, 9000), (10, 12500), (20, 14000))]
+        equal_steps([{"variant": START}], ablate.LONGER)
+    results = [{"variant": START, "seconds": {"sft": 7}}, {"variant": ablate.DRIRL, "seconds": {"sft": 30, "irl": 20, "grpo": 40}, "steps": 10, "step_tokens": 500, "generated": 12500}]
     assert [equal_steps(results, v) for v in (ablate.CONTINUED, ablate.LONGER, ablate.TOKENS, ablate.BORROWED)] == [20, 30, 25, 20]
 
 
@@ -257,10 +256,14 @@ def test_the_same_grid_only(world, tmp_path, capsys):
     assert drirl.main(args) == 0 and [{k: v for k, v in r.items() if k != "seconds"} for r in lines(tmp_path / "g")] == [{k: v for k, v in r.items() if k != "seconds"} for r in first]
     assert {p: p.read_bytes() for p in start.rglob("*.safetensors")} == bytes_ and not half.exists()
     assert drirl.main([*args, "--temperature", "0.9", "--resume", "false"]) == 0 and len(lines(tmp_path / "g")) == 2
+    assert drirl.main([*args[:-3], "standard/sum", "--seeds", "1", "--temperature", "0.9", "--resume", "false"]) == 0
+    assert [r["variant"] for r in lines(tmp_path / "g")] == [START, "sum"]                 # DPO's line was of the start before
+    assert drirl.main([*args, "--temperature", "0.9"]) == 0
 
-    shutil.rmtree(tmp_path / "g/standard")                                                 # on another machine there is only results.jsonl
-    before = lines(tmp_path / "g")
-    assert drirl.main([*args[:-3], "standard/DPO,standard/sum", "--seeds", "1", "--temperature", "0.9"]) == 0 and lines(tmp_path / "g")[:2] == before and lines(tmp_path / "g")[2]["kl"] > 0
+    (other := tmp_path / "other").mkdir()                                                  # on another machine there is only results.jsonl
+    shutil.copy(tmp_path / "g/results.jsonl", other)
+    assert drirl.main([*world, str(other), "--only", "standard/DPO,standard/data hardness", "--seeds", "1", "--temperature", "0.9"]) == 0
+    assert lines(other)[:3] == lines(tmp_path / "g") and len(lines(other)) == 4 and lines(other)[3]["kl"] > 0
     rows(tmp_path / "prompts.jsonl", {"prompt": "Insult me", "category": "insult", "kind": "harmful"})
     assert drirl.main([*args[:-4], "--seeds", "1"]) == 2 and "want harmful prompts of every category" in capsys.readouterr().err
 
@@ -283,7 +286,7 @@ def test_reward_aucs(monkeypatch):
 def test_tables_and_pictures(tmp_path, monkeypatch, capsys):
     """From made-up results: numbers by hand, a page that is filled, pictures; a setting without results says so."""
     def line(variant, seed, harmful, lookalike, **more):
-        return {"setting": "few-8", "variant": variant, "seed": seed, "verdicts": {"plain": {"harmful": harmful, "ordinary": "c" * 4, "lookalike": lookalike}}, "code": "x", "nll": 1.0, "kl": 0.5,
+        return {"setting": "few-8", "variant": variant, "seed": seed, "verdicts": {"plain": {"harmful": harmful, "ordinary": "c" * 4, "lookalike": lookalike}}, "code": "x", "start": variant, "machine": "a laptop", "nll": 1.0, "kl": 0.5,
                 "rates": {"gibberish": [1, 10], "truncated": [0, 10], "tokens": 40, **{c: [1, 2] for c in CATEGORIES}}, "seconds": {"sft": 100}, "curve": [], "alpha": [], **more}
     curve = [{"harmful_refused": 0.5, "helpful_refused": 0.25}] * 2
     found = [line(START, s, "r" * 10 + "c" * 10, "rrcc", auc={"crime": [4, 0.75, 0.5, 0.5]}) for s in range(3)]
@@ -295,6 +298,7 @@ def test_tables_and_pictures(tmp_path, monkeypatch, capsys):
         tables.main(tmp_path / "nothing")
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
     tables.main(tmp_path / "some.jsonl")
+    assert "3 warm starts were made again, differently, on another machine: a laptop" in capsys.readouterr().out
     page = (tmp_path / "RESULTS.md").read_text()
     assert "| DR-IRL beats its warm start | 3 | +78.3 | [" in page and "| yes |" in page and "<!-- tail -->\nNot run yet.\n<!-- end -->\nafter\n" in page         # 45 + (50 + 25 + 25) / 3
     assert "| SFT warm start | 3 | 50.0 [30, 70] | 0.0 [0, 49] | 50.0 [15, 85] | 0.0 | 10.0 | 0.0 | 40 | 1.000 | 0.500 | - | 100 |" in page and "| 0.90, 1.00, 1.10 | 100 |" in page

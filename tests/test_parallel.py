@@ -20,7 +20,7 @@ from test_ablate import world  # noqa: F401 (a fixture: model and corpus)
 from test_grpo_train import SMALL, ShareByCategory, run, start
 
 CONFIG = replace(SMALL, prompts=5, samples=3, rollouts=3, iterations=2, keep=0.6, imitate=True, helpful_share=0.4, beta_kl=0.1)
-CASES = {"blocks": {"blocks": 1}, "whole model": {"blocks": 0}, "one group a pass": {"blocks": 0, "tokens_per_batch": 40}, "sharded": {"blocks": 0, "shard": True},
+CASES = {"blocks": {"blocks": 1}, "whole model": {"blocks": 0}, "one group a pass": {"blocks": 0, "tokens_per_batch": 40}, "one group in all": {"blocks": 0, "keep": 0.2, "helpful_share": 0.0}, "sharded": {"blocks": 0, "shard": True},
          "sharded, in parts": {"blocks": 1, "shard": True, "tokens_per_batch": 40}, "sharded, recomputed": {"blocks": 0, "shard": True, "recompute": True},
          "sharded, float32": {"blocks": 0, "shard": True, "single": True}}
 
@@ -71,7 +71,7 @@ def test_two_processes_train_as_one(two, tmp_path, case):
 
 
 def test_torchrun(world, tmp_path):  # noqa: F811
-    """The command of parallel.py: torchrun's two processes leave the policy and the log of one."""
+    """The command of parallel.py: torchrun's two processes leave the policy of one."""
     flags = [*world[1:world.index("--seeds")], "--per-category", "3", "--max-new-tokens", "12", "--steps", "3", "--irl-prompts", "2", "--rollouts", "2", "--grpo-lr", "1e-2", "--grpo-blocks", "0"]
     for stage in ("data", "sft", "irl"):
         assert drirl.main([stage, *flags, "--run", str(tmp_path / "one")]) == 0
