@@ -173,7 +173,7 @@ def pictures(results: dict, folder: Path) -> None:
                 y = np.array([[100 * step[key] for step in r["curve"][:length]] for r in runs.values()])
                 ax.plot(range(1, length + 1), y.mean(0), style, lw=1, color=look[variant]["color"], label=variant if style == "-" else None)
                 ax.fill_between(range(1, length + 1), y.min(0), y.max(0), color=look[variant]["color"], alpha=0.07)
-        ax.set(xlabel="rollout", ylabel="samples refused, %: harmful -, harmless ..")
+        ax.set(xlabel="rollout", ylabel="samples refused, %\n(solid: harmful, dotted: harmless)")
 
     def alpha(ax, variants):
         for variant, runs in variants.items():
