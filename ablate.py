@@ -3,9 +3,9 @@
     python drirl.py ablate --run runs/ablate --seeds 5 --only few-8
 
 Every run is one line of RUN/results.jsonl, so an interrupted grid goes on where it was; runs of a setting and seed share demonstrations,
-warm start and reward models (RUN/SETTING/seed-N/start, 1 GB each, which stay;
-they are made again for a results.jsonl from another machine). tables.py makes RESULTS.md of these lines. SETTINGS and VARIANTS are all there is to edit; what they
-leave open is taken from the flags, as in --model FOLDER --sft-lr 5e-5.
+warm start and reward models (RUN/SETTING/seed-N/start, 1 GB each, which stay, and are made again where only a results.jsonl from another
+machine is left). tables.py makes RESULTS.md of these lines. SETTINGS and VARIANTS are all there is to edit; what they leave open is taken
+from the flags, as in --model FOLDER --sft-lr 5e-5.
 """
 import dataclasses
 import hashlib
@@ -117,7 +117,7 @@ def grid(c, make_run, timed) -> list[dict]:
         work(run, stages, timed)
         done = {**key, "settings": settings, **measure(run, stages, folder if "data" in stages else start, setting, kept_out)}
         write({root / f"answers/{setting} {seed} {variant}.json": json.dumps(done.pop("answers"), ensure_ascii=False, indent=1)})
-        gone = {"setting": setting, "seed": seed} if variant == START else key                # a new start is a new beginning
+        gone = {"setting": setting, "seed": seed} if variant == START else key              # what came from an older start goes with it
         lines = [r for r in read_records(path, "variant") if not gone.items() <= r.items()] + [done]
         write({path: "".join(json.dumps(r) + "\n" for r in lines)})
         if variant != START:
@@ -162,8 +162,8 @@ def prompts_of(run, root: Path) -> tuple[dict, list[dict]]:
 
 
 def equal_steps(results: list[dict], variant: str) -> int:
-    """Of one seed: steps of SFT (all of them: longer; beyond the warm start's: continued) that take as long as irl and grpo of DR-IRL, or that train on as many
-    tokens as these sampled. Its own line tells all, on one machine."""
+    """Of one seed's results: steps of SFT (longer: all of them; continued: those beyond the warm start's) that take as long as irl and grpo of DR-IRL, or that train
+    on as many tokens as these sampled. DR-IRL's line alone tells it, as all its seconds are of one machine."""
     if not (product := [r for r in results if r["variant"] == DRIRL]):
         raise UserError(f"{variant}: measured by {DRIRL}, which has no result in this setting and seed yet")
     if variant == TOKENS:
@@ -200,12 +200,14 @@ def measure(run, stages: tuple, start: Path, setting: str, kept_out: list[dict])
     helpful = round(c.sft.batch * c.sft.helpful_share)
     return {"answers": answers, "verdicts": verdicts, "rates": evaluate.rates(answers[:len(rows)]), "seconds": {stage: s for stage, s in run.times().items() if stage in costs},
             "steps": c.sft.steps, "more_steps": c.sft.baseline_steps, "generated": round(generated), "step_tokens": round(helpful * length[True] + (c.sft.batch - helpful) * length[False]),
-            "code": run.identity["code"], "start": hashlib.sha256((start / "sft/model.safetensors").read_bytes()).hexdigest()[:12], "machine": f"{machine(run.device)}, {str(run.dtype)[6:]}", "nll": round(nll(model, chat, kept_out, run.amp), 4), "kl": round(kl(model, first, chat, answers[:len(rows)], run.amp), 4),
+            "code": run.identity["code"], "start": hashlib.sha256((start / "sft/model.safetensors").read_bytes()).hexdigest()[:12], "machine": f"{machine(run.device)}, {str(run.dtype)[6:]}",
+            "nll": round(nll(model, chat, kept_out, run.amp), 4), "kl": round(kl(model, first, chat, answers[:len(rows)], run.amp), 4),
             "curve": [{k: r[k] for k in ("harmful_refused", "helpful_refused", "harmful_reward", "helpful_reward")} for r in grpo],
             "alpha": [round(a, 3) for r in grpo for a in r["alpha"]], **({"auc": reward_aucs(run, chat, rows)} if "irl" in stages else {})}
 
 
 def machine(device: torch.device) -> str:
+    """What the seconds and the rounding of a result depend on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}{' and AMX' * torch.cpu._is_amx_tile_supported()}"

@@ -206,7 +206,7 @@ def prepare(rewards: RewardModels, batch: Batch, shared: Tensor, below: Tensor, 
     """What update takes of the completions `rows`, whose loss is divided by `sequences`: per micro-batch (Batch, hidden states at block
     `split`, Objective with pi_ref's log-probs). shared, below: score's. Every process makes the same number, if need be of weight 0:
     gradients are summed over the processes, which wait for each other."""
-    out, parts = [], batch.split(rows, c.tokens_per_batch) if rows else []
+    out, parts = [], batch.split(rows, c.tokens_per_batch)
     empty = [[0]] * (parallel.most(len(parts)) - len(parts))
     for i, mine in enumerate(parts + empty):
         part, at = batch.select(mine)

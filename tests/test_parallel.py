@@ -70,12 +70,15 @@ def test_two_processes_train_as_one(two, tmp_path, case):
         assert a["step"] == 1 or a["kl"] > 0
 
 
-def test_torchrun(world, tmp_path):  # noqa: F811
+def test_torchrun(world, tmp_path, monkeypatch, capsys):  # noqa: F811
     """The command of parallel.py: torchrun's two processes leave the policy of one."""
     flags = [*world[1:world.index("--seeds")], "--per-category", "3", "--max-new-tokens", "12", "--steps", "3", "--irl-prompts", "2", "--rollouts", "2", "--grpo-lr", "1e-2", "--grpo-blocks", "0"]
     for stage in ("data", "sft", "irl"):
         assert drirl.main([stage, *flags, "--run", str(tmp_path / "one")]) == 0
     shutil.copytree(tmp_path / "one", tmp_path / "two")
+    with monkeypatch.context() as m:
+        m.setattr(parallel, "world", lambda: 65)
+        assert drirl.main(["grpo", *flags, "--run", str(tmp_path / "one")]) == 2 and "--grpo-prompts 64: fewer than the 65 processes" in capsys.readouterr().err
     assert drirl.main(["grpo", *flags, "--run", str(tmp_path / "one")]) == 0
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", drirl.__file__, "grpo", *flags, "--run", str(tmp_path / "two")],
                    check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
