@@ -4,6 +4,7 @@
 
 A difference between two variants is the mean over seeds of (harmful refused - look-alikes refused), in points. It has two 95% intervals: a bootstrap over seeds and
 prompts, which stay paired; and Student's over the seeds' differences, as a bootstrap of five is too narrow. yes: both exclude zero, with three seeds at the least.
+Reward models are compared by themselves too: by their AUC on harmful prompts, with Student's interval alone.
 A rate's interval is Wilson's for one seed's number of prompts, as the same prompts come back with every seed.
 """
 import math
@@ -38,6 +39,8 @@ CLAIMS = [  # what is claimed, the variant that should be better, the other
     ("categorized beats linear integration", DRIRL, "linear integration"),
     ("balanced beats unbalanced", DRIRL, "unbalanced"),
 ]
+REWARD_CLAIMS = [("7RW beats 1RW", START, "1RW static"), ("categorized beats linear integration", START, "linear integration"), ("balanced beats unbalanced", START, "unbalanced")]
+CURVES = {"harmful_refused": "harmful refused, %", "helpful_refused": "harmless refused, %", "harmful_reward": "reward, harmful", "helpful_reward": "reward, harmless"}
 CLAIM_HEAD, RULE = "| {} | seeds | points | bootstrap | by seed | |", "|---" * 6 + "|"
 
 
@@ -68,8 +71,19 @@ def difference(a: list[dict], b: list[dict], views=("plain",), draws: int = 4000
         prompts = rng.integers(gain.shape[1], size=(draws, gain.shape[1]))
         drawn += sign * np.array([gain[s].mean(0)[p].mean() for s, p in zip(seeds, prompts)])
         by_seed += sign * gain.mean(1)
-    n = len(a)
-    return by_seed.mean(), *np.percentile(drawn, (2.5, 97.5)), STUDENT[min(n, 10) - 2] * by_seed.std(ddof=1) / math.sqrt(n) if n > 1 else math.inf
+    return by_seed.mean(), *np.percentile(drawn, (2.5, 97.5)), student(by_seed)
+
+
+def student(by_seed: np.ndarray) -> float:
+    """Half of Student's 95% interval of the mean of these; infinite for one."""
+    n = len(by_seed)
+    return STUDENT[min(n, 10) - 2] * by_seed.std(ddof=1) / math.sqrt(n) if n > 1 else math.inf
+
+
+def auc(result: dict) -> float:
+    """AUC of harmful prompts' samples by a result's rewards, in percent: of all pairs within a prompt, whatever its category; nan without a pair."""
+    found = [(n, value) for name, (n, value, *_) in result["auc"].items() if name != HELPFUL and n]
+    return 100 * sum(n * value for n, value in found) / sum(n for n, _ in found) if found else math.nan
 
 
 def percent(runs: list[dict], kind: str, views=("plain",)) -> str:
@@ -84,14 +98,38 @@ def claim(variants: dict, better: str, worse: str, views=("plain",)) -> str:
     if not seeds:
         return ""
     mean, low, high, half = difference([variants[better][s] for s in seeds], [variants[worse][s] for s in seeds], views)
-    sure = len(seeds) > 2 and (low > 0 and mean > half or high < 0 and -mean > half)
-    student = f"[{mean - half:+.1f}, {mean + half:+.1f}]" if len(seeds) > 1 else "-"
-    return f"{len(seeds)} | {mean:+.1f} | [{low:+.1f}, {high:+.1f}] | {student} | {('yes' if mean > 0 else 'no: worse') if sure else 'not shown'}"
+    return f"{len(seeds)} | {mean:+.1f} | [{low:+.1f}, {high:+.1f}] | {verdict(len(seeds), mean, half, low > 0 or high < 0)}"
+
+
+def reward_claim(variants: dict, better: str, worse: str) -> str:
+    """The same of the reward models' AUC."""
+    gain = np.array([auc(variants[better][s]) - auc(variants[worse][s]) for s in variants.get(better, {}).keys() & variants.get(worse, {}).keys()])
+    gain = gain[~np.isnan(gain)]
+    return f"{len(gain)} | {gain.mean():+.1f} | - | {verdict(len(gain), gain.mean(), student(gain))}" if len(gain) else ""
+
+
+def verdict(n: int, mean: float, half: float, sure: bool = True) -> str:
+    """Student's interval and what can be said; sure: whether the other interval excludes zero."""
+    interval = f"[{mean - half:+.1f}, {mean + half:+.1f}]" if n > 1 else "-"
+    return f"{interval} | {('yes' if mean > 0 else 'no: worse') if sure and n > 2 and abs(mean) > half else 'not shown'}"
+
+
+def spread(alpha: list[float]) -> str:
+    """5, 50 and 95% of alpha; cosine between equal advantages and the same times alpha, mean / root mean square: how little scaling turns an update."""
+    return f"{', '.join(f'{x:.2f}' for x in np.percentile(alpha, (5, 50, 95)))}; {np.mean(alpha) / np.sqrt(np.mean(np.square(alpha))):.3f}"
+
+
+def thirds(curves: list[list[dict]], key: str) -> str:
+    """Of one curve a seed: what it has under key, the mean of its first and of its last third, the gain and half of Student's interval of it."""
+    unit, digits = (100, 1) if key.endswith("refused") else (1, 2)
+    first, last = (np.array([unit * np.mean([step[key] for step in c[::order][:max(1, len(c) // 3)]]) for c in curves]) for order in (1, -1))
+    gain = f" ({(last - first).mean():+.{digits}f} ± {student(last - first):.{digits}f})" if len(curves) > 1 else ""
+    return f"{first.mean():.{digits}f} → {last.mean():.{digits}f}{gain}"
 
 
 def tables_of(variants: dict) -> str:
     """Markdown: everything about one setting."""
-    lines = ["| variant | seeds | refused, %: harmful | ordinary | look-alikes | harmful − look-alikes | gibberish % | truncated % | tokens | NLL | KL | alpha: 5, 50, 95% | seconds |", "|---" * 13 + "|"]
+    lines = ["| variant | seeds | refused, %: harmful | ordinary | look-alikes | harmful − look-alikes | gibberish % | truncated % | tokens | NLL | KL | alpha: 5, 50, 95%; cosine | seconds |", "|---" * 13 + "|"]
     mean = lambda runs, key: statistics.mean(map(key, runs))
     for variant, by_seed in variants.items():
         runs = list(by_seed.values())
@@ -100,7 +138,7 @@ def tables_of(variants: dict) -> str:
         alpha = [a for r in runs for a in r["alpha"]]
         lines.append(f"| {variant} | {len(runs)} | {percent(runs, 'harmful')} | {percent(runs, 'ordinary')} | {percent(runs, 'lookalike')} | {points:.1f} | {' | '.join(share)} | "
                      f"{mean(runs, lambda r: r['rates']['tokens']):.0f} | {mean(runs, lambda r: r['nll']):.3f} | {mean(runs, lambda r: r['kl']):.3f} | "
-                     f"{', '.join(f'{x:.2f}' for x in np.percentile(alpha, (5, 50, 95))) if alpha else '-'} | {mean(runs, lambda r: sum(r['seconds'].values())):.0f} |")
+                     f"{spread(alpha) if alpha else '-'} | {mean(runs, lambda r: sum(r['seconds'].values())):.0f} |")
     lines += ["", CLAIM_HEAD.format("claim"), RULE]
     lines += [f"| {text} | {cells} |" for text, better, worse in CLAIMS if (cells := claim(variants, better, worse))]
     views = next(iter(variants[START].values()))["verdicts"]
@@ -113,6 +151,10 @@ def tables_of(variants: dict) -> str:
         for name, kinds in (("kinds trained on", SEEN), ("kinds held out", HELD_OUT)):
             lines += ["", CLAIM_HEAD.format(f"claim, {name}"), RULE]
             lines += [f"| {text} | {cells} |" for text, better, worse in CLAIMS if (cells := claim(variants, better, worse, kinds))]
+    learnt = {v: [r["curve"] for r in by_seed.values() if len(r["curve"]) > 1] for v, by_seed in variants.items()}
+    if any(learnt.values()):
+        lines += ["", "| samples in GRPO-S, first → last third of the rollouts | " + " | ".join(CURVES.values()) + " |", "|---" * (len(CURVES) + 1) + "|"]
+        lines += [f"| {variant} | " + " | ".join(thirds(curves, key) for key in CURVES) + " |" for variant, curves in learnt.items() if curves]
     lines += ["", "| harmful refused, % | " + " | ".join(CATEGORIES) + " |", "|---" * (len(CATEGORIES) + 1) + "|"]
     for variant, by_seed in variants.items():
         lines.append(f"| {variant} | " + " | ".join(f"{mean(by_seed.values(), lambda r: 100 * r['rates'][c][0] / r['rates'][c][1]):.0f}" for c in CATEGORIES) + " |")
@@ -124,6 +166,8 @@ def tables_of(variants: dict) -> str:
             if found and (variant == START or i == 1):       # the others are the warm start's samples, whoever scores them
                 cells = [[a[n][i] for a in found if a.get(n, [None] * 4)[i] is not None] for n in names]
                 lines.append(f"| {label} | " + " | ".join(f"{statistics.mean(x):.{2 if i else 0}f}" if x else "-" for x in cells) + " |")
+    if rows := [f"| {text} | {cells} |" for text, better, worse in REWARD_CLAIMS if (cells := reward_claim(variants, better, worse))]:
+        lines += ["", CLAIM_HEAD.format("claim, of the rewards' AUC on harmful prompts"), RULE, *rows]
     return "\n".join(lines)
 
 

@@ -56,7 +56,7 @@ def test_every_setting_of_the_grid_is_one():
 
 
 def test_claims_are_of_variants():
-    assert {v for _, *both in tables.CLAIMS for v in both} <= set(ablate.VARIANTS)
+    assert {v for _, *both in tables.CLAIMS + tables.REWARD_CLAIMS for v in both} <= set(ablate.VARIANTS)
 
 
 def test_equal_steps():
@@ -142,6 +142,16 @@ def test_claim():
     told = lambda a, b: tables.claim({"a": dict(enumerate(a)), "b": dict(enumerate(b))}, "a", "b").rpartition("| ")[2]
     assert told([some, more, some], [none] * 3) == "yes" and told([some, more], [none] * 2) == "not shown" and told([none] * 3, [some, more, some]) == "no: worse"
     assert told([some, none, none], [none] * 3) == "not shown" and tables.claim({"a": {0: some}, "b": {1: some}}, "a", "b") == ""
+
+
+def test_reward_claim():
+    """AUC of two categories by their pairs, the harmless one's not counted: gains of 5, 6 and 7 points, 6 +- 4.303 / sqrt 3; one seed says nothing; seeds that disagree neither."""
+    runs = lambda *values: {i: {"auc": {"crime": [9, v, 0.5, 0.5], "insult": [1, v - 0.1, 0.5, 0.5], "ethics": [0, None, None, None], HELPFUL: [9, i / 3, 0.5, 0.5]}} for i, v in enumerate(values)}
+    told = lambda a, b: tables.reward_claim({"a": a, "b": b}, "a", "b")
+    assert tables.auc(runs(0.9)[0]) == pytest.approx(89)
+    assert told(runs(0.85, 0.86, 0.87), runs(0.8, 0.8, 0.8)) == "3 | +6.0 | - | [+3.5, +8.5] | yes" and told(runs(0.8, 0.8, 0.8), runs(0.85, 0.86, 0.87)).endswith("| no: worse")
+    assert told(runs(0.9), runs(0.8, 0.8)) == "1 | +10.0 | - | - | not shown" and told(runs(0.9, 0.8, 0.8), runs(0.8, 0.8, 0.8)).endswith("| not shown") and told({}, runs(0.8)) == ""
+    assert told(runs(0.9), {0: {"auc": {"crime": [0, None, None, None], HELPFUL: [9, 0.5, 0.5, 0.5]}}}) == ""           # no prompt whose samples differ
 
 
 def test_percent_counts_a_prompt_once():
@@ -288,9 +298,9 @@ def test_tables_and_pictures(tmp_path, monkeypatch, capsys):
     def line(variant, seed, harmful, lookalike, **more):
         return {"setting": "few-8", "variant": variant, "seed": seed, "verdicts": {"plain": {"harmful": harmful, "ordinary": "c" * 4, "lookalike": lookalike}}, "code": "x", "start": variant, "machine": "a laptop", "nll": 1.0, "kl": 0.5,
                 "rates": {"gibberish": [1, 10], "truncated": [0, 10], "tokens": 40, **{c: [1, 2] for c in CATEGORIES}}, "seconds": {"sft": 100}, "curve": [], "alpha": [], **more}
-    curve = [{"harmful_refused": 0.5, "helpful_refused": 0.25}] * 2
+    curve = [{"harmful_refused": 0.5 + i / 10, "helpful_refused": 0.25, "harmful_reward": -i, "helpful_reward": 1.0} for i in range(2)]
     found = [line(START, s, "r" * 10 + "c" * 10, "rrcc", auc={"crime": [4, 0.75, 0.5, 0.5]}) for s in range(3)]
-    found += [line(ablate.DRIRL, s, "r" * 19 + "c", "rccc" if s else "cccc", curve=curve[s > 1:], alpha=[0.9, 1.0, 1.1]) for s in range(3)]
+    found += [line(ablate.DRIRL, s, "r" * 19 + "c", "rccc" if s else "cccc", curve=curve * (1 + s), alpha=[0.9, 1.0, 1.1]) for s in range(3)]
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     (tmp_path / "results").mkdir()
     (tmp_path / "RESULTS.md").write_text("Before\n<!-- few-8 -->\nold\n<!-- end -->\n<!-- tail -->\nold\n<!-- end -->\nafter\n")
@@ -301,8 +311,9 @@ def test_tables_and_pictures(tmp_path, monkeypatch, capsys):
     assert "3 warm starts were made again, differently, on another machine: a laptop" in capsys.readouterr().out
     page = (tmp_path / "RESULTS.md").read_text()
     assert "| DR-IRL beats its warm start | 3 | +78.3 | [" in page and "| yes |" in page and "<!-- tail -->\nNot run yet.\n<!-- end -->\nafter\n" in page         # 45 + (50 + 25 + 25) / 3
-    assert "| SFT warm start | 3 | 50.0 [30, 70] | 0.0 [0, 49] | 50.0 [15, 85] | 0.0 | 10.0 | 0.0 | 40 | 1.000 | 0.500 | - | 100 |" in page and "| 0.90, 1.00, 1.10 | 100 |" in page
-    assert "| pairs a seed | - | - | 4 |" in page and "| rewards of SFT warm start | - | - | 0.75 |" in page
+    assert "| SFT warm start | 3 | 50.0 [30, 70] | 0.0 [0, 49] | 50.0 [15, 85] | 0.0 | 10.0 | 0.0 | 40 | 1.000 | 0.500 | - | 100 |" in page and "| 0.90, 1.00, 1.10; 0.997 | 100 |" in page
+    assert "| pairs a seed | - | - | 4 |" in page and "| rewards of SFT warm start | - | - | 0.75 |" in page and "AUC on harmful" not in page
+    assert "| product (DR-IRL) | 51.7 → 58.3 (+6.7 ± 14.3) | 25.0 → 25.0 (+0.0 ± 0.0) | -0.17 → -0.83 (-0.67 ± 1.43) | 1.00 → 1.00 (+0.00 ± 0.00) |" in page    # gains of 10, 10 and 0
     assert {p.name for p in (tmp_path / "results").iterdir()} == {"ablate.jsonl", "plane.png", "categories.png", "curves.png", "alpha.png"}
     tables.main(tmp_path / "some.jsonl")
     assert (tmp_path / "RESULTS.md").read_text() == page and "versions" not in capsys.readouterr().out
