@@ -179,7 +179,8 @@ def stage_dpo(run: Run) -> None:
     if not drawn:
         raise data.UserError(f"{run.folder / 'rewards/samples.json'}: no samples to compare demonstrations with: run irl first")
     pairs = dpo.pairs(drawn, rows, run.c.irl.contrast, run.c.run.seed)
-    dpo.train(policy, reference, chat, pairs, run.c.dpo, run.amp, run.c.run.seed, Loop("dpo", patience=run.c.run.max_skips, log=run.log))
+    with Loop("dpo", patience=run.c.run.max_skips, log=run.log) as loop:
+        dpo.train(policy, reference, chat, pairs, run.c.dpo, run.amp, run.c.run.seed, loop)
     save_model(policy, run.folder / "dpo")
     run.write("times.json", {**run.times(), "dpo": round(time.time() - start, 1)})
 
@@ -264,7 +265,7 @@ STAGES = {name: globals()[f"stage_{name}"] for name in ("data", "route", "drafts
 # ------------------------------------------------------------------------------------------------ command line
 
 def peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == "darwin" else 20)     # bytes there, KiB elsewhere
 
 
 def timed(stage: str, run: Run) -> None:

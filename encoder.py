@@ -144,7 +144,7 @@ class Encoder(nn.Module):
             vectors = F.normalize(self.pool(*pad([rows[j] for j in part], self.words.device)), dim=1)
             for j, v in zip(part, vectors):
                 out[j] = v
-        return torch.stack(out) if out else torch.zeros(0, self.words.shape[1])
+        return torch.stack(out) if out else self.words.new_zeros(0, self.words.shape[1])
 
 
 class WordEncoder:

@@ -309,7 +309,7 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         shown = {f"{kind}_{name}": values[which].mean().item() for kind, which in (("harmful", harmful), ("helpful", ~harmful)) if which.any()
                  for name, values in (("refused", refused), ("reward", R.cpu()))}
         loop.end(n, **stats, **shown, reward_std=R.std(1, correction=0).mean().item(), gap_demo_minus_sample=(demo - R).mean().item(),
-            similarity=W.mean().item(), alpha=[round(a, 4) for a in alpha[:, 0].tolist()], advantage_samples=advantage[kept, :-1].abs().mean().item(),
+            similarity=W.mean().item(), alpha=[round(a, 4) for a in alpha.mean(1).tolist()], advantage_samples=advantage[kept, :-1].abs().mean().item(),
             advantage_demonstration=advantage[taught, -1].mean().item() if taught else 0.0,
             length=length.mean().item(), ended=ended.mean().item(), empty=int(empty.sum()), equal_groups=int((R == R[:, :1]).all(1).sum()),
             seconds=dict(zip(("rollout", "score", "train"), (round(b - a, 2) for a, b in zip(clock, clock[1:])))))

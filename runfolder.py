@@ -141,7 +141,7 @@ class Run:
     def embedded(self, texts: list[str], name: str = "embeddings") -> torch.Tensor:
         """The texts' embeddings (N, D), kept in data/NAME.safetensors until texts or encoder change."""
         path = self.folder / f"data/{name}.safetensors"
-        key = hashlib.sha256(json.dumps([self.c.run.encoder, texts]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([self.c.run.encoder, self.identity.get("weights of --encoder"), texts]).encode()).hexdigest()
         try:
             return read_tensors(path)[key]
         except (data.UserError, KeyError):                   # none yet, cut off, or of others

@@ -3,8 +3,8 @@
     python tables.py [runs/ablate/results.jsonl]     keeps these lines as results/ablate.jsonl, and makes RESULTS.md's tables and pictures of it
 
 A difference between two variants is the mean over seeds of (harmful refused - look-alikes refused), in points. It has two 95% intervals: a bootstrap over seeds and
-prompts, which stay paired; and Student's over the seeds' differences, as a bootstrap of five is too narrow. yes: both exclude zero, with three seeds at the least.
-Reward models are compared by themselves too: by their AUC on harmful prompts, with Student's interval alone.
+prompts, which stay paired; and Student's over the seeds' differences, as a bootstrap of five is too narrow. yes: both exclude zero, with three seeds at the least; if
+Student's alone does, on these prompts. Reward models are compared by themselves too: by their AUC on harmful prompts, with Student's interval alone.
 A rate's interval is Wilson's for one seed's number of prompts, as the same prompts come back with every seed.
 """
 import math
@@ -26,6 +26,7 @@ STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)   # 97
 CLAIMS = [  # what is claimed, the variant that should be better, the other
     ("DR-IRL beats its warm start", DRIRL, START),
     ("DR-IRL beats SFT continued for the same time", DRIRL, CONTINUED),
+    ("the warm start beats SFT continued", START, CONTINUED),
     ("DR-IRL beats SFT trained longer by the same time", DRIRL, LONGER),
     ("DR-IRL beats SFT continued on as many tokens", DRIRL, TOKENS),
     ("DR-IRL beats SFT on borrowed demonstrations for the same time", DRIRL, BORROWED),
@@ -108,10 +109,12 @@ def reward_claim(variants: dict, better: str, worse: str) -> str:
     return f"{len(gain)} | {gain.mean():+.1f} | - | {verdict(len(gain), gain.mean(), student(gain))}" if len(gain) else ""
 
 
-def verdict(n: int, mean: float, half: float, sure: bool = True) -> str:
-    """Student's interval and what can be said; sure: whether the other interval excludes zero."""
+def verdict(n: int, mean: float, half: float, elsewhere: bool = False) -> str:
+    """Student's interval and what can be said; elsewhere: whether the interval over prompts excludes zero too."""
     interval = f"[{mean - half:+.1f}, {mean + half:+.1f}]" if n > 1 else "-"
-    return f"{interval} | {('yes' if mean > 0 else 'no: worse') if sure and n > 2 and abs(mean) > half else 'not shown'}"
+    if n < 3 or abs(mean) <= half:
+        return f"{interval} | not shown"
+    return f"{interval} | {'yes' if mean > 0 else 'no: worse'}{'' if elsewhere else ', on these prompts'}"
 
 
 def spread(alpha: list[float]) -> str:
@@ -184,7 +187,7 @@ def pictures(results: dict, folder: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    look = {v: {"color": plt.get_cmap("tab20")(i), "label": v} for i, v in enumerate(VARIANTS)}
+    look = {v: {"color": plt.get_cmap("tab20")(2 * i % 20 + i // 10), "label": v} for i, v in enumerate(VARIANTS)}
 
     def figure(name, draw):
         fig, axes = plt.subplots(1, len(results), figsize=(4.2 * len(results) + 2, 3.8), squeeze=False)

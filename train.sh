@@ -24,7 +24,7 @@ elif [ -n "${1:-}" ] && [[ "$1" != --* ]]; then
     flags=(--model "$1")
     shift
 fi
-flags=(--run "$run" "${flags[@]}" "$@")
+flags=(--run "$run" ${flags[@]+"${flags[@]}"} "$@")     # no flags: macOS's bash takes an empty array for an unset one
 # glibc keeps large tensors in its heap, in huge pages: 13% off a training step on two CPU cores
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456}"
 

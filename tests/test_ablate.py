@@ -141,6 +141,7 @@ def test_claim():
     none, some, more = result("c" * 40, "c"), result("r" * 20 + "c" * 20, "c"), result("r" * 22 + "c" * 18, "c")
     told = lambda a, b: tables.claim({"a": dict(enumerate(a)), "b": dict(enumerate(b))}, "a", "b").rpartition("| ")[2]
     assert told([some, more, some], [none] * 3) == "yes" and told([some, more], [none] * 2) == "not shown" and told([none] * 3, [some, more, some]) == "no: worse"
+    assert told([result("rrr" + "c" * 97, "c")] * 3, [result("c" * 100, "c")] * 3) == "yes, on these prompts"       # a bootstrap draws none of the three in one of twenty
     assert told([some, none, none], [none] * 3) == "not shown" and tables.claim({"a": {0: some}, "b": {1: some}}, "a", "b") == ""
 
 
@@ -149,7 +150,7 @@ def test_reward_claim():
     runs = lambda *values: {i: {"auc": {"crime": [9, v, 0.5, 0.5], "insult": [1, v - 0.1, 0.5, 0.5], "ethics": [0, None, None, None], HELPFUL: [9, i / 3, 0.5, 0.5]}} for i, v in enumerate(values)}
     told = lambda a, b: tables.reward_claim({"a": a, "b": b}, "a", "b")
     assert tables.auc(runs(0.9)[0]) == pytest.approx(89)
-    assert told(runs(0.85, 0.86, 0.87), runs(0.8, 0.8, 0.8)) == "3 | +6.0 | - | [+3.5, +8.5] | yes" and told(runs(0.8, 0.8, 0.8), runs(0.85, 0.86, 0.87)).endswith("| no: worse")
+    assert told(runs(0.85, 0.86, 0.87), runs(0.8, 0.8, 0.8)) == "3 | +6.0 | - | [+3.5, +8.5] | yes, on these prompts" and told(runs(0.8, 0.8, 0.8), runs(0.85, 0.86, 0.87)).endswith("| no: worse, on these prompts")
     assert told(runs(0.9), runs(0.8, 0.8)) == "1 | +10.0 | - | - | not shown" and told(runs(0.9, 0.8, 0.8), runs(0.8, 0.8, 0.8)).endswith("| not shown") and told({}, runs(0.8)) == ""
     assert told(runs(0.9), {0: {"auc": {"crime": [0, None, None, None], HELPFUL: [9, 0.5, 0.5, 0.5]}}}) == ""           # no prompt whose samples differ
 

@@ -173,8 +173,11 @@ def test_embeddings_are_those_of_texts_and_encoder_and_made_again_if_broken(tmp_
         path.write_bytes(rest)
         assert torch.equal(run("words").embedded(["a", "b"]), first) and path.read_bytes() == whole
     assert torch.equal(run("words").embedded(["b", "a"]), first.flip(0))
-    monkeypatch.setattr(drirl.encoder, "load_encoder", lambda folder, device: drirl.encoder.WordEncoder(width=8))
-    assert run("other").embedded(["b", "a"]).shape == (2, 8)
+    (other := tmp_path / "other").mkdir()
+    for width in (8, 9):                                                         # another encoder, then other weights in its folder
+        (other / "model.safetensors").write_bytes(bytes(width))
+        monkeypatch.setattr(drirl.encoder, "load_encoder", lambda folder, device: drirl.encoder.WordEncoder(width=width))
+        assert run(str(other)).embedded(["b", "a"]).shape == (2, width)
 
 
 def test_centroids_are_of_the_whole_shipped_pool_and_embedded_once(tmp_path, monkeypatch):

@@ -320,6 +320,22 @@ def test_a_stage_without_a_single_update_fails(monkeypatch):
         grpo_loop(loop)
 
 
+def test_irl_alternates(runs, tmp_path, monkeypatch):
+    """irl --rounds 3: samples of the warm start, then of policies that GRPO without scaling improved from it against the rewards so far; samples.json holds the last ones."""
+    drawn, trained = [], []
+    monkeypatch.setattr(reward, "sample_groups", lambda policy, *a, real=reward.sample_groups: drawn.append((policy, real(policy, *a))) or drawn[-1][1])
+    monkeypatch.setattr(grpo_s, "train", lambda *a, real=grpo_s.train: trained.append((a[5].rollouts, a[5].scaling)) or real(*a))
+    flags = [*FLAGS.replace("W/", f"{runs.w}/").split(), "--run", str(tmp_path), "--estimator", "linear", "--rounds", "3", "--policy-steps", "2"]
+    for stage in ("data", "sft", "irl"):
+        assert drirl.main([stage, *flags]) == 0
+    warm, *improved = ([p.detach() for p in policy.parameters()] for policy, _ in drawn)
+    same = lambda a, b: all(map(torch.equal, a, b))
+    assert trained == [(2, "none")] * 2 and len(improved) == 2 and same(warm, model.load_model(tmp_path / "sft").parameters())
+    assert not same(warm, improved[0]) and not same(warm, improved[1]) and not same(*improved)
+    saved = json.loads((tmp_path / "rewards/samples.json").read_text())
+    assert len(saved) == len(drawn[2][1]) and {g["prompt"] for g in saved} == {g["prompt"] for g in drawn[2][1]} and all(len(g["samples"]) == 1 for g in saved)
+
+
 def test_two_rounds_of_fits_in_one_loop():
     """As irl --rounds 2 has it: the second fit trains too."""
     loop = Watched()
