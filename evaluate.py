@@ -131,15 +131,22 @@ def save(fig, path: Path, **how) -> None:
     write({path: lambda aside: fig.savefig(aside, format="png", dpi=120, **how)})
 
 
-def pictures(folder: Path, results: list[dict], records: list[dict]) -> list[str]:
-    """refusals.png (per category, every model) and curves.png (learning curves). Without matplotlib: none, and a line that says so."""
+def pyplot():
+    """matplotlib's, drawing into files; where it isn't installed None, and a line that says so."""
     try:
         import matplotlib
     except ImportError:
         print("no pictures: matplotlib is not installed (pip install -r requirements-extra.txt)")
-        return []
+        return None
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot
+    return matplotlib.pyplot
+
+
+def pictures(folder: Path, results: list[dict], records: list[dict]) -> list[str]:
+    """refusals.png (per category, every model) and curves.png (learning curves), if there is matplotlib. Returns their names."""
+    if not (plt := pyplot()):
+        return []
     groups = [*CATEGORIES, "ordinary", "lookalike"]
     fig, ax = plt.subplots(figsize=(11, 4))
     for i, r in enumerate(results):
@@ -182,13 +189,9 @@ def pictures(folder: Path, results: list[dict], records: list[dict]) -> list[str
 
 
 def picture_of_balance(path: Path, before: dict[str, int], after: dict[str, int]) -> None:
-    """Two bars a category: the pool's rows and the balanced ones. Without matplotlib: nothing."""
-    try:
-        import matplotlib
-    except ImportError:
+    """Two bars a category: the pool's rows and the balanced ones."""
+    if not (plt := pyplot()):
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(8, 3))
     for i, (name, n) in enumerate((("pool", before), ("balanced", after))):
         ax.bar_label(ax.bar([g + 0.4 * i - 0.2 for g in range(len(n))], list(n.values()), 0.4, label=name), fontsize=7)

@@ -18,7 +18,7 @@ import numpy as np
 from ablate import BORROWED, CONTINUED, DRIRL, LONGER, SETTINGS, START, STATIC, TOKENS, VARIANTS
 from data import CATEGORIES, HELPFUL, UserError
 from disguise import HELD_OUT, SEEN
-from evaluate import save, wilson
+from evaluate import pyplot, save, wilson
 from files import read_records, write
 
 ROOT = Path(__file__).resolve().parent
@@ -183,10 +183,8 @@ def text(results: list[dict]) -> str:
 def pictures(results: dict, folder: Path) -> None:
     """plane.png: every variant by what it refuses of harmful prompts and answers of look-alikes; categories.png: harmful refused before and after;
     curves.png: GRPO-S's samples over its rollouts, mean and range over the seeds; alpha.png: histograms."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    if not (plt := pyplot()):
+        return
     look = {v: {"color": plt.get_cmap("tab20")(2 * i % 20 + i // 10), "label": v} for i, v in enumerate(VARIANTS)}
 
     def figure(name, draw):
