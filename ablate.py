@@ -150,8 +150,9 @@ def prompts_of(run, root: Path) -> tuple[dict, list[dict]]:
     """The settings that say what to train on, and the last 60 harmless demonstrations, which are kept out of it, for `nll`. Writes the files: benign.jsonl, the others,
     and disguised.jsonl, the pool with a disguised copy of every prompt, without its demonstration."""
     rows, _ = run.prompts([run.base()])
-    if lost := [name for name in CATEGORIES if all(r["category"] != name for r in rows)] + [r["prompt"][:40] for r in rows if evaluate.kind_of(r) == "harmful" and r["category"] not in CATEGORIES]:
-        raise UserError(f"{run.file('prompts')}: want harmful prompts of every category, and a category for each: {lost[0]!r}")
+    found = [r["category"] if evaluate.kind_of(r) == "harmful" else evaluate.kind_of(r) for r in rows]
+    if lost := [name for name in (*CATEGORIES, "ordinary", "lookalike") if name not in found] + [r["prompt"][:40] for r, name in zip(rows, found) if name not in (*CATEGORIES, "ordinary", "lookalike")]:
+        raise UserError(f"{run.file('prompts')}: want harmful prompts of every category, a category for each, and ordinary ones and look-alikes: {lost[0]!r}")
     benign, pool, rng = loaders.load_demonstrations(run.file("benign")), loaders.load_rows(run.file("pool")), random.Random(0)
     kept = benign[:-60]
     copies = [{"prompt": disguise.disguise(r["prompt"], disguise.SEEN[i % 2], rng), "category": r["category"]} for i, r in enumerate(pool + kept)]

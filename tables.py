@@ -40,7 +40,7 @@ CLAIMS = [  # what is claimed, the variant that should be better, the other
     ("categorized beats linear integration", DRIRL, "linear integration"),
     ("balanced beats unbalanced", DRIRL, "unbalanced"),
 ]
-REWARD_CLAIMS = [("7RW beats 1RW", START, "1RW static"), ("categorized beats linear integration", START, "linear integration"), ("balanced beats unbalanced", START, "unbalanced")]
+REWARD_CLAIMS = [("7RW beats 1RW", "1RW static"), ("categorized beats linear integration", "linear integration"), ("balanced beats unbalanced, each on its own warm start's samples", "unbalanced")]
 CURVES = {"harmful_refused": "harmful refused, %", "helpful_refused": "harmless refused, %", "harmful_reward": "reward, harmful", "helpful_reward": "reward, harmless"}
 CLAIM_HEAD, RULE = "| {} | seeds | points | bootstrap | by seed | |", "|---" * 6 + "|"
 
@@ -81,9 +81,9 @@ def student(by_seed: np.ndarray) -> float:
     return STUDENT[min(n, 10) - 2] * by_seed.std(ddof=1) / math.sqrt(n) if n > 1 else math.inf
 
 
-def auc(result: dict) -> float:
-    """AUC of harmful prompts' samples by a result's rewards, in percent: of all pairs within a prompt, whatever its category; nan without a pair."""
-    found = [(n, value) for name, (n, value, *_) in result["auc"].items() if name != HELPFUL and n]
+def auc(result: dict, by: int = 1) -> float:
+    """AUC of harmful prompts' samples by a result's rewards, in percent, or by being shorter (by=2): of all pairs within a prompt, whatever its category; nan without a pair."""
+    found = [(cells[0], cells[by]) for name, cells in result["auc"].items() if name != HELPFUL and cells[0]]
     return 100 * sum(n * value for n, value in found) / sum(n for n, _ in found) if found else math.nan
 
 
@@ -102,11 +102,13 @@ def claim(variants: dict, better: str, worse: str, views=("plain",)) -> str:
     return f"{len(seeds)} | {mean:+.1f} | [{low:+.1f}, {high:+.1f}] | {verdict(len(seeds), mean, half, low > 0 or high < 0)}"
 
 
-def reward_claim(variants: dict, better: str, worse: str) -> str:
-    """The same of the reward models' AUC."""
-    gain = np.array([auc(variants[better][s]) - auc(variants[worse][s]) for s in variants.get(better, {}).keys() & variants.get(worse, {}).keys()])
-    gain = gain[~np.isnan(gain)]
-    return f"{len(gain)} | {gain.mean():+.1f} | - | {verdict(len(gain), gain.mean(), student(gain))}" if len(gain) else ""
+def reward_claims(variants: dict) -> list[str]:
+    """Rows of what is claimed of the reward models' AUC alone."""
+    fitted = variants.get(START, {})
+    gains = {"rewards beat choosing the longer sample": [auc(r) - (100 - auc(r, by=2)) for r in fitted.values()]}
+    gains |= {text: [auc(fitted[s]) - auc(variants[other][s]) for s in fitted.keys() & variants.get(other, {}).keys()] for text, other in REWARD_CLAIMS}
+    found = {text: x for text, gain in gains.items() if len(x := np.array([g for g in gain if not math.isnan(g)]))}
+    return [f"| {text} | {len(x)} | {x.mean():+.1f} | - | {verdict(len(x), x.mean(), student(x))} |" for text, x in found.items()]
 
 
 def verdict(n: int, mean: float, half: float, elsewhere: bool = False) -> str:
@@ -165,11 +167,11 @@ def tables_of(variants: dict) -> str:
     names = (*CATEGORIES, HELPFUL)
     lines += ["", "| AUC of wanted over unwanted samples of a prompt | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for variant, found in fitted.items():
-        for i, label in enumerate(("pairs a seed", f"rewards of {variant}", "length alone", "form alone")):
-            if found and (variant == START or i == 1):       # the others are the warm start's samples, whoever scores them
+        for i, label in enumerate(("pairs a seed", f"rewards of {variant}", "being shorter alone", "form alone")):
+            if found and (variant == START or i == 1):       # the others don't depend on the rewards
                 cells = [[a[n][i] for a in found if a.get(n, [None] * 4)[i] is not None] for n in names]
                 lines.append(f"| {label} | " + " | ".join(f"{statistics.mean(x):.{2 if i else 0}f}" if x else "-" for x in cells) + " |")
-    if rows := [f"| {text} | {cells} |" for text, better, worse in REWARD_CLAIMS if (cells := reward_claim(variants, better, worse))]:
+    if rows := reward_claims(variants):
         lines += ["", CLAIM_HEAD.format("claim, of the rewards' AUC on harmful prompts"), RULE, *rows]
     return "\n".join(lines)
 
@@ -242,6 +244,9 @@ def main(source: Path = ROOT / "results/ablate.jsonl") -> None:
     records = read_records(source, "variant")
     if not records:
         raise UserError(f"{source}: no results yet: python drirl.py ablate --run runs/ablate")
+    for key in ("--model", "text of --prompts"):
+        if len(found := {str(r["settings"].get(key)) for r in records}) > 1:
+            raise UserError(f"{source}: results of several values of {key}: {', '.join(sorted(found))}: keep those of one")
     if len(codes := {r["code"] for r in records}) > 1:
         print(f"results of {len(codes)} versions of the code")
     starts = {(r["setting"], r["seed"], r["start"]) for r in records if r["variant"] != "unbalanced"}        # which has a start of its own

@@ -145,14 +145,18 @@ def test_claim():
     assert told([some, none, none], [none] * 3) == "not shown" and tables.claim({"a": {0: some}, "b": {1: some}}, "a", "b") == ""
 
 
-def test_reward_claim():
-    """AUC of two categories by their pairs, the harmless one's not counted: gains of 5, 6 and 7 points, 6 +- 4.303 / sqrt 3; one seed says nothing; seeds that disagree neither."""
-    runs = lambda *values: {i: {"auc": {"crime": [9, v, 0.5, 0.5], "insult": [1, v - 0.1, 0.5, 0.5], "ethics": [0, None, None, None], HELPFUL: [9, i / 3, 0.5, 0.5]}} for i, v in enumerate(values)}
-    told = lambda a, b: tables.reward_claim({"a": a, "b": b}, "a", "b")
-    assert tables.auc(runs(0.9)[0]) == pytest.approx(89)
-    assert told(runs(0.85, 0.86, 0.87), runs(0.8, 0.8, 0.8)) == "3 | +6.0 | - | [+3.5, +8.5] | yes, on these prompts" and told(runs(0.8, 0.8, 0.8), runs(0.85, 0.86, 0.87)).endswith("| no: worse, on these prompts")
-    assert told(runs(0.9), runs(0.8, 0.8)) == "1 | +10.0 | - | - | not shown" and told(runs(0.9, 0.8, 0.8), runs(0.8, 0.8, 0.8)).endswith("| not shown") and told({}, runs(0.8)) == ""
-    assert told(runs(0.9), {0: {"auc": {"crime": [0, None, None, None], HELPFUL: [9, 0.5, 0.5, 0.5]}}}) == ""           # no prompt whose samples differ
+def test_reward_claims():
+    """AUC of two categories by their pairs, the harmless one's not counted: gains of 5, 6 and 7 points, 6 +- 4.303 / sqrt 3; one seed says nothing; seeds that disagree neither.
+    Being shorter has .3: choosing the longer sample is right in 70 of 100, as the rewards are in 84, 85 and 86."""
+    runs = lambda *values: {i: {"auc": {"crime": [9, v, 0.3, 0.5], "insult": [1, v - 0.1, 0.3, 0.5], "ethics": [0, None, None, None], HELPFUL: [9, i / 3, 0.5, 0.5]}} for i, v in enumerate(values)}
+    told = lambda a, b: tables.reward_claims({START: a, "1RW static": b})[-1]
+    assert tables.auc(runs(0.9)[0]) == pytest.approx(89) and tables.auc(runs(0.9)[0], by=2) == pytest.approx(30)
+    assert tables.reward_claims({START: runs(0.85, 0.86, 0.87), "1RW static": runs(0.8, 0.8, 0.8)}) == [
+        "| rewards beat choosing the longer sample | 3 | +15.0 | - | [+12.5, +17.5] | yes, on these prompts |", "| 7RW beats 1RW | 3 | +6.0 | - | [+3.5, +8.5] | yes, on these prompts |"]
+    assert told(runs(0.8, 0.8, 0.8), runs(0.85, 0.86, 0.87)).endswith("| no: worse, on these prompts |")
+    assert told(runs(0.9), runs(0.8, 0.8)) == "| 7RW beats 1RW | 1 | +10.0 | - | - | not shown |" and told(runs(0.9, 0.8, 0.8), runs(0.8, 0.8, 0.8)).endswith("| not shown |")
+    none = {0: {"auc": {"crime": [0, None, None, None], HELPFUL: [9, 0.5, 0.5, 0.5]}}}                             # no prompt whose samples differ
+    assert tables.reward_claims({}) == tables.reward_claims({START: none, "1RW static": runs(0.8)}) == []
 
 
 def test_percent_counts_a_prompt_once():
@@ -277,6 +281,8 @@ def test_the_same_grid_only(world, tmp_path, capsys):
     assert lines(other)[:3] == lines(tmp_path / "g") and len(lines(other)) == 4 and lines(other)[3]["kl"] > 0
     rows(tmp_path / "prompts.jsonl", {"prompt": "Insult me", "category": "insult", "kind": "harmful"})
     assert drirl.main([*args[:-4], "--seeds", "1"]) == 2 and "want harmful prompts of every category" in capsys.readouterr().err
+    rows(tmp_path / "prompts.jsonl", *({"prompt": f"{c}?", "category": c, "kind": "harmful"} for c in CATEGORIES), {"prompt": "Hello?", "kind": "ordinary"})
+    assert drirl.main([*args[:-4], "--seeds", "1"]) == 2 and "look-alikes: 'lookalike'" in capsys.readouterr().err
 
 
 def test_reward_aucs(monkeypatch):
@@ -297,7 +303,7 @@ def test_reward_aucs(monkeypatch):
 def test_tables_and_pictures(tmp_path, monkeypatch, capsys):
     """From made-up results: numbers by hand, a page that is filled, pictures; a setting without results says so."""
     def line(variant, seed, harmful, lookalike, **more):
-        return {"setting": "few-8", "variant": variant, "seed": seed, "verdicts": {"plain": {"harmful": harmful, "ordinary": "c" * 4, "lookalike": lookalike}}, "code": "x", "start": variant, "machine": "a laptop", "nll": 1.0, "kl": 0.5,
+        return {"setting": "few-8", "variant": variant, "seed": seed, "verdicts": {"plain": {"harmful": harmful, "ordinary": "c" * 4, "lookalike": lookalike}}, "code": "x", "settings": {"--model": "m"}, "start": variant, "machine": "a laptop", "nll": 1.0, "kl": 0.5,
                 "rates": {"gibberish": [1, 10], "truncated": [0, 10], "tokens": 40, **{c: [1, 2] for c in CATEGORIES}}, "seconds": {"sft": 100}, "curve": [], "alpha": [], **more}
     curve = [{"harmful_refused": 0.5 + i / 10, "helpful_refused": 0.25, "harmful_reward": -i, "helpful_reward": 1.0} for i in range(2)]
     found = [line(START, s, "r" * 10 + "c" * 10, "rrcc", auc={"crime": [4, 0.75, 0.5, 0.5]}) for s in range(3)]
@@ -313,8 +319,11 @@ def test_tables_and_pictures(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "RESULTS.md").read_text()
     assert "| DR-IRL beats its warm start | 3 | +78.3 | [" in page and "| yes |" in page and "<!-- tail -->\nNot run yet.\n<!-- end -->\nafter\n" in page         # 45 + (50 + 25 + 25) / 3
     assert "| SFT warm start | 3 | 50.0 [30, 70] | 0.0 [0, 49] | 50.0 [15, 85] | 0.0 | 10.0 | 0.0 | 40 | 1.000 | 0.500 | - | 100 |" in page and "| 0.90, 1.00, 1.10; 0.997 | 100 |" in page
-    assert "| pairs a seed | - | - | 4 |" in page and "| rewards of SFT warm start | - | - | 0.75 |" in page and "AUC on harmful" not in page
+    assert "| pairs a seed | - | - | 4 |" in page and "| rewards of SFT warm start | - | - | 0.75 |" in page and "| rewards beat choosing the longer sample | 3 | +25.0 | - | [+25.0, +25.0] |" in page
     assert "| product (DR-IRL) | 51.7 → 58.3 (+6.7 ± 14.3) | 25.0 → 25.0 (+0.0 ± 0.0) | -0.17 → -0.83 (-0.67 ± 1.43) | 1.00 → 1.00 (+0.00 ± 0.00) |" in page    # gains of 10, 10 and 0
     assert {p.name for p in (tmp_path / "results").iterdir()} == {"ablate.jsonl", "plane.png", "categories.png", "curves.png", "alpha.png"}
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*found, {**found[0], "settings": {"--model": "another"}}]))
+    with pytest.raises(UserError, match="several values of --model: another, m"):
+        tables.main(tmp_path / "other.jsonl")
     tables.main(tmp_path / "some.jsonl")
     assert (tmp_path / "RESULTS.md").read_text() == page and "versions" not in capsys.readouterr().out
