@@ -333,7 +333,14 @@ def test_irl_alternates(runs, tmp_path, monkeypatch):
     assert trained == [(2, "none")] * 2 and len(improved) == 2 and same(warm, model.load_model(tmp_path / "sft").parameters())
     assert not same(warm, improved[0]) and not same(warm, improved[1]) and not same(*improved)
     saved = json.loads((tmp_path / "rewards/samples.json").read_text())
-    assert len(saved) == len(drawn[2][1]) and {g["prompt"] for g in saved} == {g["prompt"] for g in drawn[2][1]} and all(len(g["samples"]) == 1 for g in saved)
+    assert [(g["prompt"], g["reward_demo"]) for g in saved] == [(g["prompt"], g["reward_demo"]) for g in drawn[2][1]] and "reward_demo" not in drawn[1][1][0]
+
+
+def test_dpo_without_a_single_update_fails(runs, whole, tmp_path, monkeypatch, capsys):
+    shutil.copytree(whole[0], tmp_path / "r")
+    monkeypatch.setattr(drirl.dpo, "dpo_loss", lambda *a, real=drirl.dpo.dpo_loss: real(*a) * math.nan)
+    assert drirl.main(["dpo", "--run", str(tmp_path / "r"), "--updates", "3"]) == 2 and "dpo: every update was skipped" in capsys.readouterr().err
+    assert not (tmp_path / "r/dpo").exists()
 
 
 def test_two_rounds_of_fits_in_one_loop():
