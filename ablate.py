@@ -25,7 +25,7 @@ import loaders
 import reward
 from batch import Batch
 from data import CATEGORIES, HELPFUL, SEPARATOR, UserError
-from files import read_records, write
+from files import hold, read_records, write
 from judge import judge
 from loop import refuse_differences
 from model import generate, head_inputs, run_blocks, token_logps
@@ -156,6 +156,7 @@ def prompts_of(run, root: Path) -> tuple[dict, list[dict]]:
     benign, pool, rng = loaders.load_demonstrations(run.file("benign")), loaders.load_rows(run.file("pool")), random.Random(0)
     kept = benign[:-60]
     copies = [{"prompt": disguise.disguise(r["prompt"], disguise.SEEN[i % 2], rng), "category": r["category"]} for i, r in enumerate(pool + kept)]
+    hold(root)
     for name, rows in (("benign", kept), ("disguised", pool + copies)):
         text = "".join(json.dumps({k: r[k] for k in ("prompt", "category", "draft", "answer") if k in r}, ensure_ascii=False) + "\n" for r in rows)
         write({root / f"{name}.jsonl": text})

@@ -37,7 +37,7 @@ import settings
 import sft
 import tables
 import tiny
-from files import read_records, write
+from files import read_records, release, write
 from loop import Loop
 from model import frozen_copy, save_model
 from runfolder import ORDER, Run, as_json
@@ -300,6 +300,8 @@ def main(argv: list[str]) -> int:
             traceback.print_exc()
         print("drirl:", "".join(c if c.isprintable() else " " for c in str(e))[:1000], file=sys.stderr)   # one line, whatever a file put into it
         return 2
+    finally:
+        release()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Files as they come and go. What is read may be a stranger's: size, depth and header are bounded, and whatever is wrong is a UserError that names the file.
 What is written appears whole or not at all."""
+import fcntl
 import json
 import os
 from contextlib import contextmanager
@@ -21,6 +22,31 @@ def doing(what: str):
         yield
     except (OSError, SafetensorError) as e:
         raise UserError(f"cannot {what}: {getattr(e, 'strerror', None) or e}") from e
+
+
+HELD = {}                                                    # {folder: descriptor}
+
+
+def hold(folder: Path) -> None:
+    """Keeps other processes from work in a folder, until `release` or the end of this process, be it by SIGKILL. Raises UserError if one is at work there."""
+    if folder in HELD:
+        return
+    with doing(f"write {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"{folder}: another process is at work there; let it end, or choose another --run") from None
+    except OSError:                                          # a disk without locks
+        pass
+    HELD[folder] = descriptor
+
+
+def release() -> None:
+    while HELD:
+        os.close(HELD.popitem()[1])
 
 
 # ------------------------------------------------------------------------------------------------ reading

@@ -18,7 +18,7 @@ import loaders
 import parallel
 import settings
 import weights
-from files import append, number, read_json, read_records, read_tensors, write
+from files import append, hold, number, read_json, read_records, read_tensors, write
 from loop import Loop, refuse_differences
 from model import load_model, open_model
 from transformer import Transformer
@@ -102,6 +102,7 @@ class Run:
         kept = "".join(json.dumps(r) + "\n" for r in read_records(path) if r["stage"] not in later or r["stage"] == stage and type(r.get("step")) is int and r["step"] <= steps)
         if parallel.rank():
             return
+        hold(self.folder)
         self.write("progress.json", {s: identity for s, identity in progress.items() if s not in later})
         for s in later[steps > 0:]:
             self.unfinished(s).unlink(missing_ok=True)

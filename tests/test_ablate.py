@@ -1,6 +1,8 @@
 """ablate.py, tables.py, dpo.py and disguise.py: the grid, what is measured, the statistics, the rivals."""
+import fcntl
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -244,6 +246,11 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
         return real(run, *a, **k)
     monkeypatch.setattr(ablate, "measure", breaks)
     args = [*world, str(tmp_path / "broken"), "--only", "standard/DPO,standard/sum"]
+    (tmp_path / "broken").mkdir()
+    held = os.open(tmp_path / "broken", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    assert drirl.main(args) == 2 and "broken: another process is at work there" in capsys.readouterr().err and not list((tmp_path / "broken").iterdir())
+    os.close(held)
     assert [drirl.main(args) for _ in range(3)] == [2, 2, 0] and len(calls) == 8
     same = lambda r: {k: v for k, v in r.items() if k not in ("seconds", "settings")}      # the settings name the folder's files
     assert [same(r) for r in lines(tmp_path / "broken")] == [same(by["standard", v, s]) for v in (START, "DPO", "sum") for s in (0, 1)]

@@ -180,6 +180,25 @@ def test_sigint_after_the_last_step(runs, whole, tmp_path, monkeypatch):
     assert drirl.main(["all", *argv, "--run", str(folder)]) == 0 and outcome(folder) == outcome(whole[0])
 
 
+def test_one_process_at_a_time(runs, whole, capsys):
+    """While a run is at work, another process that would write into its folder is refused, and leaves it as it is."""
+    folder, argv = runs.w / "held", FLAGS.replace("W/", f"{runs.w}/").split()
+    pid = runs.start(folder)
+    while alive(pid) and at_work(folder) not in ORDER[2:]:
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGSTOP)
+    before, said = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}, []
+    try:
+        for stage in ("data", "sft", "all"):
+            said.append((drirl.main([stage, *argv, "--run", str(folder)]), capsys.readouterr().err))
+        after = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert said == [(2, f"drirl: {folder}: another process is at work there; let it end, or choose another --run\n")] * 3 and after == before
+    assert runs.wait() == 0 and outcome(folder) == outcome(whole[0])
+    assert drirl.main(["eval", *argv, "--run", str(folder)]) == 0
+
+
 def test_nothing_is_left_to_do(runs, whole):
     """The same command again does nothing and shows the table; other settings, or another corpus, are refused; --resume false starts anew."""
     folder, before = whole[0], {p: p.stat().st_mtime_ns for p in whole[0].rglob("*") if p.is_file()}
