@@ -190,11 +190,14 @@ def pictures(results: dict, folder: Path) -> None:
     look = {v: {"color": plt.get_cmap("tab20")(2 * i % 20 + i // 10), "label": v} for i, v in enumerate(VARIANTS)}
 
     def figure(name, draw):
-        fig, axes = plt.subplots(1, len(results), figsize=(4.2 * len(results) + 2, 3.8), squeeze=False)
-        for ax, (setting, variants) in zip(axes[0], results.items()):
+        columns, rows = min(3, len(results)), math.ceil(len(results) / 3)
+        fig, axes = plt.subplots(rows, columns, figsize=(4.2 * columns + 2, 3.8 * rows), squeeze=False)
+        for ax, (setting, variants) in zip(axes.flat, results.items()):
             draw(ax, variants)
             ax.set_title(setting)
-        shown = {label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels())}
+        for ax in axes.flat[len(results):]:
+            ax.remove()
+        shown = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
         fig.legend(shown.values(), shown, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         fig.tight_layout()
         save(fig, folder / f"{name}.png", bbox_inches="tight")
