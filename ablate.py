@@ -49,6 +49,7 @@ SETTINGS = {  # what differs from the defaults
 }
 START, DRIRL, STATIC = "SFT warm start", "product (DR-IRL)", "7RW static"
 CONTINUED, LONGER, TOKENS, BORROWED = "SFT continued (time)", "SFT longer (time)", "SFT continued (tokens)", "SFT on borrowed (time)"
+AS_LONG = (CONTINUED, LONGER, TOKENS, BORROWED)            # as DR-IRL
 VARIANTS = {  # name: (stages, settings); what comes before the first stage is shared with the start
     START: (("data", "sft", "irl"), {}),
     DRIRL: (("grpo",), {}),
@@ -80,22 +81,26 @@ def changed(c, values: dict):
     return c
 
 
-def planned(c) -> list[tuple[str, str, int]]:
-    """(setting, variant, seed) in the order of work: all seeds of a variant, then the next variant."""
+def planned(c) -> list[tuple[str, str, int, bool]]:
+    """(setting, variant, seed, asked for) in the order of work: all seeds of a variant, then the next variant. Not asked for by --only, but needed: a variant's
+    warm start, and DR-IRL's line, which says how long its rivals train."""
     plan = [(s, v, seed) for s in SETTINGS for v in list(VARIANTS)[:FIRST.get(s, 5)] for seed in range(c.ablate.seeds)]
     wanted = set(c.ablate.only.split(",") if c.ablate.only else SETTINGS)
     if wrong := wanted - SETTINGS.keys() - {f"{s}/{v}" for s, v, _ in plan}:
         raise UserError(f"--only {sorted(wrong)[0]}: want settings ({', '.join(SETTINGS)}) or a setting and a variant (few-8/DPO), with commas between")
-    return [(s, v, seed) for s, v, seed in plan if s in wanted or f"{s}/{v}" in wanted or v == START and any(w.startswith(f"{s}/") for w in wanted)]
+    asked = {(s, v) for s, v, _ in plan if s in wanted or f"{s}/{v}" in wanted}
+    needed = asked | {(s, START) for s, _ in asked} | {(s, DRIRL) for s, v in asked if v in AS_LONG}
+    return [(s, v, seed, (s, v) in asked) for s, v, seed in plan if (s, v) in needed]
 
 
 def grid(c, make_run, timed) -> list[dict]:
     """Runs what has no result yet and returns all results. make_run: settings -> Run; timed: runs a stage of it, given its name."""
     root, plan = Path(c.run.run), planned(c)
     path, (prompts, kept_out) = root / "results.jsonl", prompts_of(make_run(c), root)
-    for setting, variant, seed in plan:
+    for setting, variant, seed, asked in plan:
         stages, more = VARIANTS[variant]
-        start, folder = root / setting / f"seed-{seed}/start", root / setting / f"seed-{seed}" / ("start" if variant == START else "variant")
+        start, other = root / setting / f"seed-{seed}/start", root / setting / f"seed-{seed}/variant"
+        folder = start if variant == START else other
         values = {**SETTINGS[setting], **prompts, "run.seed": seed, "run.run": str(start)}
         if setting == "disguised":
             values["run.pool"] = str(root / "disguised.jsonl")
@@ -103,15 +108,18 @@ def grid(c, make_run, timed) -> list[dict]:
         # without what differs on another machine; the files' digests are there
         settings = {name: value for name, value in run.identity.items() if name not in ("code", "--pool", "--benign", "--prompts") and not name.startswith("weights of")}
         settings |= {f"--{name}": Path(getattr(c.run, name)).name for name in ("model", "encoder")}
-        results = [r for r in read_records(path, "variant") if c.run.resume or not key.items() <= r.items()]
-        if same := [r for r in results if key.items() <= r.items()]:
-            refuse_differences(same[0]["settings"], settings, f"{path}, {setting}, seed {seed}, {variant}")
+        results = read_records(path, "variant")
+        same = next((r["settings"] for r in results if key.items() <= r.items()), None)
+        again = not c.run.resume and (asked or same != settings)
+        if same and not again:
+            refuse_differences(same, settings, f"{path}, {setting}, seed {seed}, {variant}")
             continue
+        run = make_run(changed(run.c, {"run.resume": not again}))
         print(f"== {setting}, seed {seed}: {variant}", flush=True)
         if variant != START:
             work(make_run(changed(c, {**values, "run.resume": True})), VARIANTS[START][0], timed)      # where its line came from another machine
             share(start, folder, variant, [name for stage, name in FOLDERS.items() if stage not in stages])
-        if variant in (CONTINUED, LONGER, TOKENS, BORROWED):
+        if variant in AS_LONG:
             steps = equal_steps([r for r in results if (r["setting"], r["seed"]) == (setting, seed)], variant)
             run = make_run(changed(run.c, {"sft.steps" if variant == LONGER else "sft.baseline_steps": steps}))
         work(run, stages, timed)
@@ -120,8 +128,7 @@ def grid(c, make_run, timed) -> list[dict]:
         gone = {"setting": setting, "seed": seed} if variant == START else key              # what came from an older start goes with it
         lines = [r for r in read_records(path, "variant") if not gone.items() <= r.items()] + [done]
         write({path: "".join(json.dumps(r) + "\n" for r in lines)})
-        if variant != START:
-            shutil.rmtree(folder)
+        shutil.rmtree(other, ignore_errors=True)             # what an interrupted run left there too, when the start is new
     return read_records(path, "variant")
 
 

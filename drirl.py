@@ -37,7 +37,7 @@ import settings
 import sft
 import tables
 import tiny
-from files import read_records, release, write
+from files import hold, read_records, release, write
 from loop import Loop
 from model import frozen_copy, save_model
 from runfolder import ORDER, Run, as_json
@@ -66,6 +66,7 @@ def stage_data(run: Run) -> None:
     as_lines = lambda rows: "".join(json.dumps({k: r[k] for k in fields if k in r}, ensure_ascii=False) + "\n" for r in rows)
     report["before"] = data.balance_report([rows[i] for i in drafted])
     if c.generate:
+        hold(run.folder)
         made, report["generated"] = introspect.fill(run.load(run.base(), run.dtype), run.chat(), rows, vectors, c.per_category, c.seed)
         for category, n in report["generated"].items():
             print(f"generated for {category}: {n['kept']} of {n['asked']} kept; turned down: " + ", ".join(f"{why} {n[why]}" for why in introspect.FILTERS) +
@@ -179,6 +180,7 @@ def stage_dpo(run: Run) -> None:
     if not drawn:
         raise data.UserError(f"{run.folder / 'rewards/samples.json'}: no samples to compare demonstrations with: run irl first")
     pairs = dpo.pairs(drawn, rows, run.c.irl.contrast, run.c.run.seed)
+    hold(run.folder)
     with Loop("dpo", patience=run.c.run.max_skips, log=run.log) as loop:
         dpo.train(policy, reference, chat, pairs, run.c.dpo, run.amp, run.c.run.seed, loop)
     save_model(policy, run.folder / "dpo")

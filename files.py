@@ -29,11 +29,14 @@ HELD = {}                                                    # {folder: descript
 
 def hold(folder: Path) -> None:
     """Keeps other processes from work in a folder, until `release` or the end of this process, be it by SIGKILL. Raises UserError if one is at work there."""
-    if folder in HELD:
-        return
     with doing(f"write {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
+    if folder in HELD:                                       # by us, unless it was deleted and made again
+        here = os.path.samestat(os.fstat(HELD[folder]), os.fstat(descriptor))
+        os.close(descriptor if here else HELD.pop(folder))
+        if here:
+            return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -149,13 +152,13 @@ def write(files: dict) -> None:
     """{path: content}: text, bytes, a function that writes to the path it is given, or None for a file that has to go.
 
     Every file is written aside and flushed to the disk before the first takes its place, so a full disk leaves the old ones as they are.
-    Several files are a set whose last is the one that readers look for (config.json of a model). If only one of them changes, only that is renamed.
+    Several files are a set whose last is the one that readers look for (config.json of a model). If at most one of them changes, only that is renamed.
     Else the last is removed, then the others change, then it comes back: a crash in between leaves a set that is refused as unfinished,
     never one mixed from two.
     """
     files = {path: content.encode() if isinstance(content, str) else content for path, content in files.items()}
     changed, aside = {path: content for path, content in files.items() if not same(path, content)}, {}
-    files = changed if len(changed) == 1 else files
+    files = changed if len(changed) < 2 else files
     try:
         for path, content in files.items():
             with doing(f"write {path}"):

@@ -98,11 +98,12 @@ class Run:
     def begin(self, stage: str, steps: int = 0) -> None:
         """The first thing a stage writes, once its input has been read and found good. It and later ones are not done, nor half done, any more, and leave
         metrics.jsonl but for this stage's first `steps` steps; and the settings."""
+        if not parallel.rank():
+            hold(self.folder)
         path, progress, later = self.folder / "metrics.jsonl", self.progress(), ORDER[ORDER.index(stage):]
         kept = "".join(json.dumps(r) + "\n" for r in read_records(path) if r["stage"] not in later or r["stage"] == stage and type(r.get("step")) is int and r["step"] <= steps)
         if parallel.rank():
             return
-        hold(self.folder)
         self.write("progress.json", {s: identity for s, identity in progress.items() if s not in later})
         for s in later[steps > 0:]:
             self.unfinished(s).unlink(missing_ok=True)

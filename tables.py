@@ -22,10 +22,11 @@ from evaluate import pyplot, save, wilson
 from files import read_records, write
 
 ROOT = Path(__file__).resolve().parent
-STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)   # 97.5% quantiles of Student's t for 1 to 9 degrees of freedom
+STUDENT = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)          # 97.5% quantiles of Student's t for 2 to 9 degrees of freedom
 CLAIMS = [  # what is claimed, the variant that should be better, the other
     ("DR-IRL beats its warm start", DRIRL, START),
     ("DR-IRL beats SFT continued for the same time", DRIRL, CONTINUED),
+    ("static scaling beats SFT continued for the same time", STATIC, CONTINUED),
     ("the warm start beats SFT continued", START, CONTINUED),
     ("DR-IRL beats SFT trained longer by the same time", DRIRL, LONGER),
     ("DR-IRL beats SFT continued on as many tokens", DRIRL, TOKENS),
@@ -62,7 +63,7 @@ def refused(result: dict, kind: str, views=("plain",)) -> np.ndarray:
 
 
 def difference(a: list[dict], b: list[dict], views=("plain",), draws: int = 4000) -> tuple[float, float, float, float]:
-    """Mean over seeds of a's (harmful refused - look-alikes refused) minus b's, in points; the ends of its bootstrap interval; half of Student's (infinite for one seed).
+    """Mean over seeds of a's (harmful refused - look-alikes refused) minus b's, in points; the ends of its bootstrap interval; half of Student's.
     a, b: results of the same seeds on the same prompts."""
     rng, by_seed = np.random.default_rng(0), np.zeros(len(a))
     seeds = rng.integers(len(a), size=(draws, len(a)))
@@ -76,9 +77,9 @@ def difference(a: list[dict], b: list[dict], views=("plain",), draws: int = 4000
 
 
 def student(by_seed: np.ndarray) -> float:
-    """Half of Student's 95% interval of the mean of these; infinite for one."""
+    """Half of Student's 95% interval of the mean of these; infinite for fewer than three, which hardly tell their spread."""
     n = len(by_seed)
-    return STUDENT[min(n, 10) - 2] * by_seed.std(ddof=1) / math.sqrt(n) if n > 1 else math.inf
+    return STUDENT[min(n, 10) - 3] * by_seed.std(ddof=1) / math.sqrt(n) if n > 2 else math.inf
 
 
 def auc(result: dict, by: int = 1) -> float:
@@ -113,8 +114,8 @@ def reward_claims(variants: dict) -> list[str]:
 
 def verdict(n: int, mean: float, half: float, elsewhere: bool = False) -> str:
     """Student's interval and what can be said; elsewhere: whether the interval over prompts excludes zero too."""
-    interval = f"[{mean - half:+.1f}, {mean + half:+.1f}]" if n > 1 else "-"
-    if n < 3 or abs(mean) <= half:
+    interval = f"[{mean - half:+.1f}, {mean + half:+.1f}]" if n > 2 else "-"
+    if abs(mean) <= half:
         return f"{interval} | not shown"
     return f"{interval} | {'yes' if mean > 0 else 'no: worse'}{'' if elsewhere else ', on these prompts'}"
 
@@ -125,11 +126,11 @@ def spread(alpha: list[float]) -> str:
 
 
 def thirds(curves: list[list[dict]], key: str) -> str:
-    """Of one curve a seed: what it has under key, the mean of its first and of its last third, the gain and half of Student's interval of it."""
+    """Of one curve a seed: what it has under key, the mean of its first and of its last third, its gain; from three seeds on, half of Student's interval of it."""
     unit, digits = (100, 1) if key.endswith("refused") else (1, 2)
     first, last = (np.array([unit * np.mean([step[key] for step in c[::order][:max(1, len(c) // 3)]]) for c in curves]) for order in (1, -1))
-    gain = f" ({(last - first).mean():+.{digits}f} ± {student(last - first):.{digits}f})" if len(curves) > 1 else ""
-    return f"{first.mean():.{digits}f} → {last.mean():.{digits}f}{gain}"
+    half = f" ± {student(last - first):.{digits}f}" if len(curves) > 2 else ""
+    return f"{first.mean():.{digits}f} → {last.mean():.{digits}f} ({(last - first).mean():+.{digits}f}{half})"
 
 
 def tables_of(variants: dict) -> str:
@@ -144,9 +145,11 @@ def tables_of(variants: dict) -> str:
         lines.append(f"| {variant} | {len(runs)} | {percent(runs, 'harmful')} | {percent(runs, 'ordinary')} | {percent(runs, 'lookalike')} | {points:.1f} | {' | '.join(share)} | "
                      f"{mean(runs, lambda r: r['rates']['tokens']):.0f} | {mean(runs, lambda r: r['nll']):.3f} | {mean(runs, lambda r: r['kl']):.3f} | "
                      f"{spread(alpha) if alpha else '-'} | {mean(runs, lambda r: sum(r['seconds'].values())):.0f} |")
+    if (n := len({r["code"] for by_seed in variants.values() for r in by_seed.values()})) > 1:
+        lines += ["", f"Made by {n} versions of the code (`code` of the lines)."]
     lines += ["", CLAIM_HEAD.format("claim"), RULE]
     lines += [f"| {text} | {cells} |" for text, better, worse in CLAIMS if (cells := claim(variants, better, worse))]
-    views = next(iter(variants[START].values()))["verdicts"]
+    views = next(iter(next(iter(variants.values())).values()))["verdicts"]
     if len(views) > 1:
         lines += ["", "| in disguise | harmful: " + " | harmful: ".join((*SEEN, *HELD_OUT)) + " | harmful − look-alikes, kinds trained on | kinds held out |", "|---" * (len(SEEN + HELD_OUT) + 3) + "|"]
         for variant, by_seed in variants.items():
@@ -250,11 +253,9 @@ def main(source: Path = ROOT / "results/ablate.jsonl") -> None:
     for key in ("--model", "text of --prompts"):
         if len(found := {str(r["settings"].get(key)) for r in records}) > 1:
             raise UserError(f"{source}: results of several values of {key}: {', '.join(sorted(found))}: keep those of one")
-    if len(codes := {r["code"] for r in records}) > 1:
-        print(f"results of {len(codes)} versions of the code")
     starts = {(r["setting"], r["seed"], r["start"]) for r in records if r["variant"] != "unbalanced"}        # which has a start of its own
     if n := len(starts) - len({s[:2] for s in starts}):
-        print(f"{n} warm starts were made again, differently, on another machine: {', '.join(sorted({r['machine'] for r in records}))}")
+        print(f"{n} warm starts were made again and differ, by machine or code: {', '.join(sorted({r['machine'] for r in records}))}")
     write({ROOT / "results/ablate.jsonl": source.read_bytes()})
     write({ROOT / "RESULTS.md": fill((ROOT / "RESULTS.md").read_text(encoding="utf-8"), grouped(records))})
     pictures(grouped(records), ROOT / "results")

@@ -35,14 +35,16 @@ from transformer import Transformer
 # ------------------------------------------------------------------------------------------------ the plan
 
 def asked(only, seeds=2):
-    return planned(SimpleNamespace(ablate=SimpleNamespace(only=only, seeds=seeds)))
+    return [p[:3] for p in planned(SimpleNamespace(ablate=SimpleNamespace(only=only, seeds=seeds)))]
 
 
 def test_planned():
     everything = asked("")
     assert len(everything) == len(set(everything)) == 2 * (15 + 8 + 4 * 5) and len(ablate.VARIANTS) == 15
     for variant in ablate.VARIANTS:
-        assert asked(f"standard/{variant}", 1) == [("standard", v, 0) for v in dict.fromkeys((START, variant))]
+        rival = [ablate.DRIRL] * (variant in (ablate.CONTINUED, ablate.LONGER, ablate.TOKENS, ablate.BORROWED))
+        assert asked(f"standard/{variant}", 1) == [("standard", v, 0) for v in dict.fromkeys((START, *rival, variant))]
+    assert [p[3] for p in planned(SimpleNamespace(ablate=SimpleNamespace(only=f"few-8/{ablate.LONGER}", seeds=1)))] == [False, False, True]
     assert asked("few-8/DPO") == [("few-8", v, s) for v in (START, "DPO") for s in (0, 1)]
     assert asked("tail,few-4", 1)[:2] == [("few-4", START, 0), ("few-4", ablate.DRIRL, 0)] and len(asked("tail,few-4", 1)) == 10
     for wrong in ("few", "few-8/dpo", "few-4/sum"):
@@ -121,8 +123,9 @@ def test_difference():
     """Two seeds by hand: +1 of 4 harmful, then 0; look-alikes -1 of 2, then 0: (25 + 0) / 2 + (50 + 0) / 2."""
     a, b = [result("rrrc", "cc"), result("rpcc", "rc")], [result("rrcc", "rc"), result("rcpc", "rp")]
     mean, low, high, half = difference(a, b)
-    assert mean == pytest.approx(37.5) and low <= mean <= high and half == pytest.approx(12.71 * 37.5)      # 75 and 0: s = 37.5 sqrt 2
-    assert difference(b, a)[0] == pytest.approx(-37.5) and difference(a, a) == (0, 0, 0, 0) and difference(a[:1], b[:1])[3] == math.inf
+    assert mean == pytest.approx(37.5) and low <= mean <= high and half == math.inf
+    assert difference(a + a[1:], b + b[1:])[3] == pytest.approx(4.303 * 25)                                 # 75, 0 and 0: s = 25 sqrt 3
+    assert difference(b, a)[0] == pytest.approx(-37.5) and difference(a + a, a + a) == (0, 0, 0, 0)
     seeds = [result("r" * 60 + "c" * 40, "c" * 50) for _ in range(5)], [result("r" * 50 + "c" * 50, "c" * 50) for _ in range(5)]
     mean, low, high, half = difference(*seeds)
     assert half == 0
@@ -223,7 +226,7 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     """Every variant runs; one result each. Interrupted when runs were trained but not measured, it goes on to the same results; done, it does nothing."""
     assert drirl.main([*world, str(tmp_path / "whole")]) == 0
     said, whole = capsys.readouterr().out, lines(tmp_path / "whole")
-    assert [(r["setting"], r["variant"], r["seed"]) for r in whole] == planned(SimpleNamespace(ablate=SimpleNamespace(only="", seeds=2)))
+    assert [(r["setting"], r["variant"], r["seed"]) for r in whole] == asked("")
     assert "### standard" in said and "| DR-IRL beats DPO | 2 |" in said and "| yes |" not in said and "| claim, kinds held out |" in said and "rewards of 1RW static" in said
     by = {(r["setting"], r["variant"], r["seed"]): r for r in whole}
     first = by["standard", START, 0]
@@ -265,7 +268,8 @@ def test_results_are_up_to_date():
 
 
 def test_the_same_grid_only(world, tmp_path, capsys):
-    """Other settings in the same folder are refused, from the lines as from the start's stages; --resume false begins anew. A link half made is made again."""
+    """Other settings in the same folder are refused, from the lines as from the start's stages; --resume false begins anew what was asked for, and a start of other
+    settings, whose lines go with it. A link half made is made again."""
     args = [*world, str(tmp_path / "g"), "--only", "standard/DPO", "--seeds", "1"]
     assert drirl.main(args) == 0
     first, start = lines(tmp_path / "g"), tmp_path / "g/standard/seed-0/start"
@@ -278,14 +282,18 @@ def test_the_same_grid_only(world, tmp_path, capsys):
     assert drirl.main(args) == 0 and [{k: v for k, v in r.items() if k != "seconds"} for r in lines(tmp_path / "g")] == [{k: v for k, v in r.items() if k != "seconds"} for r in first]
     assert {p: p.read_bytes() for p in start.rglob("*.safetensors")} == bytes_ and not half.exists()
     assert drirl.main([*args, "--temperature", "0.9", "--resume", "false"]) == 0 and len(lines(tmp_path / "g")) == 2
-    assert drirl.main([*args[:-3], "standard/sum", "--seeds", "1", "--temperature", "0.9", "--resume", "false"]) == 0
-    assert [r["variant"] for r in lines(tmp_path / "g")] == [START, "sum"]                 # DPO's line was of the start before
-    assert drirl.main([*args, "--temperature", "0.9"]) == 0
+    warm = [*args, "--temperature", "0.9"]
+    only = lambda variant: [*warm[:warm.index("--only") + 1], f"standard/{variant}", *warm[warm.index("--only") + 2:], "--resume", "false"]
+    kept = lines(tmp_path / "g")
+    assert drirl.main(only("sum")) == 0 and drirl.main(warm) == 0
+    assert lines(tmp_path / "g")[:2] == kept and [r["variant"] for r in lines(tmp_path / "g")[2:]] == ["sum"]
 
     (other := tmp_path / "other").mkdir()                                                  # on another machine there is only results.jsonl
     shutil.copy(tmp_path / "g/results.jsonl", other)
     assert drirl.main([*world, str(other), "--only", "standard/DPO,standard/data hardness", "--seeds", "1", "--temperature", "0.9"]) == 0
     assert lines(other)[:3] == lines(tmp_path / "g") and len(lines(other)) == 4 and lines(other)[3]["kl"] > 0
+    half.mkdir()                                                                           # interrupted on the start before
+    assert drirl.main(only(START)) == 0 and [r["variant"] for r in lines(tmp_path / "g")] == [START] and not half.exists()
     rows(tmp_path / "prompts.jsonl", {"prompt": "Insult me", "category": "insult", "kind": "harmful"})
     assert drirl.main([*args[:-4], "--seeds", "1"]) == 2 and "want harmful prompts of every category" in capsys.readouterr().err
     rows(tmp_path / "prompts.jsonl", *({"prompt": f"{c}?", "category": c, "kind": "harmful"} for c in CATEGORIES), {"prompt": "Hello?", "kind": "ordinary"})
@@ -322,7 +330,7 @@ def test_tables_and_pictures(tmp_path, monkeypatch, capsys):
         tables.main(tmp_path / "nothing")
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
     tables.main(tmp_path / "some.jsonl")
-    assert "3 warm starts were made again, differently, on another machine: a laptop" in capsys.readouterr().out
+    assert "3 warm starts were made again and differ, by machine or code: a laptop" in capsys.readouterr().out
     page = (tmp_path / "RESULTS.md").read_text()
     assert "| DR-IRL beats its warm start | 3 | +78.3 | [" in page and "| yes |" in page and "<!-- tail -->\nNot run yet.\n<!-- end -->\nafter\n" in page         # 45 + (50 + 25 + 25) / 3
     assert "| SFT warm start | 3 | 50.0 [30, 70] | 0.0 [0, 49] | 50.0 [15, 85] | 0.0 | 10.0 | 0.0 | 40 | 1.000 | 0.500 | - | 100 |" in page and "| 0.90, 1.00, 1.10; 0.997 | 100 |" in page
@@ -333,4 +341,4 @@ def test_tables_and_pictures(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="several values of --model: another, m"):
         tables.main(tmp_path / "other.jsonl")
     tables.main(tmp_path / "some.jsonl")
-    assert (tmp_path / "RESULTS.md").read_text() == page and "versions" not in capsys.readouterr().out
+    assert (tmp_path / "RESULTS.md").read_text() == page and "versions" not in page

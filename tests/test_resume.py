@@ -1,4 +1,5 @@
 """A run that is killed goes on to the same bytes: SIGKILL and SIGINT at random instants of every stage. And updates that aren't finite."""
+import fcntl
 import json
 import math
 import os
@@ -26,6 +27,7 @@ import settings
 import sft
 from data import CATEGORIES, HELPFUL, UserError
 from encoder import WordEncoder
+from files import hold, release
 from loop import Loop, read_state
 from runfolder import ORDER
 from test_bad_input import CONFIG, demonstration, rows, tokenizer
@@ -178,6 +180,18 @@ def test_sigint_after_the_last_step(runs, whole, tmp_path, monkeypatch):
     assert drirl.main(["irl", *argv, "--run", str(folder)]) == 130
     assert list(json.loads((folder / "progress.json").read_text())) == ["data", "sft", "irl"] and not list(folder.glob("unfinished*"))
     assert drirl.main(["all", *argv, "--run", str(folder)]) == 0 and outcome(folder) == outcome(whole[0])
+
+
+def test_a_folder_made_again_is_held_again(tmp_path):
+    for _ in range(3):
+        hold(tmp_path / "run")
+        hold(tmp_path / "run")
+        other = os.open(tmp_path / "run", os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
+        shutil.rmtree(tmp_path / "run")
+    release()
 
 
 def test_one_process_at_a_time(runs, whole, capsys):
