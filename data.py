@@ -1,4 +1,4 @@
-"""Stage 1: demonstrations in Chain-of-Draft form, balanced over seven harm categories. Text only; nothing of ours is imported here.
+"""Stage 1: demonstrations in Chain-of-Draft form, balanced over seven harm categories. Nothing of ours is imported here.
 
 A demonstration is a prompt with a response that first drafts, a few terse steps, and after `####` answers:
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 # The seven categories of Safety-Prompts (Sun et al. 2023), which the paper balances over, and an eighth, helpful,
-# of harmless prompts: without it a reward model has no reason not to refuse everything (ours; the paper is silent).
+# of harmless prompts: without it nothing would speak against refusing everything (ours; the paper is silent).
 CATEGORIES = {
     "insult": "insult",
     "unfairness": "unfairness and discrimination",
@@ -80,7 +80,7 @@ def completion_mask(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tens
     """True where a token belongs to the completion: prompt_length <= position < length. (B,), (B,) -> (B, width) bool.
 
     lengths count prompt and completion together. Made from positions, never from token ids: a pad id may equal the
-    end-of-text id, and the sampled end-of-text must stay in.
+    end-of-text id, and the sampled end-of-text must stay in. batch.Batch keeps prompts apart, so its prompt_lengths are 0.
     """
     at = torch.arange(width, device=lengths.device)
     return (at >= prompt_lengths[:, None]) & (at < lengths[:, None])
@@ -100,7 +100,7 @@ def k_center(embeddings: Tensor, k: int, seed: int = 0, given: Tensor | None = N
         chosen, nearest = [], (embeddings @ given.T).amax(1)    # similarity to the closest chosen point
     else:
         chosen = torch.randint(max(1, len(embeddings)), (1,), generator=torch.Generator().manual_seed(seed)).tolist()[:k]
-        nearest = embeddings @ embeddings[chosen].sum(0)
+        nearest = embeddings @ embeddings[chosen].sum(0)        # of one point; of none if k is 0
     while len(chosen) < k:
         if chosen:
             nearest[chosen[-1]] = math.inf                      # never chosen twice

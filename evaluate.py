@@ -163,7 +163,7 @@ def pictures(folder: Path, results: list[dict], records: list[dict]) -> list[str
     save(fig, folder / "refusals.png", bbox_inches="tight")
     plt.close(fig)
 
-    wanted = [("sft", "loss", "SFT: loss"), ("irl", "gap_demo_minus_sample", "IRL: reward gap, demonstration − sample"),
+    wanted = [("sft", "loss", "SFT: loss"), ("irl", "gap_demo_minus_others", "IRL: reward gap, demonstration − others"),
               ("grpo", "harmful_reward", "GRPO-S: reward, harmful"), ("grpo", "helpful_reward", "GRPO-S: reward, harmless"),
               ("grpo", "harmful_refused", "GRPO-S: samples refused, harmful"), ("grpo", "helpful_refused", "GRPO-S: samples refused, harmless"),
               ("grpo", "kl", "GRPO-S: KL to the warm start (k3)"), ("grpo", "alpha", "GRPO-S: alpha, each prompt")]

@@ -11,7 +11,8 @@ def pick(rows: list[dict], prompts: int, helpful_share: float, rng: random.Rando
     of = {name: cycle(mine, rng) for name in (*CATEGORIES, HELPFUL) if (mine := [r for r in rows if r["category"] == name])}
     turn, helpful = cycle([name for name in of if name != HELPFUL], rng), round(prompts * helpful_share)
     while True:
-        harmful = [next(of[next(turn)]) for _ in range(prompts - helpful)]     # sorted, so that a micro-batch needs few reward models
+        harmful = [next(of[next(turn)]) for _ in range(prompts - helpful)]
+        # sorted, so that a micro-batch needs few reward models
         yield sorted(harmful, key=lambda r: r["category"]) + [next(of[HELPFUL]) for _ in range(helpful)]
 
 
@@ -26,7 +27,7 @@ def borrow(prompts: list[dict], demonstrations: list[dict], encoder) -> list[dic
 
 
 def most_spread(spread: list[float], categories: list[str], keep: float) -> list[int]:
-    """The share `keep` of the harmful and of the harmless prompts whose groups' rewards have the largest standard deviation, `spread`; in order."""
+    """Indices, ascending, of the share `keep` of the harmful and of the harmless prompts, each rounded up, of largest `spread` (standard deviation of the group's rewards)."""
     out = []
     for kind in (True, False):
         mine = [p for p, name in enumerate(categories) if (name == HELPFUL) == kind]

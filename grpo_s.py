@@ -23,7 +23,8 @@ Decisions where the paper is silent:
 9. A share of the prompts is harmless, scored by the helpful model: the paper's pool is harmful only, and refusing everything wins there.
 10. eps is large (std_eps, in units of a category's rewards): in a group whose samples agree, the rewards differ by style alone, and dividing
    by their tiny std would let such groups drown out those that disagree.
-11. Only the groups whose rewards differ most are learnt from (`keep`): samples that agree have nothing to say about the decision.
+11. Only the groups whose rewards spread most are learnt from (`keep`), the demonstration's included where it is learnt from (12.): a group of samples
+   that agree, and are as good as it, has nothing to say.
 12. The demonstration is learnt from too (`imitate`), so that a group without one good sample still has something to learn. Its advantage is
    measured from the mean of the samples, alone: inside that mean it would push down two good samples for being less good than it. The std it
    is divided by contains it: two bad samples that agree have a tiny std, and would make it ten times as loud as others (both:
@@ -34,9 +35,9 @@ Decisions where the paper is silent:
    and its prompt counts as a little harder for it, as W to another prompt's answer is lower.
 15. pi_old is what the policy says in its first training pass after the rollout, not what its bfloat16 copy, which drew the samples, said.
 
-At the first step after a rollout rho is 1, so the loss is minus the mean advantage. Those of a group's samples sum to 0: without
-`imitate` a loss near 0 is right, its gradient is not 0. With it, the demonstrations' advantages remain, and they weigh more than the
-samples': the log tells both (advantage_samples, advantage_demonstration).
+At the first step after a rollout rho is 1, so the loss is minus the mean advantage, plus the penalty, which is 0 before the first update.
+The advantages of a group's samples sum to 0: without `imitate` a loss near 0 is right, its gradient is not 0. With it, the demonstrations'
+advantages remain, and they weigh more than the samples': the log tells both (advantage_samples, advantage_demonstration).
 """
 import random
 import time
@@ -53,7 +54,7 @@ from data import HELPFUL
 from encoder import similarities
 from groups import most_spread, pick
 from judge import judge
-from kernels import Objective, clipped_objective, group_advantage, grpo_loss, kl_k3, token_logprobs  # noqa: F401 (kl_k3: part of the maths, for its readers)
+from kernels import Objective, clipped_objective, group_advantage, grpo_loss, token_logprobs
 from loop import Loop
 from model import frozen_copy, generate, head_inputs, run_blocks
 from reward import RewardModels
@@ -71,7 +72,7 @@ class GRPOConfig:
     prompts: int = 64           # P, prompts of a rollout
     samples: int = 2            # G, samples per prompt
     imitate: bool = True        # the demonstration is learnt from as well, by its advantage over the group's samples
-    keep: float = 0.25          # share of the groups, those whose rewards differ most, that are learnt from
+    keep: float = 0.25          # share of the groups, those whose rewards spread most, that are learnt from
     blocks: int = 10            # top blocks trained; 0: the whole model
     tokens_per_batch: int = 4096  # tokens of a forward and backward pass; the result does not depend on it
     recompute: bool = False     # gradient checkpointing: less memory, more time in training
@@ -186,8 +187,8 @@ def start_means(history: list[dict], encoder, decay: float) -> tuple[RunningMean
 
 
 def score(rewards: RewardModels, batch: Batch, categories: list[str], split: int, tokens: int, amp) -> tuple[Tensor, Tensor, Tensor]:
-    """Rewards (B,) of a batch's completions, and its hidden states (N, D) at block `split`, where policy and reference part, and
-    below the reward models' own blocks: what they share runs once. At most `tokens` tokens at a time."""
+    """Rewards (B,) of a batch's completions, and its hidden states (N, D) at block `split`, below which policy, reference and reward
+    models are one network, and below the reward models' own blocks. At most `tokens` tokens at a time."""
     R, places, hidden = [], [], []
     for rows in batch.split(list(range(len(batch.owner))), tokens):
         part, at = batch.select(rows)
@@ -197,7 +198,7 @@ def score(rewards: RewardModels, batch: Batch, categories: list[str], split: int
             R.append(rewards(hidden[-1][1], part, [categories[p] for p in batch.owner[rows].unique().tolist()]))
         places.append(at)
     shared, below = (torch.cat(x) for x in zip(*hidden))
-    at = torch.cat(places)                                   # a prompt's tokens are there once a part, all the same
+    at = torch.cat(places)                                   # a prompt cut into several parts is in each, with the same values
     return torch.cat(R), *(x.new_empty(len(batch.ids), x.shape[1]).index_copy(0, at, x) for x in (shared, below))
 
 

@@ -16,7 +16,7 @@ up with the demonstration's reward, down with what the model would say instead. 
    The sum over samples is then no longer an estimate under pi_theta: it is softmax regression of the demonstration against all of
    them. `contrast` 0 with `samples` 4 or more gives the estimate back (with one sample alone, its weight is 1: `linear`).
 3. r has a free constant, and between categories a free scale: after fitting, each model's rewards of the samples it was
-   fitted on are brought to mean 0 and standard deviation 1.
+   fitted on (by default some ten a category) are brought to mean 0 and standard deviation 1.
 4. The seven begin as one: for `joint_epochs` the harm categories train one model, of which each then takes a copy and goes on
    alone. A dozen prompts a category are too few to learn from scratch what a refusal is.
 5. pi_ref is the warm start at the sampling temperature.
@@ -76,7 +76,7 @@ def irl_loss(r_demo: Tensor, r_samples: Tensor, beta: float = 1.0, estimator: st
 
     r_demo (P,): rewards of the demonstrations; r_samples (P, K): of sampled responses.
     importance: samples come from some q; pi_theta's expectation weighs them by softmax_k(r_k/beta + log_ratio_k) with
-        log_ratio = log pi_ref - log q (0 when sampled from pi_ref). Exact as K grows, or when all responses are listed once
+        log_ratio = log pi_ref - log q (0 when sampled from pi_ref, as by fit). Exact as K grows, or when all responses are listed once
         and log_ratio = log pi_ref.  loss = -r_demo/beta + logsumexp_k(r_k/beta + log_ratio_k), whose gradient is that.
     linear: samples come from a policy already improved against r: plain mean.  loss = (mean_k r_k - r_demo) / beta
     logistic: bounded below.  loss = -mean_k log sigma((r_demo - r_k) / beta)
@@ -90,15 +90,6 @@ def irl_loss(r_demo: Tensor, r_samples: Tensor, beta: float = 1.0, estimator: st
     if estimator == "logistic":
         return -F.logsigmoid((r_demo[:, None] - r_samples) / beta).mean()
     raise ValueError(f"estimator {estimator!r}: want one of {', '.join(ESTIMATORS)}")
-
-
-def integrate(rewards: Tensor, own: Tensor, how: str) -> Tensor:
-    """The two strategies of SRMIR (v1): rewards (C, B) by every model, own (B,) each row's category -> (B,)."""
-    if how == "categorized":
-        return rewards.gather(0, own[None])[0]
-    if how == "linear":
-        return rewards.mean(0)
-    raise ValueError(f"integration {how!r}: want categorized or linear")
 
 
 class Shadow(nn.Module):
@@ -144,12 +135,11 @@ class RewardModels(nn.Module):
             return run_blocks(self.trunk[0], batch, x, start, self.below)
 
     def forward(self, x: Tensor, batch: Batch, categories: list[str]) -> Tensor:
-        """Rewards (B,) of a batch's completions, from hidden() states; categories: one per prompt."""
-        rope = self.trunk[0].rope(batch.positions)
+        """Rewards (B,) of a batch's completions, from hidden() states; categories: one per prompt. The two integrations are SRMIR's (v1)."""
         if self.integration == "linear" or len(self.names) == 1:
-            own = torch.tensor([self.names.index(self.name(c)) for c in categories], device=x.device)[batch.owner]
-            every = torch.stack([s(x, rope, batch) for s in self.shadows.values()])
-            return every[0] if len(every) == 1 else torch.where(own == len(every) - 1, every[-1], integrate(every[:-1], own, "linear"))
+            rope, helpful = self.trunk[0].rope(batch.positions), torch.tensor([c == HELPFUL for c in categories], device=x.device)[batch.owner]
+            *harm, last = (s(x, rope, batch) for s in self.shadows.values())
+            return torch.where(helpful, last, torch.stack(harm).mean(0)) if harm else last
         out = x.new_zeros(len(batch.owner), dtype=torch.float32)
         for category in sorted(set(categories)):             # categorized: each prompt runs through its own model only
             rows = [b for b, p in enumerate(batch.owner.tolist()) if categories[p] == category]
@@ -246,7 +236,7 @@ def fit(models: RewardModels, batches: list[tuple], c: IRLConfig, amp, seed: int
                 group["lr"] = group["peak"] * (1 - step / steps)
             shadow = models.shadows[harmful[0] if joint and name in harmful else name]
             with amp():
-                r = shadow(x, models.trunk[0].rope(batch.positions), batch).view(len(batch.source[0]), -1)   # (P, 1 + K)
+                r = shadow(x, models.trunk[0].rope(batch.positions), batch).view(len(batch.source[0]), -1)   # (P, 1 + K + contrast)
             loss = irl_loss(r[:, 0], r[:, 1:], c.beta, c.estimator)
             (loss + c.l2 * r.pow(2).mean()).backward()
             norm = torch.nn.utils.clip_grad_norm_(shadow.parameters(), 1.0)
@@ -254,7 +244,7 @@ def fit(models: RewardModels, batches: list[tuple], c: IRLConfig, amp, seed: int
                 optimizer.step()
             optimizer.zero_grad()                            # sets gradients to None: AdamW leaves the other models alone
             loop.end(step, model=name, loss=loss.item(), grad_norm=norm.item(), accuracy=(r[:, :1] > r[:, 1:]).float().mean().item(),
-                gap_demo_minus_sample=(r[:, :1] - r[:, 1:]).mean().item())
+                gap_demo_minus_others=(r[:, :1] - r[:, 1:]).mean().item())
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if joint and epoch == c.joint_epochs - 1:
             for name in harmful[1:]:

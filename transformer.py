@@ -1,7 +1,7 @@
 """The decoder transformer by hand: Llama, Qwen2 and Qwen3 families.
 
-Letters used everywhere: P prompts, G samples per prompt, B = rows of completions (P*G), L prompt tokens,
-T completion tokens, V vocabulary, D width, H query heads, K key/value heads, E width of one head.
+Letters used everywhere: P prompts, G samples per prompt, B rows of completions (P*G; P*(G+1) with the demonstrations), L prompt tokens,
+T completion tokens, N packed tokens, S keys, V vocabulary, D width, H query heads, K key/value heads, E width of one head.
 
 Tokens are packed. A block sees one flat list of N real tokens, x (N, D), whatever prompts and completions they belong
 to; only attention needs to know, and it is handed in as a function `attend`. There are three: whole sequences

@@ -4,8 +4,8 @@ With p = softmax(z / t) over a row of logits z, logp = log p_target and a loss L
 
     d logp / d z_v = (1[v = target] - p_v) / t            d L / d z_v = L'(logp) (1[v = target] - p_v) / t
 
-Only the slope L'(logp) depends on the loss: g for sum(g * logp); for GRPO-S, -weight (rho A, or 0 where the clip holds it, minus
-beta_kl (1 - exp(d))), d = logp_ref - logp. autograd finds the latter here, the Triton kernel writes it out.
+Only the slope L'(logp) depends on the loss: g for sum(g * logp); for GRPO-S, -weight (s - beta_kl (1 - exp(d))) with d = logp_ref - logp
+and s = rho A, or 0 where the clip holds it. autograd finds the latter here, the Triton kernel writes it out.
 """
 from dataclasses import dataclass
 

@@ -25,7 +25,7 @@ def result(name, refused):
     return {"name": name, "seconds": 1.0, "rates": rates(answers(refused)), "answers": answers(refused)}
 
 
-RECORDS = [{"stage": "sft", "step": 1, "loss": 2.0}, {"stage": "sft", "step": 2, "loss": 1.0}, {"stage": "irl", "step": 1, "model": "crime", "gap_demo_minus_sample": 0.1},
+RECORDS = [{"stage": "sft", "step": 1, "loss": 2.0}, {"stage": "sft", "step": 2, "loss": 1.0}, {"stage": "irl", "step": 1, "model": "crime", "gap_demo_minus_others": 0.1},
            {"stage": "grpo", "step": 1, "harmful_reward": 0.0, "helpful_reward": 0.1, "harmful_refused": 0.5, "helpful_refused": 0.0, "kl": 0.01, "alpha": [1.0, 0.9]}]
 
 

@@ -7,8 +7,8 @@ import torch
 import grpo_s
 from data import HELPFUL
 from encoder import WordEncoder, similarity, split_sentences
-from grpo_s import GRPOConfig, RunningMean, data_hardness, difficulty, difficulty_scale, kl_k3, loss, model_responsiveness, similarities
-from kernels import group_advantage
+from grpo_s import GRPOConfig, RunningMean, data_hardness, difficulty, difficulty_scale, loss, model_responsiveness, similarities
+from kernels import group_advantage, kl_k3
 
 
 def sigma(x):
