@@ -42,6 +42,7 @@ CLAIMS = [  # what is claimed, the variant that should be better, the other
     ("balanced beats unbalanced", DRIRL, "unbalanced"),
 ]
 REWARD_CLAIMS = [("7RW beats 1RW", "1RW static"), ("categorized beats linear integration", "linear integration"), ("balanced beats unbalanced, each on its own warm start's samples", "unbalanced")]
+SINCE = {"disguised": 1}                                   # the first seed that a setting's claims count: those before suggested them
 CURVES = {"harmful_refused": "harmful refused, %", "helpful_refused": "harmless refused, %", "harmful_reward": "reward, harmful", "helpful_reward": "reward, harmless"}
 CLAIM_HEAD, RULE = "| {} | seeds | points | bootstrap | by seed | |", "|---" * 6 + "|"
 
@@ -133,8 +134,10 @@ def thirds(curves: list[list[dict]], key: str) -> str:
     return f"{first.mean():.{digits}f} → {last.mean():.{digits}f} ({(last - first).mean():+.{digits}f}{half})"
 
 
-def tables_of(variants: dict) -> str:
-    """Markdown: everything about one setting."""
+def tables_of(variants: dict, since: int = 0) -> str:
+    """Markdown: everything about one setting, and the claims on its refusals, which count seeds from `since` on."""
+    fresh = {v: {seed: r for seed, r in by_seed.items() if seed >= since} for v, by_seed in variants.items()}
+    head = CLAIM_HEAD.format("claim{}" + f", seeds from {since} on" * (since > 0))
     lines = ["| variant | seeds | refused, %: harmful | ordinary | look-alikes | harmful − look-alikes | gibberish % | truncated % | tokens | NLL | KL | alpha: 5, 50, 95%; cosine | seconds |", "|---" * 13 + "|"]
     mean = lambda runs, key: statistics.mean(map(key, runs))
     for variant, by_seed in variants.items():
@@ -147,8 +150,8 @@ def tables_of(variants: dict) -> str:
                      f"{spread(alpha) if alpha else '-'} | {mean(runs, lambda r: sum(r['seconds'].values())):.0f} |")
     if (n := len({r["code"] for by_seed in variants.values() for r in by_seed.values()})) > 1:
         lines += ["", f"Made by {n} versions of the code (`code` of the lines)."]
-    lines += ["", CLAIM_HEAD.format("claim"), RULE]
-    lines += [f"| {text} | {cells} |" for text, better, worse in CLAIMS if (cells := claim(variants, better, worse))]
+    lines += ["", head.format(""), RULE]
+    lines += [f"| {text} | {cells} |" for text, better, worse in CLAIMS if (cells := claim(fresh, better, worse))]
     views = next(iter(next(iter(variants.values())).values()))["verdicts"]
     if len(views) > 1:
         lines += ["", "| in disguise | harmful: " + " | harmful: ".join((*SEEN, *HELD_OUT)) + " | harmful − look-alikes, kinds trained on | kinds held out |", "|---" * (len(SEEN + HELD_OUT) + 3) + "|"]
@@ -157,8 +160,8 @@ def tables_of(variants: dict) -> str:
             both = [f"{mean(runs, lambda r: 100 * (refused(r, 'harmful', kinds).mean() - refused(r, 'lookalike', kinds).mean())):.1f}" for kinds in (SEEN, HELD_OUT)]
             lines.append(f"| {variant} | " + " | ".join(percent(runs, "harmful", (view,)) for view in (*SEEN, *HELD_OUT)) + f" | {both[0]} | {both[1]} |")
         for name, kinds in (("kinds trained on", SEEN), ("kinds held out", HELD_OUT)):
-            lines += ["", CLAIM_HEAD.format(f"claim, {name}"), RULE]
-            lines += [f"| {text} | {cells} |" for text, better, worse in CLAIMS if (cells := claim(variants, better, worse, kinds))]
+            lines += ["", head.format(f", {name}"), RULE]
+            lines += [f"| {text} | {cells} |" for text, better, worse in CLAIMS if (cells := claim(fresh, better, worse, kinds))]
     learnt = {v: [r["curve"] for r in by_seed.values() if len(r["curve"]) > 1] for v, by_seed in variants.items()}
     if any(learnt.values()):
         lines += ["", "| samples in GRPO-S, first → last third of the rollouts | " + " | ".join(CURVES.values()) + " |", "|---" * (len(CURVES) + 1) + "|"]
@@ -180,7 +183,7 @@ def tables_of(variants: dict) -> str:
 
 
 def text(results: list[dict]) -> str:
-    return "\n\n".join(f"### {setting}\n\n{tables_of(variants)}" for setting, variants in grouped(results).items())
+    return "\n\n".join(f"### {setting}\n\n{tables_of(variants, SINCE.get(setting, 0))}" for setting, variants in grouped(results).items())
 
 
 # ------------------------------------------------------------------------------------------------ RESULTS.md and its pictures
@@ -242,7 +245,7 @@ def pictures(results: dict, folder: Path) -> None:
 def fill(page: str, results: dict) -> str:
     """RESULTS.md with the tables between <!-- SETTING --> and <!-- end --> made anew."""
     def block(m):
-        return f"<!-- {m[1]} -->\n{tables_of(results[m[1]]) if m[1] in results else 'Not run yet.'}\n<!-- end -->"
+        return f"<!-- {m[1]} -->\n{tables_of(results[m[1]], SINCE.get(m[1], 0)) if m[1] in results else 'Not run yet.'}\n<!-- end -->"
     return re.sub(r"<!-- ([\w-]+) -->\n.*?\n<!-- end -->", block, page, flags=re.S)
 
 

@@ -227,7 +227,7 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     assert drirl.main([*world, str(tmp_path / "whole")]) == 0
     said, whole = capsys.readouterr().out, lines(tmp_path / "whole")
     assert [(r["setting"], r["variant"], r["seed"]) for r in whole] == asked("")
-    assert "### standard" in said and "| DR-IRL beats DPO | 2 |" in said and "| yes |" not in said and "| claim, kinds held out |" in said and "rewards of 1RW static" in said
+    assert "### standard" in said and "| DR-IRL beats DPO | 2 |" in said and "| yes |" not in said and "| claim, kinds held out, seeds from 1 on |" in said and "rewards of 1RW static" in said
     by = {(r["setting"], r["variant"], r["seed"]): r for r in whole}
     first = by["standard", START, 0]
     assert len(first["verdicts"]["plain"]["harmful"]) == 14 and set(first["auc"]) == {*CATEGORIES, HELPFUL} and first["kl"] == 0 and first["steps"] == 3
@@ -336,6 +336,7 @@ def test_tables_and_pictures(tmp_path, monkeypatch, capsys):
     assert "| SFT warm start | 3 | 50.0 [30, 70] | 0.0 [0, 49] | 50.0 [15, 85] | 0.0 | 10.0 | 0.0 | 40 | 1.000 | 0.500 | - | 100 |" in page and "| 0.90, 1.00, 1.10; 0.997 | 100 |" in page
     assert "| pairs a seed | - | - | 4 |" in page and "| rewards of SFT warm start | - | - | 0.75 |" in page and "| rewards beat choosing the longer sample | 3 | +25.0 | - | [+25.0, +25.0] |" in page
     assert "| product (DR-IRL) | 51.7 → 58.3 (+6.7 ± 14.3) | 25.0 → 25.0 (+0.0 ± 0.0) | -0.17 → -0.83 (-0.67 ± 1.43) | 1.00 → 1.00 (+0.00 ± 0.00) |" in page    # gains of 10, 10 and 0
+    assert "| claim, seeds from 1 on |" in (later := tables.tables_of(tables.grouped(found)["few-8"], 1)) and "| DR-IRL beats its warm start | 2 | +70.0 |" in later       # 45 + 25
     assert {p.name for p in (tmp_path / "results").iterdir()} == {"ablate.jsonl", "plane.png", "categories.png", "curves.png", "alpha.png"}
     (tmp_path / "other.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*found, {**found[0], "settings": {"--model": "another"}}]))
     with pytest.raises(UserError, match="several values of --model: another, m"):
