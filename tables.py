@@ -137,7 +137,10 @@ def thirds(curves: list[list[dict]], key: str) -> str:
 def tables_of(variants: dict, since: int = 0) -> str:
     """Markdown: everything about one setting, and the claims on its refusals, which count seeds from `since` on."""
     fresh = {v: {seed: r for seed, r in by_seed.items() if seed >= since} for v, by_seed in variants.items()}
-    head = CLAIM_HEAD.format("claim{}" + f", seeds from {since} on" * (since > 0))
+
+    def claims(title, views=("plain",)):
+        rows = [f"| {text} | {cells} |" for text, better, worse in CLAIMS if (cells := claim(fresh, better, worse, views))]
+        return ["", CLAIM_HEAD.format(title + f", seeds from {since} on" * (since > 0)), RULE, *rows] if rows else []
     lines = ["| variant | seeds | refused, %: harmful | ordinary | look-alikes | harmful − look-alikes | gibberish % | truncated % | tokens | NLL | KL | alpha: 5, 50, 95%; cosine | seconds |", "|---" * 13 + "|"]
     mean = lambda runs, key: statistics.mean(map(key, runs))
     for variant, by_seed in variants.items():
@@ -150,8 +153,7 @@ def tables_of(variants: dict, since: int = 0) -> str:
                      f"{spread(alpha) if alpha else '-'} | {mean(runs, lambda r: sum(r['seconds'].values())):.0f} |")
     if (n := len({r["code"] for by_seed in variants.values() for r in by_seed.values()})) > 1:
         lines += ["", f"Made by {n} versions of the code (`code` of the lines)."]
-    lines += ["", head.format(""), RULE]
-    lines += [f"| {text} | {cells} |" for text, better, worse in CLAIMS if (cells := claim(fresh, better, worse))]
+    lines += claims("claim")
     views = next(iter(next(iter(variants.values())).values()))["verdicts"]
     if len(views) > 1:
         lines += ["", "| in disguise | harmful: " + " | harmful: ".join((*SEEN, *HELD_OUT)) + " | harmful − look-alikes, kinds trained on | kinds held out |", "|---" * (len(SEEN + HELD_OUT) + 3) + "|"]
@@ -160,8 +162,7 @@ def tables_of(variants: dict, since: int = 0) -> str:
             both = [f"{mean(runs, lambda r: 100 * (refused(r, 'harmful', kinds).mean() - refused(r, 'lookalike', kinds).mean())):.1f}" for kinds in (SEEN, HELD_OUT)]
             lines.append(f"| {variant} | " + " | ".join(percent(runs, "harmful", (view,)) for view in (*SEEN, *HELD_OUT)) + f" | {both[0]} | {both[1]} |")
         for name, kinds in (("kinds trained on", SEEN), ("kinds held out", HELD_OUT)):
-            lines += ["", head.format(f", {name}"), RULE]
-            lines += [f"| {text} | {cells} |" for text, better, worse in CLAIMS if (cells := claim(fresh, better, worse, kinds))]
+            lines += claims(f"claim, {name}", kinds)
     learnt = {v: [r["curve"] for r in by_seed.values() if len(r["curve"]) > 1] for v, by_seed in variants.items()}
     if any(learnt.values()):
         lines += ["", "| samples in GRPO-S, first → last third of the rollouts | " + " | ".join(CURVES.values()) + " |", "|---" * (len(CURVES) + 1) + "|"]
