@@ -105,7 +105,7 @@ class Run:
         if parallel.rank():
             return
         self.write("progress.json", {s: identity for s, identity in progress.items() if s not in later})
-        for s in later[steps > 0:]:
+        for s in {*later, *progress} - ({stage} if steps else set()):      # what a kill in `finish` left of earlier ones, too
             self.unfinished(s).unlink(missing_ok=True)
         if stage != "eval":
             self.write("config.json", dataclasses.asdict(dataclasses.replace(self.c, run=dataclasses.replace(self.c.run, resume=True))))
