@@ -222,6 +222,17 @@ def test_one_process_at_a_time(runs, whole, capsys):
     assert drirl.main(["eval", *argv, "--run", str(folder)]) == 0
 
 
+@pytest.mark.parametrize("argv", (["dpo"], ["data", "--generate", "true"]))
+def test_held_before_the_work(argv, runs, whole, tmp_path, capsys):
+    """Stages that work long before they write, or that no later one reads, are refused at once too."""
+    folder = shutil.copytree(whole[0], tmp_path / "r")
+    other, before = os.open(folder, os.O_RDONLY), outcome(folder)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    assert drirl.main([*argv, *FLAGS.replace("W/", f"{runs.w}/").split(), "--run", str(folder)]) == 2 and "another process is at work" in capsys.readouterr().err
+    os.close(other)
+    assert outcome(folder) == before and not (folder / "dpo").exists() and not (folder / "data/generated.jsonl").exists()
+
+
 def test_nothing_is_left_to_do(runs, whole):
     """The same command again does nothing and shows the table; other settings, or another corpus, are refused; --resume false starts anew."""
     folder, before = whole[0], {p: p.stat().st_mtime_ns for p in whole[0].rglob("*") if p.is_file()}
