@@ -6,8 +6,8 @@ is known, pi(y) = pi_ref(y) exp(r(y) / beta) / Z, and the gradient of the demons
     grad l = (1/beta) E_demo[ grad r(demo) - E_(y~pi) grad r(y) ].
 
 Drawing from pi would mean training it anew for every r. On paper, with a world of three responses: (1) write pi as softmax(r / beta + log pi_ref) and find a
-function of r whose derivative is that softmax; (2) now list samples y_k of another policy q in place of all responses: what has to be added to r_k / beta so that
-the sum over k again estimates Z? Both are one line, and the same line.
+function of r whose derivative with respect to r / beta is that softmax; (2) now list samples y_k of another policy q in place of all responses: what has to be added to r_k / beta so that
+the sum over k estimates Z up to the constant factor K? Both are one line, and the same line.
 
 Hint: rewards may be 10^4: exp and then log overflows, torch has a function that does not. The logistic form likewise.
 """

@@ -22,6 +22,18 @@ HELPERS = {                  # functions that a mirrored one calls and in which 
     "ex15_triton_logsumexp": ("kernels.triton_kernels.row_kernel",),
     "ex16_triton_backward": ("kernels.triton_kernels.row_kernel",),
 }
+TWICE = ("lse = top + tl.log(total)", """total = 0.0
+    for start in range(0, V, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        total += tl.sum(tl.exp(tl.load(Z + col, mask=col < V, other=float("-inf")).to(tl.float32) * inv_temperature - top), 0)
+    lse = top + tl.log(total)""")
+LINES = r'''
+def parse_draft(text):
+    head, *answers = text.split("\n#### ")
+    if len(answers) != 1 or not answers[0].strip() or not all(s.strip() for s in head.split("\n")):
+        raise ValueError("malformed")
+    return head.split("\n"), answers[0]
+'''
 LOGITS = 'other=float("-inf")).to(tl.float32) * inv_temperature\n        '
 REREAD = '''
 def generate(model, prompts, samples=1, max_new_tokens=64, temperature=1.0, top_k=0, top_p=1.0, seed=0, eos=()):
@@ -40,7 +52,8 @@ LOGPROBS = "def token_logprobs(h, W, targets, temperature=1.0):\n    return "
 WRONG = {                    # (what stands in the source, what is put there), or a wrong answer written out
     "ex01_balance": [("k_center(embeddings[index], per_category, seed)", "range(per_category)"), ("sorted(k_center(embeddings[index], per_category, seed))", "k_center(embeddings[index], per_category, seed)"),
                      ("embeddings[index], per_category, seed", "embeddings[index], per_category"), ("per_category - n for", "n for")],
-    "ex02_parse_draft": [("answer[1:]", "answer.strip()"), ("text.split(SEPARATOR)", "text.rsplit(SEPARATOR, 1)"), ('head.removesuffix("\\n")', "head.strip()"), ('not head.endswith("\\n") or ', "")],
+    "ex02_parse_draft": [("answer[1:]", "answer.strip()"), ("text.split(SEPARATOR)", "text.rsplit(SEPARATOR, 1)"), ('head.removesuffix("\\n")', "head.strip()"), ('not head.endswith("\\n") or ', ""),
+                         LINES, ('.split("\\n")\n', ".splitlines()\n")],
     "ex03_completion_mask": [("at >= prompt", "at > prompt"), ("at < lengths", "at <= lengths"), ("at < lengths[:, None]", "at < (prompt_lengths + lengths)[:, None]")],
     "ex04_token_logprobs": [LOGPROBS + body for body in (
         "(h @ W.T).log_softmax(-1).gather(1, targets[:, None])[:, 0]", "((h @ W.T).log_softmax(-1) / temperature).gather(1, targets[:, None])[:, 0]",
@@ -49,23 +62,24 @@ WRONG = {                    # (what stands in the source, what is put there), o
                              ("(rewards == rewards[:, :1]).all(dim=1, keepdim=True)", "rewards.std(1, correction=0, keepdim=True) < 1e-6"), ("keepdim=True).sqrt() + eps", "keepdim=True).add(eps).sqrt()"),
                              ("rewards.mean(dim=1, keepdim=True)", "rewards.mean()"), ("(len(rewards), 1), tuple(rewards.shape))", "(len(rewards), 1), tuple(rewards.shape), (rewards.shape[1],))")],
     "ex06_difficulty_scale": [("(a + b) / 2", "a + b"), ("z.detach()", "z"), ('"data": a, "model": b', '"data": b, "model": a'), ('= "product"', '= "sum"')],
-    "ex07_kl_k3": [("logp_ref - logp)", "logp - logp_ref)"), ("torch.exp(d) - d - 1", "torch.exp(d) - 1"), (".clamp(-20, 20)", ""), ("torch.exp(d) - d - 1", "d ** 2 / 2"), ("torch.exp(d) - d - 1", "-d")],
+    "ex07_kl_k3": [("logp_ref - logp)", "logp - logp_ref)"), ("torch.exp(d) - d - 1", "torch.exp(d) - 1"), (".clamp(-20, 20)", ""), ("torch.exp(d) - d - 1", "d ** 2 / 2"), ("torch.exp(d) - d - 1", "-d"), ("(logp_ref - logp).clamp(-20, 20)", "(lambda d: d + (d.clamp(-20, 20) - d).detach())(logp_ref - logp)")],
     "ex08_similarity": [("cos.max(dim=1)", "cos.max(dim=0)"), (".max(dim=1).values", ""), ("F.normalize(response, dim=1)", "response"), ("torch.sigmoid(1 - W)", "torch.sigmoid(W)"),
-                        ("torch.sigmoid(torch.as_tensor(mean_delta, dtype=W.dtype, device=W.device))", "mean_delta")],
-    "ex09_model_responsiveness": [("int(drop *", "round(drop *"), (".abs()", ""), ("(gaps - gaps.mean())", "gaps"), ("gaps[keep].mean()", "gaps.mean()"), ("stable=True)", "stable=True).flip(0)"),
+                        ("torch.sigmoid(torch.as_tensor(mean_delta, dtype=W.dtype, device=W.device))", "mean_delta"), ("torch.as_tensor(mean_delta, dtype=W.dtype, device=W.device)", "torch.as_tensor(mean_delta)")],
+    "ex09_model_responsiveness": [("int(drop *", "round(drop *"), (".abs()", ""), ("(gaps - gaps.mean())", "gaps"), ("gaps[keep].mean()", "gaps.mean()"), ("stable=True)", "stable=True).flip(0)"), ("argsort(stable=True)", "argsort()"),
                                   ("torch.as_tensor(mean_gap, dtype=gaps.dtype, device=gaps.device)", "torch.as_tensor(mean_gap)")],
     "ex10_irl_loss": [("torch.logsumexp(r_samples / beta + log_ratio, dim=1)", "torch.logsumexp(r_samples / beta, dim=1)"), ("torch.logsumexp(r_samples / beta + log_ratio, dim=1)", "(r_samples / beta + log_ratio).exp().sum(1).log()"),
                       ("(r_demo[:, None] - r_samples)", "(r_samples - r_demo[:, None])"), ("(r_samples.mean(1) - r_demo).mean() / beta", "(r_samples.mean(1) - r_demo).mean()"), ("dim=1) - r_demo / beta)", "dim=1) - r_demo)")],
     "ex11_loss": [("return -(o.weight", "return (o.weight"), ("torch.minimum(ratio * o.advantage, ", "(lambda free, held: held)(ratio * o.advantage, "), ("sequences or len(mask)", "len(mask)"),
-                  ("1 / (sequences * lengths.to(logp_ref.dtype))", "torch.ones(len(mask), dtype=logp_ref.dtype) / mask.sum()"), ("- o.beta_kl * kl", "+ o.beta_kl * kl"), ("* o.advantage.sign() > o.clip", "> o.clip")],
+                  ("1 / (sequences * lengths.to(logp_ref.dtype))", "torch.ones(len(mask), dtype=logp_ref.dtype) / mask.sum()"), ("- o.beta_kl * kl", "+ o.beta_kl * kl"), ("* o.advantage.sign() > o.clip", "> o.clip"), ("(o.weight * kl).sum()", "(kl / mask.sum(1).repeat_interleave(mask.sum(1)) / len(mask)).sum()")],
     "ex12_rope": [("/ c.head_dim)", "/ (c.head_dim // 2))"), ("((turns - low) / (high - low))", "((high - turns) / (high - low))"), (".clamp(0, 1)", ""), ("(-b, a)", "(b, -a)"), ("x.chunk(2, dim=-1)", "(x[..., ::2], x[..., 1::2])"),
                   ("cos, sin = rope", "cos, sin = (z.to(x.dtype) for z in rope)")],
     "ex13_generate": [("model.rope(position), L + t", "model.rope(position - 1), L + t"), ("V[:, :, end] = k, v", "V[:, :, end] = k, k"), ("done |= torch.isin(token, stop)", "done |= False"), REREAD],
     "ex14_triton_advantage": [("centred * centred, 0) / samples)", "centred * centred, 0) / (samples - 1))"), ("tl.where(mine, r - tl.sum(r, 0) / samples, 0.0)", "r - tl.sum(r, 0) / samples"),
                               ("R + prompt * r_prompt + i * r_sample", "R + prompt * samples + i"), ("tl.where(equal, 0.0, alpha * centred / (std + eps))", "alpha * centred / (std + eps)"), (".to(OUT.dtype.element_ty), mask=mine)", ".to(OUT.dtype.element_ty))"),
-                              (EQUAL, "std < 1e-6"), (EQUAL, 'tl.max(tl.where(mine, r, 0.0), 0) == tl.min(tl.where(mine, r, float("inf")), 0)')],
+                              (EQUAL, "std < 1e-6"), (EQUAL, "std == 0"), ("centred * centred, 0) / samples)", "r * r, 0) / samples - tl.sum(r, 0) / samples * tl.sum(r, 0) / samples)"), ("i * r_sample, mask=mine, other=0.0)", "i * r_sample, mask=mine)"), (EQUAL, 'tl.max(tl.where(mine, r, 0.0), 0) == tl.min(tl.where(mine, r, float("inf")), 0)')],
     "ex15_triton_logsumexp": [("top, total = -3.4e38", 'top, total = float("-inf")'), ("total * tl.exp(top - higher)", "total"), (LOGITS + "higher", LOGITS.replace('float("-inf")', "0.0") + "higher"),
-                              (LOGITS + "higher", LOGITS.replace(" * inv_temperature", "") + "higher"), ('float("nan")).to(tl.float32) * inv_temperature', 'float("nan")).to(tl.float32)')],
+                              (LOGITS + "higher", LOGITS.replace(" * inv_temperature", "") + "higher"), ('float("nan")).to(tl.float32) * inv_temperature', 'float("nan")).to(tl.float32)'),
+                              ("top, total = -3.4e38", "top, total = 0.0"), TWICE],
     "ex16_triton_backward": [("slope * inv_temperature *", "slope *"), ("tl.where(slope == 0, 0.0, dz)", "dz"), (".to(Z.dtype.element_ty), mask=col < V)", ".to(Z.dtype.element_ty))"), ("tl.where(col == target, 1.0, 0.0) - ", "0.0 - "), ("tl.exp(x - lse))", "tl.exp(x - top))"),
                              ("(tl.where(col == target, 1.0, 0.0) - tl.exp(x - lse))", "(tl.exp(x - lse) - tl.where(col == target, 1.0, 0.0))")],
 }
@@ -156,12 +170,13 @@ def test_what_a_learner_sees(tmp_path):
     (tmp_path / "ex01_balance.py").write_text("import os\n\n\ndef balance(rows, per_category, embeddings, seed=0):\n    os.abort()\n")
     (tmp_path / "ex02_parse_draft.py").write_text("def parse_draft(text):\n    return (\n")
     (tmp_path / "ex03_completion_mask.py").unlink()
+    (tmp_path / "ex06_difficulty_scale.py").write_text("def difficulty_scale(alpha_data, alpha_model, scaling='product'):\n    while True:\n        pass\n")
     run = lambda *args, given=tmp_path: subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=300, cwd=ROOT, env={**os.environ, "DRIRL_IMPL": str(given)}).stdout
-    table = run("exercises/progress.py", str(tmp_path))
+    table = run("exercises/progress.py", str(tmp_path), "5")
     for exercise, state in (("ex07_kl_k3", "passes"), ("ex01_balance", "crashes Python in check 1"), ("ex02_parse_draft", "does not import, SyntaxError line 2: '(' was never closed"),
-                            ("ex03_completion_mask", "is not there"), ("ex04_token_logprobs", "not begun"), ("ex05_group_advantage", "9 of 19 checks pass")):
+                            ("ex03_completion_mask", "is not there"), ("ex04_token_logprobs", "not begun"), ("ex06_difficulty_scale", "does not end in check 1"), ("ex05_group_advantage", "12 of 19 checks pass")):
         assert f"| {exercise} | {state} |" in table, table
-    assert "| kernels.kl_k3 | The loss |" in table and table.count("not begun") == 11 and table.endswith("1 of 16 pass\n"), table
+    assert "| 10 | kernels.kl_k3 | The loss |" in table and table.count("not begun") == 10 and table.endswith("1 of 16 pass\n"), table
     out = run("-m", "pytest", "tests/exercises", "-k", "ex02 or ex04")
     assert f"grading: {tmp_path}/" in out and f"\nex04 not begun ({tmp_path}/ex04_token_logprobs.py)\n" in out and "\nex02 does not import, SyntaxError line 2: " in out and out.count("\n") < 20, out
     assert "grading: the project's own functions" in run("-m", "pytest", "tests/exercises", "--collect-only", "-k", "ex05 and by_hand", given="")

@@ -3,8 +3,10 @@ import importlib
 import importlib.util
 import reprlib
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -54,7 +56,7 @@ def same(got, want, what: str, atol: float = 1e-6) -> None:
     else:
         fits = type(got) is type(want) and got == want
     if not fits:
-        shapes = [f", {tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else "" for x in (want, got)]
+        shapes = [f", {tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else f", {type(x).__name__}" for x in (want, got)]
         raise AssertionError(f"{what}\nexpected{shapes[0]}:\n{want}\ngot{shapes[1]}:\n{got}")
 
 
@@ -68,3 +70,19 @@ def refuses(f, *args, says: str = "", error=ValueError, **more) -> None:
             return
         got = f"the message lacks {says!r}: {e}"
     raise AssertionError(f"{f.__name__}({', '.join(map(SHORT.repr, args))})\nexpected:\n{error.__name__} {says}\ngot:\n{got}")
+
+
+@contextmanager
+def loads():
+    """How many elements each tl.load of Triton's interpreter reads, as a list. What a mask without `other` leaves out is NaN here; a GPU says it is undefined."""
+    from triton.runtime.interpreter import InterpreterBuilder
+    counts, load = [], InterpreterBuilder.create_masked_load
+
+    def counted(builder, pointers, mask, other, *more):
+        counts.append(int(mask.data.sum()))
+        got = load(builder, pointers, mask, other, *more)
+        if other is None and got.data.dtype.kind == "f":
+            got.data[~mask.data] = float("nan")
+        return got
+    with mock.patch.object(InterpreterBuilder, "create_masked_load", counted):
+        yield counts

@@ -19,7 +19,7 @@ def test_by_hand(my):
 def test_loops(my, P, G, seed):
     g = torch.Generator().manual_seed(seed)
     R = 2 * torch.randn(P, G, generator=g, dtype=torch.float64) + 5
-    for alpha in (0.7, torch.rand(P, 1, generator=g, dtype=torch.float64), torch.rand(P, G, generator=g, dtype=torch.float64)):
+    for alpha in (0.7, torch.tensor(0.7, dtype=torch.float64), torch.rand(P, 1, generator=g, dtype=torch.float64), torch.rand(P, G, generator=g, dtype=torch.float64)):
         scale = alpha.expand(P, G).tolist() if isinstance(alpha, torch.Tensor) else [[alpha] * G] * P
         want = []
         for r, a in zip(R.tolist(), scale):

@@ -19,6 +19,7 @@ def test_modes(my, scaling, shapes):
     got = my.difficulty_scale(a.requires_grad_(), b.requires_grad_(), scaling)
     same(got, torch.tensor(want, dtype=torch.float64).view(wide[0].shape), scaling)
     same(got.requires_grad, False, "a gradient through alpha")
+    same(a.requires_grad and b.requires_grad, True, "the factors still ask for a gradient")
 
 
 def test_defaults_and_errors(my):

@@ -27,5 +27,7 @@ def test_mean_is_the_kl(my, V, seed):
 
 
 def test_clamp(my):
-    got = my.kl_k3(torch.tensor([-900.0, 900.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    logp = torch.tensor([-900.0, 900.0], dtype=torch.float64, requires_grad=True)
+    got = my.kl_k3(logp, torch.zeros(2, dtype=torch.float64))
     same(got, torch.tensor([math.exp(20) - 21, math.exp(-20) + 19], dtype=torch.float64), "d = 900 and -900 count as 20 and -20", 1e-6)
+    same(torch.autograd.grad(got.sum(), logp)[0], torch.zeros(2, dtype=torch.float64), "its derivative there")

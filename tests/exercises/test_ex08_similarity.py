@@ -33,3 +33,10 @@ def test_data_hardness(my, shape, mean_delta):
     W = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
     want = [sigma(1 - w) / sigma(float(mean_delta)) for w in W.flatten().tolist()]
     same(my.data_hardness(W, mean_delta), torch.tensor(want, dtype=torch.float64).view(shape), f"similarities {W.tolist()}, mean_delta {float(mean_delta)}")
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_dtype(my, dtype):
+    """W's dtype, whatever mean_delta is."""
+    for mean_delta in (0.5, torch.tensor(0.5, dtype=torch.float64)):
+        same(my.data_hardness(torch.tensor(0.5, dtype=dtype), mean_delta), torch.tensor(1.0, dtype=dtype), f"a similarity in {dtype}, mean_delta {mean_delta!r}", 1e-2)

@@ -20,9 +20,10 @@ def test_by_hand(my, drop, inlying):
 
 
 def test_same_distance(my):
-    """Mean 2, distances 2, 2, 0, 0: the second gap goes before the first."""
+    """Mean 2, distances 2, 2, 0, 0: the second gap goes before the first. All twenty 2 from the mean: the last ten go."""
     gaps = torch.tensor([0.0, 4.0, 2.0, 2.0], dtype=torch.float64)
     same(my.model_responsiveness(gaps, 0.0, 0.25).item(), sigma(4 / 3) / 0.5, "0, 2 and 2 stay")
+    same(my.model_responsiveness(torch.tensor([0.0] * 10 + [4.0] * 10, dtype=torch.float64), 0.0, 0.5).item(), 1.0, "the ten zeros stay, as they come first")
 
 
 @pytest.mark.parametrize("n, drop, seed", [(1, 0.9, 0), (7, 0.3, 1), (16, 0.25, 2), (33, 0.5, 3)])

@@ -61,5 +61,7 @@ def test_masked_positions_hold_anything(my, garbage):
 
 def test_micro_batches(my):
     parts = example(6, 4, 5)
-    total = sum(my.loss(*(x[s] for x in parts), 0.2, 0.1, sequences=6)[0] for s in (slice(0, 1), slice(1, 4), slice(4, 6)))
-    same(total, slow(*parts, 0.2, 0.1)[0].detach(), "the sum of three micro-batches' losses")
+    losses, stats = zip(*(my.loss(*(x[s] for x in parts), 0.2, 0.1, sequences=6) for s in (slice(0, 1), slice(1, 4), slice(4, 6))))
+    total, kl, clipped = slow(*parts, 0.2, 0.1)
+    same(sum(losses), total.detach(), "the sum of three micro-batches' losses")
+    same(sum(s["kl"] for s in stats), kl, "of their kl"), same(sum(s["clipped"] for s in stats), clipped, "of their clipped")

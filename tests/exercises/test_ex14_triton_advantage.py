@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from grading import same
+from grading import loads, same
 
 MIRRORS, SECTION = ("kernels.triton_kernels.advantage_kernel",), "Kernels"
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")         # the interpreter's numpy speaks up about infinite numbers
@@ -22,7 +22,8 @@ def check(my, R, alpha, eps, what):
     """One launch of the kernel, whose OUT has NaN behind its last sample: what a store without a mask would overwrite."""
     (P, G), block = R.shape, 1 << (R.shape[1] - 1).bit_length()
     out = torch.full((P * G + block,), math.nan)
-    my.advantage_kernel[(P,)](R, *R.stride(), alpha, *alpha.stride(), out, eps, G, BLOCK=block)
+    with loads():
+        my.advantage_kernel[(P,)](R, *R.stride(), alpha, *alpha.stride(), out, eps, G, BLOCK=block)
     same(out[:P * G].view(P, G), slow(R, alpha, eps), what, 5e-6)
     same(out[P * G:].isnan().sum().item(), block, "NaN left behind the last sample (fewer: does tl.store have a mask?)")
 
@@ -36,9 +37,14 @@ def test_loops(my, P, G, eps, seed, layout):
     check(my, R, torch.rand(P, G, generator=g) if layout == "rows" else torch.rand(P, 1, generator=g).expand(P, G), eps, f"rewards with strides {R.stride()}")
 
 
-@pytest.mark.parametrize("G", (4, 5, 6))
+@pytest.mark.parametrize("G", (4, 5, 6, 7))
 def test_equal_and_nearly_equal(my, G):
     """Groups that agree, on a negative reward too, and groups whose rewards differ by 1e-7 or 1e-9, with eps 0."""
     R = torch.tensor([[0.1], [-0.1], [0.0], [-3.0], [1e-7], [1e-9]]).repeat(1, G)
     R[4:, 1:] = 0.0
     check(my, R, torch.full((6, G), 2.0), 0.0, "groups of 0.1, of -0.1, of 0, of -3; 0 but for one 1e-7; 0 but for one 1e-9; eps 0")
+
+
+def test_far_from_zero(my):
+    """The squares of 1024.5 and 1024 differ by less than their last digits tell."""
+    check(my, torch.tensor([[1024.5, 1024.0, 1024.0, 1024.0]]), torch.ones(1, 4), 0.0, "rewards 1024.5, 1024, 1024, 1024, eps 0")
