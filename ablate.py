@@ -70,6 +70,7 @@ VARIANTS = {  # name: (stages, settings); what comes before the first stage is s
 FIRST = {"standard": 15, "few-8": 8}              # of these variants a setting has so many, others 5
 # of a variant's last stage: the folder of the model it leaves, and the stages whose seconds that model cost
 MADE = {"irl": ("sft", ("sft",)), "sft": ("sft", ("sft",)), "grpo": ("policy", ("sft", "irl", "grpo")), "baseline": ("baseline", ("sft", "baseline")), "dpo": ("dpo", ("sft", "dpo"))}
+CURVE = ("harmful_refused", "helpful_refused", "harmful_reward", "helpful_reward")           # of a rollout's samples, where it has both kinds
 FOLDERS = {"data": "data", "sft": "sft", "irl": "rewards"}     # what a stage of the start leaves
 
 
@@ -211,7 +212,7 @@ def measure(run, stages: tuple, start: Path, setting: str, kept_out: list[dict])
             "steps": c.sft.steps, "more_steps": c.sft.baseline_steps, "generated": round(generated), "step_tokens": round(helpful * length[True] + (c.sft.batch - helpful) * length[False]),
             "code": run.identity["code"], "start": hashlib.sha256((start / "sft/model.safetensors").read_bytes()).hexdigest()[:12], "machine": f"{machine(run.device)}, {str(run.dtype)[6:]}",
             "nll": round(nll(model, chat, kept_out, run.amp), 4), "kl": round(kl(model, first, chat, answers[:len(rows)], run.amp), 4),
-            "curve": [{k: r[k] for k in ("harmful_refused", "helpful_refused", "harmful_reward", "helpful_reward")} for r in grpo],
+            "curve": [{k: r[k] for k in CURVE} for r in grpo if set(CURVE) <= r.keys()],
             "alpha": [round(a, 3) for r in grpo for a in r["alpha"]], **({"auc": reward_aucs(run, chat, rows)} if "irl" in stages else {})}
 
 

@@ -119,9 +119,5 @@ class Batch:
                 parts[-1].append(b)
                 room -= size
             return parts
-        parts = cut(tokens)
-        for limit in range(tokens, 0, -max(1, tokens // 16)):                    # a lower limit that needs no more parts makes them more equal
-            if len(cut(limit)) > len(parts):
-                break
-            parts = cut(limit)
-        return parts
+        cuts = [cut(limit) for limit in range(tokens, 0, -max(1, tokens // 16))]
+        return [parts for parts in cuts if len(parts) == len(cuts[0])][-1]       # the lowest limit that needs no more parts makes them most equal

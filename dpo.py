@@ -57,10 +57,5 @@ def train(policy: Transformer, reference: Transformer, chat: Chat, pairs: list[d
             with torch.no_grad():
                 logp_ref = token_logps(reference, batch).sum(1).view(-1, 2)
         loss = dpo_loss(logp, logp_ref, c.tie)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_([p for p in policy.parameters() if p.requires_grad], 1.0)
-        if loop.finite(loss=loss, grad_norm=norm):
-            optimizer.step()
-        optimizer.zero_grad()
-        loop.end(step, loss=loss.item(), grad_norm=norm.item(), margin=(logp - logp_ref).diff(dim=1).mean().neg().item())
+        loop.update(step, loss, policy.parameters(), margin=(logp - logp_ref).diff(dim=1).mean().neg().item())
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)

@@ -38,7 +38,6 @@ import sft
 import tables
 import tiny
 from files import hold, read_records, release, write
-from loop import Loop
 from model import frozen_copy, save_model
 from runfolder import ORDER, Run, as_json
 
@@ -174,17 +173,15 @@ def stage_baseline(run: Run) -> None:
 
 def stage_dpo(run: Run) -> None:
     """A rival without rewards: DPO on what the reward models were fitted on."""
-    start, folder = time.time(), run.stage_folder("sft")
+    folder = run.stage_folder("sft")
     policy, reference, chat = run.load(folder), run.load(folder, run.dtype).requires_grad_(False), run.chat(folder)
     rows, drawn = run.rows(chat), run.read("rewards/samples.json", [])
     if not drawn:
         raise data.UserError(f"{run.folder / 'rewards/samples.json'}: no samples to compare demonstrations with: run irl first")
     pairs = dpo.pairs(drawn, rows, run.c.irl.contrast, run.c.run.seed)
-    hold(run.folder)
-    with Loop("dpo", patience=run.c.run.max_skips, log=run.log) as loop:
+    with run.work("dpo", pairs, resumable=False) as loop:
         dpo.train(policy, reference, chat, pairs, run.c.dpo, run.amp, run.c.run.seed, loop)
     save_model(policy, run.folder / "dpo")
-    run.write("times.json", {**run.times(), "dpo": round(time.time() - start, 1)})
 
 
 def stage_eval(run: Run, standalone: bool = False) -> None:

@@ -15,6 +15,7 @@ from chat import Chat
 from data import CATEGORIES, HELPFUL, SEPARATOR, UserError
 from files import parse_json, read_json, read_text, write
 from judge import gibberish, judge
+from loaders import LABELS
 from model import generate
 from transformer import Transformer
 
@@ -53,7 +54,7 @@ def kind_of(row: dict) -> str:
         if row["kind"] not in KINDS:
             raise UserError(f"prompt {row['prompt'][:40]!r}: kind {row['kind']!r}; known are {', '.join(KINDS)}")
         return row["kind"]
-    return "ordinary" if row.get("category") == HELPFUL or str(row.get("label", "")).lower() in ("safe", "benign", "harmless") else "harmful"
+    return "ordinary" if row.get("category") == HELPFUL or LABELS.get(str(row.get("label", "")).lower()) else "harmful"
 
 
 def evaluate(model: Transformer, chat: Chat, rows: list[dict], max_new_tokens: int, name: str = "model") -> dict:
@@ -108,6 +109,8 @@ def table(results: list[dict]) -> str:
 
 def means(runs: list[list[dict]]) -> str:
     """Markdown: each model's percentages as their mean over several runs (what results.json of each holds), the single runs in brackets."""
+    if len({tuple(m["name"] for m in models) for models in runs}) > 1:
+        raise UserError("these runs evaluated different models: compare those that did the same stages")
     lines = ["| refused, %: mean (each seed) | harmful | ordinary | look-alikes | harmful − look-alikes | gibberish % |", "|---" * 6 + "|"]
     for models in zip(*runs):
         shares = [{k: 100 * m["rates"][k][0] / max(1, m["rates"][k][1]) for k in (*KINDS, "gibberish")} for m in models]

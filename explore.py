@@ -44,13 +44,13 @@ def group(policy: Transformer, rewards: RewardModels, chat: Chat, encoder, promp
     rows = generate(policy, [ids], samples, max_new_tokens, temperature, seed=seed, eos=chat.eos).rows() + [chat.answer(demonstration)]
     batch = Batch([ids], [rows], policy.device)
     with torch.no_grad(), amp():
-        x, rope = rewards.hidden(batch), policy.rope(batch.positions)
+        x = rewards.hidden(batch)
         scores = rewards(x, batch, [category])[None]                                     # (1, G + 1)
-        by_model = {name: shadow(x, rope, batch).tolist() for name, shadow in rewards.shadows.items()}
+        by_model = {name: shadow(x, batch).tolist() for name, shadow in rewards.shadows.items()}
         ratios = token_logps(policy, batch, temperature) - token_logps(rewards.trunk[0], batch, temperature)   # (G + 1, T)
     texts = [chat.decode(r) for r in rows[:-1]]
     W = grpo_s.similarities(encoder, [texts], [demonstration]).to(scores.device)         # (1, G)
-    means = grpo_s.start_means([h for h in history if h["category"] == category], encoder, c.decay)
+    means = grpo_s.start_means([h for h in history if h["category"] == category], encoder)
     alpha = {mode: grpo_s.difficulty(W, scores[:, -1:] - scores[:, :-1], [category], *copy.deepcopy(means), replace(c, scaling=mode)) for mode in {"data", "model", c.scaling}}
     advantage = grpo_s.advantages(scores, alpha[c.scaling], c.std_eps)[0].tolist()
     theirs = split_sentences(demonstration)

@@ -140,25 +140,20 @@ def loss(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, advantage: Tensor, ma
     return -(o.weight * J).sum(), {"kl": (o.weight * kl).sum().item(), "clipped": (o.weight * clipped).sum().item()}
 
 
-class RunningMean:
-    """Per-category mean: batch means blended into a moving average, which starts at the first."""
-
-    def __init__(self, decay: float):
-        self.decay, self.mean = decay, {}
-
-    def update(self, category: str, batch_mean: float) -> float:
-        self.mean[category] = self.decay * self.mean.get(category, batch_mean) + (1 - self.decay) * batch_mean
-        return self.mean[category]
+def blend(means: dict[str, float], category: str, batch_mean: float, decay: float) -> float:
+    """A category's moving average, with a batch's mean blended into it; it starts at the first."""
+    means[category] = decay * means.get(category, batch_mean) + (1 - decay) * batch_mean
+    return means[category]
 
 
-def difficulty(W: Tensor, gaps: Tensor, categories: list[str], deltas: RunningMean, gap_means: RunningMean, c: GRPOConfig) -> Tensor:
-    """alpha (P, G) from similarities W (P, G) and reward gaps (P, G), each category on its own."""
+def difficulty(W: Tensor, gaps: Tensor, categories: list[str], deltas: dict[str, float], gap_means: dict[str, float], c: GRPOConfig) -> Tensor:
+    """alpha (P, G) from similarities W (P, G) and reward gaps (P, G), each category on its own; updates the moving averages of 1 - W and of the gap."""
     alpha = torch.ones_like(W)
     for category in sorted(set(categories)):
         rows = [p for p, name in enumerate(categories) if name == category]
         similar = W[rows] if c.per_sample else W[rows].mean(1, keepdim=True).expand(-1, W.shape[1])
-        hard = data_hardness(similar, deltas.update(category, (1 - W[rows]).mean().item()))
-        responsive = model_responsiveness(gaps[rows].flatten(), gap_means.update(category, gaps[rows].mean().item()), c.drop)
+        hard = data_hardness(similar, blend(deltas, category, (1 - W[rows]).mean().item(), c.decay))
+        responsive = model_responsiveness(gaps[rows].flatten(), blend(gap_means, category, gaps[rows].mean().item(), c.decay), c.drop)
         alpha[rows] = difficulty_scale(hard, responsive, c.scaling)
     return alpha
 
@@ -175,44 +170,42 @@ def advantages(scores: Tensor, alpha: Tensor, eps: float) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------ the loop
 
-def start_means(history: list[dict], encoder, decay: float) -> tuple[RunningMean, RunningMean]:
-    """Per category the running means of delta and of the gap before the first rollout: those of IRL's samples (`history`: see train)."""
-    deltas, gap_means = RunningMean(decay), RunningMean(decay)
+def start_means(history: list[dict], encoder) -> tuple[dict[str, float], dict[str, float]]:
+    """Per category the means of delta and of the gap before the first rollout: those of IRL's samples (`history`: see train)."""
+    deltas, gap_means = {}, {}
     for category in sorted({g["category"] for g in history}):
         mine = [g for g in history if g["category"] == category]
         W = similarities(encoder, [[text for _, text in g["samples"]] for g in mine], [g["response"] for g in mine])
-        deltas.update(category, 1 - W.mean().item())
-        gap_means.update(category, sum(g["reward_demo"] - r for g in mine for r, _ in g["samples"]) / W.numel())
+        deltas[category] = 1 - W.mean().item()
+        gap_means[category] = sum(g["reward_demo"] - r for g in mine for r, _ in g["samples"]) / W.numel()
     return deltas, gap_means
 
 
-def score(rewards: RewardModels, batch: Batch, categories: list[str], split: int, tokens: int, amp) -> tuple[Tensor, Tensor, Tensor]:
+def score(rewards: RewardModels, batch: Batch, categories: list[str], split: int, tokens: int, amp) -> tuple[Tensor, Tensor]:
     """Rewards (B,) of a batch's completions, and its hidden states (N, D) at block `split`, below which policy, reference and reward
-    models are one network, and below the reward models' own blocks. At most `tokens` tokens at a time."""
+    models are one network. At most `tokens` tokens at a time."""
     R, places, hidden = [], [], []
     for rows in batch.split(list(range(len(batch.owner))), tokens):
         part, at = batch.select(rows)
         with torch.no_grad(), amp():
             x = run_blocks(rewards.trunk[0], part, stop=split)
-            hidden.append((x, rewards.hidden(part, x, split)))
-            R.append(rewards(hidden[-1][1], part, [categories[p] for p in batch.owner[rows].unique().tolist()]))
-        places.append(at)
-    shared, below = (torch.cat(x) for x in zip(*hidden))
-    at = torch.cat(places)                                   # a prompt cut into several parts is in each, with the same values
-    return torch.cat(R), *(x.new_empty(len(batch.ids), x.shape[1]).index_copy(0, at, x) for x in (shared, below))
+            R.append(rewards(rewards.hidden(part, x, split), part, [categories[p] for p in batch.owner[rows].unique().tolist()]))
+        hidden.append(x), places.append(at)
+    x = torch.cat(hidden)                                    # a prompt cut into several parts is in each, with the same values
+    return torch.cat(R), x.new_empty(len(batch.ids), x.shape[1]).index_copy(0, torch.cat(places), x)
 
 
-def prepare(rewards: RewardModels, batch: Batch, shared: Tensor, below: Tensor, rows: list[int], advantage: Tensor, sequences: int, c: GRPOConfig,
+def prepare(rewards: RewardModels, batch: Batch, shared: Tensor, split: int, rows: list[int], advantage: Tensor, sequences: int, c: GRPOConfig,
             temperature: float, amp) -> list[tuple]:
     """What update takes of the completions `rows`, whose loss is divided by `sequences`: per micro-batch (Batch, hidden states at block
-    `split`, Objective with pi_ref's log-probs). shared, below: score's. Every process makes the same number, if need be of weight 0:
+    `split`, Objective with pi_ref's log-probs). shared: those of all completions, from score. Every process makes the same number, if need be of weight 0:
     gradients are summed over the processes, which wait for each other."""
     out, parts = [], batch.split(rows, c.tokens_per_batch)
     empty = [[0]] * (parallel.most(len(parts)) - len(parts))
     for i, mine in enumerate(parts + empty):
         part, at = batch.select(mine)
         with torch.no_grad(), amp():
-            top = run_blocks(rewards.trunk[0], part, below[at], rewards.below)
+            top = run_blocks(rewards.trunk[0], part, shared[at], split)
             logp_ref = token_logprobs(*head_inputs(rewards.trunk[0], top, part), temperature)
         objective = objective_of(advantage[mine], part.mask, logp_ref, None, c.clip, c.beta_kl, sequences)
         if i >= len(parts):                                                      # only another process has a micro-batch here
@@ -256,10 +249,8 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         parallel.shard(policy)
     optimizer, draw = optimizer_for(policy, c.lr), pick(rows, c.prompts, c.helpful_share, rng)
     loop = loop or Loop("grpo")
-    deltas, gap_means = start_means(history, encoder, c.decay)
-    deltas.mean |= loop.state.get("deltas", {})
-    gap_means.mean |= loop.state.get("gap_means", {})
-    loop.state = {"deltas": deltas.mean, "gap_means": gap_means.mean}
+    loop.state = loop.state or dict(zip(("deltas", "gap_means"), start_means(history, encoder)))        # saved with the weights
+    deltas, gap_means = loop.state["deltas"], loop.state["gap_means"]
     bar = tqdm(range(c.rollouts), desc="grpo", unit="rollout", disable=parallel.rank() > 0)
     for n in bar:
         # 1. a group of samples per prompt of this process's share
@@ -277,11 +268,10 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
         clock.append(time.time())
         # 2. rewards of the group's members: G samples and, last, the demonstration
         batch = Batch(prompts, [[*group, chat.answer(d)] for group, d in zip(groups, demonstrations)], policy.device)
-        own, shared, below = score(rewards, batch, [r["category"] for r in mine], split, c.tokens_per_batch, amp)
+        own, shared = score(rewards, batch, [r["category"] for r in mine], split, c.tokens_per_batch, amp)
         facts = [[[judge(t) == "refuses", len(o), chat.ended(o), not t.strip()] for t, o in zip(*group)] for group in zip(texts, groups)]
         W = similarities(encoder, texts, demonstrations).to(own.device)
-        everyone = parallel.gather(torch.cat((own.view(len(mine), -1), W, torch.tensor(facts, device=own.device).float().flatten(1)), 1), len(part))
-        scores, W, facts = everyone.split((c.samples + 1, c.samples, 4 * c.samples), 1)
+        scores, W, facts = (parallel.gather(x, len(part)) for x in (own.view(len(mine), -1), W, torch.tensor(facts, device=own.device).float()))
         R, demo = scores.split((c.samples, 1), 1)                                # (P, G), (P, 1)
         # 3. advantages, scaled by difficulty
         if sound := loop.finite(reward=scores, similarity=W):                    # before they enter the running means
@@ -292,12 +282,12 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
             continue
         advantage = advantages(scores, alpha, c.std_eps)                         # (P, G + 1)
         # 4. the groups worth learning from, and what the reference says of them
-        members = [c.samples + (c.imitate and not r.get("borrowed", False)) for r in part]        # without the demonstration, which is last, or with it
-        counted = c.samples if any(r.get("borrowed") for r in part) else c.samples + c.imitate    # the same members of every group
-        kept = most_spread(scores[:, :counted].std(1, correction=0).tolist(), categories, c.keep)
-        taught = [p for p in kept if members[p] > c.samples]
-        learnt = [i * (c.samples + 1) + g for i, p in enumerate(range(len(part))[share]) if p in kept for g in range(members[p])]
-        micro = prepare(rewards, batch, shared, below, learnt, advantage[share].flatten(), sum(members[p] for p in kept), c, temperature, amp)
+        teaches = torch.tensor([c.imitate and not r.get("borrowed", False) for r in part])       # is the demonstration learnt from?
+        # the same members of every group are compared: with the demonstration only if all are learnt from
+        kept = most_spread((scores if teaches.all() else R).std(1, correction=0).tolist(), categories, c.keep)
+        learns = torch.zeros(len(part), c.samples + 1, dtype=torch.bool)         # (P, G + 1), as advantage
+        learns[kept, :-1], learns[kept, -1] = True, teaches[kept]
+        micro = prepare(rewards, batch, shared, split, learns[share].flatten().nonzero()[:, 0].tolist(), advantage[share].flatten(), int(learns.sum()), c, temperature, amp)
         clock.append(time.time())
         # 5. updates
         for step in range(c.iterations):
@@ -305,13 +295,13 @@ def train(policy: Transformer, chat: Chat, rewards: RewardModels, encoder, rows:
             stats = update(policy, optimizer, micro, split, temperature, amp, c.recompute, loop.finite)
         clock.append(time.time())
         # 6. log
-        refused, length, ended, empty = facts.cpu().view(len(part), c.samples, 4).unbind(2)
+        refused, length, ended, empty = facts.cpu().unbind(2)
         harmful = torch.tensor([name != HELPFUL for name in categories])
         shown = {f"{kind}_{name}": values[which].mean().item() for kind, which in (("harmful", harmful), ("helpful", ~harmful)) if which.any()
                  for name, values in (("refused", refused), ("reward", R.cpu()))}
         loop.end(n, **stats, **shown, reward_std=R.std(1, correction=0).mean().item(), gap_demo_minus_sample=(demo - R).mean().item(),
             similarity=W.mean().item(), alpha=[round(a, 4) for a in alpha.mean(1).tolist()], advantage_samples=advantage[kept, :-1].abs().mean().item(),
-            advantage_demonstration=advantage[taught, -1].mean().item() if taught else 0.0,
+            advantage_demonstration=advantage[learns[:, -1], -1].mean().item() if learns[:, -1].any() else 0.0,
             length=length.mean().item(), ended=ended.mean().item(), empty=int(empty.sum()), equal_groups=int((R == R[:, :1]).all(1).sum()),
             seconds=dict(zip(("rollout", "score", "train"), (round(b - a, 2) for a, b in zip(clock, clock[1:])))))
         bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if "refused" in k}, refresh=False)

@@ -28,9 +28,8 @@ class Loop:
             for step in range(c.steps):
                 part = next(...)                                 # what comes from the random generator, always
                 if loop.skip(step, model, optimizer): continue   # done before the process was killed
-                loss, norm = ...                                 # of a backward pass
-                if loop.finite(loss=loss, grad_norm=norm): optimizer.step()
-                loop.end(step, loss=loss.item())                 # log, save, stop
+                loss = ...                                       # of `part`
+                loop.update(step, loss, model.parameters())      # an optimizer step; log, save, stop
 
     path: the file of the state; None: no state. resume: take up the one that is there, of the same stage. belongs: what must be the same then, as {name: value}.
     every: seconds between two states. patience: skipped updates in a row that are too many.
@@ -38,7 +37,8 @@ class Loop:
 
     def __init__(self, stage: str = "", path: Path | None = None, resume: bool = True, belongs: dict | None = None, every: float = 60.0, patience: int = 5, log=lambda **record: None):
         self.stage, self.path, self.belongs, self.every, self.patience, self.log = stage, path, belongs or {}, every, patience, log
-        self.done, self.good, self.skipped, self.state, self.before = 0, 0, 0, {}, 0.0     # steps, those not skipped, skipped in a row; what the loop itself wants kept; seconds before
+        self.done = self.good = self.skipped = 0                 # steps; those not skipped; skipped in a row
+        self.state, self.before = {}, 0.0                        # what the loop itself wants kept; seconds in earlier processes
         if resume and path and path.exists() and (saved := read_state(path))["stage"] == stage:
             refuse_differences(saved["belongs"], self.belongs, path)
             self.done, self.good, self.skipped, self.state, self.before = (saved[name] for name in ("done", "good", "skipped", "state", "seconds"))
@@ -97,10 +97,21 @@ class Loop:
         self.bad += bad
         return not bad
 
+    def update(self, step: int, loss: torch.Tensor, parameters, /, **record) -> None:
+        """One optimizer step down the gradient of `loss`, whose norm is cut to 1, unless loss or gradient is not finite; then `end`."""
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if self.finite(loss=loss, grad_norm=norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad()                               # to None: AdamW leaves alone what this loss did not reach
+        self.end(step, **{"loss": loss.item(), "grad_norm": norm.item(), **record})
+
     def end(self, step: int, **record) -> None:
         """The end of a step: logs it, saves the state if it is time, raises KeyboardInterrupt if asked to stop, UserError if too many updates were skipped."""
-        self.done, self.good, self.skipped, bad, self.bad = step + 1, self.good + (not self.bad), self.skipped + 1 if self.bad else 0, self.bad, []
-        self.log(stage=self.stage, step=self.done, **{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}, **({"skipped": bad} if bad else {}))
+        bad, self.bad = self.bad, []
+        self.done, self.good, self.skipped = step + 1, self.good + (not bad), self.skipped + 1 if bad else 0
+        record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}      # JSON has no NaN
+        self.log(stage=self.stage, step=self.done, **record, **({"skipped": bad} if bad else {}))
         if bad and not parallel.rank():
             print(f"\n{self.stage}: step {self.done} skipped: {', '.join(dict.fromkeys(bad))} not finite", flush=True)
         if self.skipped >= self.patience:

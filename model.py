@@ -105,11 +105,8 @@ def generate(model: Transformer, prompts: list[list[int]], samples: int = 1, max
         x = block(x, rope, lambda q, k, v: batch.attend(q, k, v, keys))
     owner = torch.arange(len(prompts), device=device).repeat_interleave(samples)
     h, (B, L) = x[batch.prompt_last][owner], batch.levels[1].seen[owner].shape   # (B, D): hidden states where a token will be chosen
-    cache = []                                               # per block [keys, values], each (B, K, L + new, E)
-    for kv in keys:
-        cache.append([z.new_empty(B, c.kv_heads, L + max_new_tokens, c.head_dim) for z in kv])
-        for whole, z in zip(cache[-1], kv):
-            whole[:, :, :L] = z[owner]
+    # per block [keys, values], each (B, K, L + new, E): the prompt's, and room for the tokens to come
+    cache = [[F.pad(z[owner], (0, 0, 0, max_new_tokens)) for z in kv] for kv in keys]
     keys.clear()
 
     tokens = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device)
@@ -117,8 +114,7 @@ def generate(model: Transformer, prompts: list[list[int]], samples: int = 1, max
     stop = torch.tensor(list(eos), dtype=torch.long, device=device)
     row = torch.arange(B, device=device)                     # which output row each batch row writes
     done = torch.zeros(B, dtype=torch.bool, device=device)
-    can_see = torch.ones(B, 1, 1, L + max_new_tokens, dtype=torch.bool, device=device)
-    can_see[..., :L] = batch.levels[1].seen[owner][:, None, None]
+    can_see = F.pad(batch.levels[1].seen[owner][:, None, None], (0, max_new_tokens), value=True)
     position = batch.levels[1].ends[owner]
     for t in range(max_new_tokens):
         token, logp = choose(F.linear(model.norm(h), model.head), temperature, top_k, top_p, draws[row, t])
@@ -134,8 +130,8 @@ def generate(model: Transformer, prompts: list[list[int]], samples: int = 1, max
             cache = [[k[keep] for k in kv] for kv in cache]
         h, rope, end = model.embed_tokens(token), model.rope(position), L + t
 
-        def attend(q, k, v):                                 # one token sees all keys: the H/K query heads of a key head are its rows, and no key is repeated
-            K[:, :, end], V[:, :, end] = k, v
+        def attend(q, k, v):                                 # K, V: the cache of the block that calls
+            K[:, :, end], V[:, :, end] = k, v                # the new token sees every key, so a key head's H / K query heads can be its query rows
             q = q.view(len(q), c.kv_heads, -1, c.head_dim)
             return attention(q, K[:, :, :end + 1], V[:, :, :end + 1], can_see[..., :end + 1]).flatten(1, 2)
         for block, (K, V) in zip(model.layers, cache):

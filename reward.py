@@ -104,12 +104,12 @@ class Shadow(nn.Module):
         nn.init.zeros_(self.value.bias)
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
+        self.rope = trunk.rope
         self.requires_grad_(True)
 
-    def forward(self, x: Tensor, rope, batch: Batch) -> Tensor:
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
         """x (N, D) below this model's blocks -> rewards (B,), float32, in standard deviations of the fitted samples."""
-        for block in self.layers:
-            x = block(x, rope, batch.attend)
+        x = run_blocks(self, batch, x)
         value = self.value(self.norm(x[batch.first:]))[:, 0].float()     # of every completion token
         total = value.new_zeros(batch.mask.shape).masked_scatter(batch.mask, value).sum(1)
         return (total / batch.mask.sum(1) - self.mean) / self.std
@@ -137,14 +137,14 @@ class RewardModels(nn.Module):
     def forward(self, x: Tensor, batch: Batch, categories: list[str]) -> Tensor:
         """Rewards (B,) of a batch's completions, from hidden() states; categories: one per prompt. The two integrations are SRMIR's (v1)."""
         if self.integration == "linear" or len(self.names) == 1:
-            rope, helpful = self.trunk[0].rope(batch.positions), torch.tensor([c == HELPFUL for c in categories], device=x.device)[batch.owner]
-            *harm, last = (s(x, rope, batch) for s in self.shadows.values())
+            helpful = torch.tensor([c == HELPFUL for c in categories], device=x.device)[batch.owner]
+            *harm, last = (s(x, batch) for s in self.shadows.values())
             return torch.where(helpful, last, torch.stack(harm).mean(0)) if harm else last
         out = x.new_zeros(len(batch.owner), dtype=torch.float32)
         for category in sorted(set(categories)):             # categorized: each prompt runs through its own model only
             rows = [b for b, p in enumerate(batch.owner.tolist()) if categories[p] == category]
             part, tokens = batch.select(rows)
-            out[rows] = self.shadows[category](x[tokens], self.trunk[0].rope(part.positions), part)
+            out[rows] = self.shadows[category](x[tokens], part)
         return out
 
     def save(self, folder: Path, beside: dict[str, str] | None = None) -> None:
@@ -236,15 +236,10 @@ def fit(models: RewardModels, batches: list[tuple], c: IRLConfig, amp, seed: int
                 group["lr"] = group["peak"] * (1 - step / steps)
             shadow = models.shadows[harmful[0] if joint and name in harmful else name]
             with amp():
-                r = shadow(x, models.trunk[0].rope(batch.positions), batch).view(len(batch.source[0]), -1)   # (P, 1 + K + contrast)
+                r = shadow(x, batch).view(len(batch.source[0]), -1)   # (P, 1 + K + contrast)
             loss = irl_loss(r[:, 0], r[:, 1:], c.beta, c.estimator)
-            (loss + c.l2 * r.pow(2).mean()).backward()
-            norm = torch.nn.utils.clip_grad_norm_(shadow.parameters(), 1.0)
-            if loop.finite(loss=loss, grad_norm=norm):
-                optimizer.step()
-            optimizer.zero_grad()                            # sets gradients to None: AdamW leaves the other models alone
-            loop.end(step, model=name, loss=loss.item(), grad_norm=norm.item(), accuracy=(r[:, :1] > r[:, 1:]).float().mean().item(),
-                gap_demo_minus_others=(r[:, :1] - r[:, 1:]).mean().item())
+            loop.update(step, loss + c.l2 * r.pow(2).mean(), shadow.parameters(), model=name, loss=loss.item(),
+                        accuracy=(r[:, :1] > r[:, 1:]).float().mean().item(), gap_demo_minus_others=(r[:, :1] - r[:, 1:]).mean().item())
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if joint and epoch == c.joint_epochs - 1:
             for name in harmful[1:]:
@@ -254,7 +249,7 @@ def fit(models: RewardModels, batches: list[tuple], c: IRLConfig, amp, seed: int
     K = len(batches[0][1][0]["samples"])
     with torch.no_grad(), amp():
         for name, shadow in models.shadows.items():
-            r = torch.cat([shadow(x, models.trunk[0].rope(b.positions), b).view(len(b.source[0]), -1)[:, 1:1 + K].flatten() for n, _, b, x in batches if n == name])
+            r = torch.cat([shadow(x, b).view(len(b.source[0]), -1)[:, 1:1 + K].flatten() for n, _, b, x in batches if n == name])
             shadow.mean.copy_(r.mean()), shadow.std.copy_(r.std(correction=0).clamp(min=1e-6))
 
 

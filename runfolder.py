@@ -100,14 +100,15 @@ class Run:
         metrics.jsonl but for this stage's first `steps` steps; and the settings."""
         if not parallel.rank():
             hold(self.folder)
-        path, progress, later = self.folder / "metrics.jsonl", self.progress(), ORDER[ORDER.index(stage):]
+        path, progress = self.folder / "metrics.jsonl", self.progress()
+        later = ORDER[ORDER.index(stage):] if stage in ORDER else (stage,)
         kept = "".join(json.dumps(r) + "\n" for r in read_records(path) if r["stage"] not in later or r["stage"] == stage and type(r.get("step")) is int and r["step"] <= steps)
         if parallel.rank():
             return
         self.write("progress.json", {s: identity for s, identity in progress.items() if s not in later})
         for s in {*later, *progress} - ({stage} if steps else set()):      # what a kill in `finish` left of earlier ones, too
             self.unfinished(s).unlink(missing_ok=True)
-        if stage != "eval":
+        if stage in ORDER[:-1]:
             self.write("config.json", dataclasses.asdict(dataclasses.replace(self.c, run=dataclasses.replace(self.c.run, resume=True))))
         if path.exists():
             write({path: kept})
@@ -178,8 +179,9 @@ class Run:
         """The pool's prompts that have a category (helpful is one), and the harmless ones, that are not among these demonstrations."""
         known, found = {r["prompt"] for r in rows}, []
         for name, wanted in (("pool", (*data.CATEGORIES, data.HELPFUL)), ("benign", [data.HELPFUL])):
-            found += [r for r in data.distinct(loaders.load_rows(self.file(name), skip_bad=self.c.run.skip_bad)) if r["category"] in wanted and r["prompt"] not in known]
-            chat.check(found, self.c.run.max_new_tokens, self.file(name))
+            listed = loaders.load_rows(self.file(name), skip_bad=self.c.run.skip_bad)
+            chat.check([{"prompt": r["prompt"]} for r in listed], self.c.run.max_new_tokens, self.file(name))
+            found += [r for r in data.distinct(listed) if r["category"] in wanted and r["prompt"] not in known]
         return found
 
     def prompts(self, folders: list[Path]) -> tuple[list[dict], list[chats.Chat]]:
@@ -190,7 +192,7 @@ class Run:
         for folder in folders:
             open_model(folder)
             found.append(self.chat(folder))
-            found[-1].check(rows, self.c.run.max_new_tokens, self.file("prompts"))
+            found[-1].check([{"prompt": r["prompt"]} for r in rows], self.c.run.max_new_tokens, self.file("prompts"))
         return rows, found
 
     def harmful(self) -> list[dict]:

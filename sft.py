@@ -80,10 +80,5 @@ def train(policy: Transformer, chat: Chat, rows: list[dict], c: SFTConfig, amp, 
         with amp():
             logps = token_logps(policy, batch, frozen=frozen)                    # (B, T)
         loss = -(logps.sum(1) / batch.mask.sum(1)).mean()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_([p for p in policy.parameters() if p.requires_grad], 1.0)
-        if loop.finite(loss=loss, grad_norm=norm):
-            optimizer.step()
-        optimizer.zero_grad()
-        loop.end(step, loss=loss.item(), grad_norm=norm.item(), seconds=round(loop.seconds, 2))
+        loop.update(step, loss, policy.parameters(), seconds=round(loop.seconds, 2))
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)

@@ -7,7 +7,7 @@ import torch
 import grpo_s
 from data import HELPFUL
 from encoder import WordEncoder, similarity, split_sentences
-from grpo_s import GRPOConfig, RunningMean, data_hardness, difficulty, difficulty_scale, loss, model_responsiveness, similarities
+from grpo_s import GRPOConfig, blend, data_hardness, difficulty, difficulty_scale, loss, model_responsiveness, similarities
 from kernels import group_advantage, kl_k3
 
 
@@ -50,9 +50,10 @@ def test_difficulty_scale():
 
 
 def test_running_mean():
-    running = RunningMean(0.9)
-    assert running.update("crime", 2.0) == pytest.approx(2.0) and running.update("crime", 4.0) == pytest.approx(2.2)
-    assert running.update("insult", 7.0) == pytest.approx(7.0) and running.update("crime", 2.2) == pytest.approx(2.2)
+    means = {}
+    assert blend(means, "crime", 2.0, 0.9) == pytest.approx(2.0) and blend(means, "crime", 4.0, 0.9) == pytest.approx(2.2)
+    assert blend(means, "insult", 7.0, 0.9) == pytest.approx(7.0) and blend(means, "crime", 2.2, 0.9) == pytest.approx(2.2)
+    assert means == pytest.approx({"crime": 2.2, "insult": 7.0})
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
@@ -61,7 +62,7 @@ def test_difficulty(scaling, per_sample):
     """Two batches of two categories in plain loops; the second meets the moving averages."""
     g, names = torch.Generator().manual_seed(0), ["crime", HELPFUL, "crime"]
     c = GRPOConfig(scaling=scaling, per_sample=per_sample, drop=0.2, decay=0.8)
-    deltas, gap_means, mean_delta, mean_gap = RunningMean(0.8), RunningMean(0.8), {}, {}
+    deltas, gap_means, mean_delta, mean_gap = {}, {}, {}, {}
     for _ in range(2):
         W, gaps = torch.rand(3, 5, generator=g), torch.randn(3, 5, generator=g)
         alpha = difficulty(W, gaps, names, deltas, gap_means, c)

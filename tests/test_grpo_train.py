@@ -149,8 +149,8 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
     delta0 = 1 - (1 + (W0[0] @ W0[1]).item()) / 2
     for name in set(categories):
         mine = [p for p, x in enumerate(categories) if x == name]
-        assert deltas.mean[name] == pytest.approx((delta0 + (1 - W[mine]).mean().item()) / 2, abs=1e-6)
-        assert gap_means.mean[name] == pytest.approx((0.35 + gaps[mine].mean().item()) / 2, abs=1e-6)
+        assert deltas[name] == pytest.approx((delta0 + (1 - W[mine]).mean().item()) / 2, abs=1e-6)
+        assert gap_means[name] == pytest.approx((0.35 + gaps[mine].mean().item()) / 2, abs=1e-6)
 
 
 def test_borrow():
