@@ -267,6 +267,12 @@ def test_results_are_up_to_date():
     assert tables.fill(page, results) == page and set(results) <= set(ablate.SETTINGS) == set(re.findall(r"<!-- ([\w-]+) -->", page)) - {"end"}
 
 
+def test_without_harmless_prompts(world, tmp_path):
+    """GRPO-S's samples are then of one kind, and their curve is left out."""
+    assert drirl.main([*world, str(tmp_path / "w"), "--only", "standard/product (DR-IRL)", "--seeds", "1", "--grpo-helpful-share", "0"]) == 0
+    assert [(r["variant"], r["curve"]) for r in lines(tmp_path / "w")] == [(START, []), (ablate.DRIRL, [])]
+
+
 def test_the_same_grid_only(world, tmp_path, capsys):
     """Other settings in the same folder are refused, from the lines as from the start's stages; --resume false begins anew what was asked for, and a start of other
     settings, whose lines go with it. A link half made is made again."""

@@ -58,6 +58,8 @@ def test_means():
     lines = means([[result("a", 12), result("b", 20)], [result("a", 16), result("b", 20)]]).split("\n")
     assert len(lines) == 4 and lines[3].startswith("| b | **100.0** (100.0, 100.0) |")
     assert lines[2] == "| a | **70.0** (60.0, 80.0) | **0.0** (0.0, 0.0) | **20.0** (20.0, 20.0) | **50.0** (40.0, 60.0) | **3.4** (3.4, 3.4) |"
+    with pytest.raises(UserError, match="different models"):
+        means([[result("a", 12), result("b", 20)], [result("a", 16)]])
 
 
 def test_rates():

@@ -396,6 +396,30 @@ def test_dpo_without_a_single_update_fails(runs, whole, tmp_path, monkeypatch, c
     assert not (tmp_path / "r/dpo").exists()
 
 
+def test_dpo_again_replaces_its_log(runs, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "r")
+    for updates in (3, 2):
+        assert drirl.main(["dpo", "--run", str(tmp_path / "r"), "--updates", str(updates)]) == 0
+        assert [r["step"] for r in drirl.read_records(tmp_path / "r/metrics.jsonl") if r["stage"] == "dpo"] == list(range(1, updates + 1))
+    theirs, ours = ((folder / "metrics.jsonl").read_text() for folder in (whole[0], tmp_path / "r"))
+    assert ours.startswith(theirs) and json.loads((tmp_path / "r/config.json").read_text()) == json.loads((whole[0] / "config.json").read_text())
+
+
+def test_only_what_is_used_must_fit(runs, tmp_path):
+    """A response that is neither trained on nor evaluated may be long, a prompt may not; its row is that of the file."""
+    rows(tmp_path / "prompts.jsonl", {"prompt": "Hello?", "kind": "ordinary", "draft": ["long"], "answer": "no " * 3000})
+    argv = ["grpo", "--model", str(runs.w / "model"), "--pool", str(tmp_path / "pool.jsonl"), "--benign", str(runs.w / "benign.jsonl"), "--prompts", str(tmp_path / "prompts.jsonl")]
+    run = drirl.Run(settings.parse([*argv, "--run", str(tmp_path / "r")], drirl.STAGES)[1])
+    (row,), (chat,) = run.prompts([run.base()])
+    assert len(row["response"]) > 9000
+    listed = [demonstration(c, i) for c in CATEGORIES for i in range(2)] * 2
+    rows(tmp_path / "pool.jsonl", *listed, {"prompt": "Hello?", "category": "crime", "draft": ["long"], "answer": "no " * 3000})
+    assert "Hello?" in [r["prompt"] for r in run.open_prompts(chat, [])]
+    rows(tmp_path / "pool.jsonl", *listed, {"prompt": "why " * 3000, "category": "crime"})
+    with pytest.raises(UserError, match="pool.jsonl, row 29: "):
+        run.open_prompts(chat, [])
+
+
 def test_two_rounds_of_fits_in_one_loop():
     """As irl --rounds 2 has it: the second fit trains too."""
     loop = Watched()
