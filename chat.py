@@ -8,12 +8,10 @@ from data import UserError
 from files import inside, number, read_json, read_text
 
 # {system} and {prompt} are filled in; the model continues after the last character.
-CHATML = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-LLAMA3 = ("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"
-          "<|start_header_id|>user<|end_header_id|>\n\n{prompt}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
-FORMATS = {"chatml": CHATML, "llama3": LLAMA3}
-SYSTEM_TURN = {"chatml": "<|im_start|>system\n{system}<|im_end|>\n",
-               "llama3": "<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"}
+SYSTEM_TURN = {"chatml": "<|im_start|>system\n{system}<|im_end|>\n", "llama3": "<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>"}
+FORMATS = {
+    "chatml": SYSTEM_TURN["chatml"] + "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
+    "llama3": "<|begin_of_text|>" + SYSTEM_TURN["llama3"] + "<|start_header_id|>user<|end_header_id|>\n\n{prompt}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"}
 
 
 class Chat:

@@ -75,10 +75,13 @@ class Layer(nn.Module):
         return self.norm2(x + self.feed(x))
 
 
+# What they are called in a folder: a layer's modules, and all else.
 BERT_NAMES = {"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value", "o": "attention.output.dense",
               "norm1": "attention.output.LayerNorm", "up": "intermediate.dense", "down": "output.dense", "norm2": "output.LayerNorm"}
 CLIP_NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj",
               "norm1": "layer_norm1", "up": "mlp.fc1", "down": "mlp.fc2", "norm2": "layer_norm2"}
+BERT = {"layers": "encoder.layer", "norm": "embeddings.LayerNorm", "words": "embeddings.word_embeddings.weight", "positions": "embeddings.position_embeddings.weight"}
+CLIP = {"layers": "encoder.layers", "norm": "final_layer_norm", "words": "embeddings.token_embedding.weight", "positions": "embeddings.position_embedding.weight"}
 
 
 class Encoder(nn.Module):
@@ -94,16 +97,16 @@ class Encoder(nn.Module):
             ("max_position_embeddings", 10 ** 6)))
         if width % heads:
             raise UserError(f"{where}: hidden_size {width} must be a multiple of num_attention_heads {heads}")
-        self.tokenizer, self.eos, names = tokenizer, number(c, "eos_token_id", where, 0, 10 ** 7, 2), CLIP_NAMES if self.clip else BERT_NAMES
+        self.tokenizer, self.eos = tokenizer, number(c, "eos_token_id", where, 0, 10 ** 7, 2)
         with torch.device("meta"):                           # only shapes, until the tensors are known to fit
             self.layers = nn.ModuleList(Layer(width, inner, heads, eps, act, pre_norm=self.clip) for _ in range(layers))
-            self.norm, (self.words, self.positions, self.segment) = nn.LayerNorm(width, eps), (nn.Parameter(torch.empty(n, width)) for n in (words, self.limit, 1))
-        stem, norm = ("encoder.layers", "final_layer_norm") if self.clip else ("encoder.layer", "embeddings.LayerNorm")
-        state = {f"layers.{i}.{ours}.{part}": tensors[f"{stem}.{i}.{theirs}.{part}"]
-                 for i in range(len(self.layers)) for ours, theirs in names.items() for part in ("weight", "bias")}
-        state |= {f"norm.{part}": tensors[f"{norm}.{part}"] for part in ("weight", "bias")}
-        state["words"] = tensors["embeddings.token_embedding.weight" if self.clip else "embeddings.word_embeddings.weight"]
-        state["positions"] = tensors["embeddings.position_embedding.weight" if self.clip else "embeddings.position_embeddings.weight"]
+            self.norm = nn.LayerNorm(width, eps)
+            self.words, self.positions, self.segment = (nn.Parameter(torch.empty(n, width)) for n in (words, self.limit, 1))
+        theirs, names = (CLIP, CLIP_NAMES) if self.clip else (BERT, BERT_NAMES)
+        state = {f"layers.{i}.{ours}.{part}": tensors[f"{theirs['layers']}.{i}.{name}.{part}"]
+                 for i in range(len(self.layers)) for ours, name in names.items() for part in ("weight", "bias")}
+        state |= {f"norm.{part}": tensors[f"{theirs['norm']}.{part}"] for part in ("weight", "bias")}
+        state |= {name: tensors[theirs[name]] for name in ("words", "positions")}
         # every text is of BERT's first segment
         state["segment"] = torch.zeros(1, width) if self.clip else torch.atleast_2d(tensors["embeddings.token_type_embeddings.weight"])[:1]
         self.projection = None

@@ -47,9 +47,11 @@ def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None
     g (n,): the gradient of sum(g * logp). objective: the loss is -weight * J, and the gradient that of its sum. Neither: log-probs only.
     z is overwritten.
     """
-    logps, loss = z.to(torch.promote_types(z.dtype, torch.float32)), None
-    torch.log_softmax(logps if temperature == 1 else logps.div_(temperature), -1, out=logps)     # in place of the logits
-    logp = logps.gather(1, targets[:, None])[:, 0]
+    x = z.to(torch.promote_types(z.dtype, torch.float32))                # z itself, or a copy of bfloat16
+    if temperature != 1:
+        x.div_(temperature)
+    log_softmax = torch.log_softmax(x, -1, out=x)                        # in place: (n, V) is large
+    logp, loss = log_softmax.gather(1, targets[:, None])[:, 0], None
     if objective is not None:
         with torch.enable_grad():
             leaf = logp.detach().requires_grad_()
@@ -58,10 +60,10 @@ def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None
         loss = loss.detach()
     if g is None:
         return logp, None, None
-    g = (g / temperature).to(logps.dtype)[:, None]
-    dz = logps.exp_().mul_(-g).scatter_add_(1, targets[:, None], g)      # g (onehot - softmax), in place of the log-softmax
-    if (g == 0).any():
-        dz[g[:, 0] == 0] = 0                                             # a token left out may hold anything
+    slope = (g / temperature).to(x.dtype)[:, None]
+    dz = log_softmax.exp_().mul_(-slope).scatter_add_(1, targets[:, None], slope)        # slope (onehot - softmax), in place again
+    if (slope == 0).any():
+        dz[slope[:, 0] == 0] = 0                                         # a token left out may hold anything
     return logp, loss, dz if dz.dtype == z.dtype else z.copy_(dz)
 
 
