@@ -35,7 +35,8 @@ from sft import steps_in_time
 @dataclass(frozen=True)
 class AblateConfig:
     """The ablation."""
-    seeds: int = 5              # seeds 0, 1, ... of every run
+    seeds: int = 5              # how many seeds of every run
+    first_seed: int = 0         # the first of them: several machines can share the seeds, and their results.jsonl be put one behind the other
     only: str = ""              # settings, or SETTING/VARIANTs, to run, with commas between; empty: all
 
 
@@ -44,6 +45,7 @@ FEW = {  # where demonstrations are few: a short warm start, more passes over th
 SETTINGS = {  # what differs from the defaults
     "standard": {},
     **{f"few-{n}": {**FEW, "run.per_category": n, "run.helpful_demonstrations": 6 * n} for n in (4, 8, 16)},
+    "few-8-many": {**FEW, "run.per_category": 8, "run.helpful_demonstrations": 48, "grpo.prompts": 128, "grpo.rollouts": 40},      # 13 times few-8's samples
     "disguised": {**FEW, "run.per_category": 16, "run.helpful_demonstrations": 96},             # GRPO-S draws disguised prompts too
     "tail": {**FEW, "sft.steps": 50, "run.per_category": 40, "run.balance": "tail", "run.helpful_demonstrations": 150},
 }
@@ -67,7 +69,7 @@ VARIANTS = {  # name: (stages, settings); what comes before the first stage is s
     "linear integration": (("irl", "grpo"), {"irl.integration": "linear"}),
     "unbalanced": (("data", "sft", "irl", "grpo"), {"run.balance": "pool"}),
 }
-FIRST = {"standard": 15, "few-8": 8}              # of these variants a setting has so many, others 5
+FIRST = {"standard": 15, "few-8": 8, "few-8-many": 4}              # of these variants a setting has so many, others 5
 # of a variant's last stage: the folder of the model it leaves, and the stages whose seconds that model cost
 MADE = {"irl": ("sft", ("sft",)), "sft": ("sft", ("sft",)), "grpo": ("policy", ("sft", "irl", "grpo")), "baseline": ("baseline", ("sft", "baseline")), "dpo": ("dpo", ("sft", "dpo"))}
 CURVE = ("harmful_refused", "helpful_refused", "harmful_reward", "helpful_reward")           # of a rollout's samples, where it has both kinds
@@ -85,7 +87,7 @@ def changed(c, values: dict):
 def planned(c) -> list[tuple[str, str, int, bool]]:
     """(setting, variant, seed, asked for) in the order of work: all seeds of a variant, then the next variant. Not asked for by --only, but needed: a variant's
     warm start, and DR-IRL's line, which says how long its rivals train."""
-    plan = [(s, v, seed) for s in SETTINGS for v in list(VARIANTS)[:FIRST.get(s, 5)] for seed in range(c.ablate.seeds)]
+    plan = [(s, v, seed) for s in SETTINGS for v in list(VARIANTS)[:FIRST.get(s, 5)] for seed in range(c.ablate.first_seed, c.ablate.first_seed + c.ablate.seeds)]
     wanted = set(c.ablate.only.split(",") if c.ablate.only else SETTINGS)
     if wrong := wanted - SETTINGS.keys() - {f"{s}/{v}" for s, v, _ in plan}:
         raise UserError(f"--only {sorted(wrong)[0]}: want settings ({', '.join(SETTINGS)}) or a setting and a variant (few-8/DPO), with commas between")

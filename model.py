@@ -63,7 +63,7 @@ class Rollout:
     logps: Tensor   # (B, T) float32, under the distribution sampled from; 0 where masked
 
     def rows(self) -> list[list[int]]:
-        return [t[m].tolist() for t, m in zip(self.tokens, self.mask)]
+        return [t[m].tolist() for t, m in zip(self.tokens.cpu(), self.mask.cpu())]
 
 
 def choose(logits: Tensor, temperature: float, top_k: int, top_p: float, draws: Tensor) -> tuple[Tensor, Tensor]:

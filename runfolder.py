@@ -25,7 +25,7 @@ from transformer import Transformer
 
 
 ORDER = ("data", "sft", "irl", "grpo", "baseline", "eval")
-FREE = ("--run", "--resume", "--save-every", "--max-skips", "--tokens-per-batch", "--recompute", "--prompt", "--explore-samples", "--seeds", "--only")   # may differ when a run goes on
+FREE = ("--run", "--resume", "--save-every", "--max-skips", "--tokens-per-batch", "--recompute", "--prompt", "--explore-samples", "--seeds", "--first-seed", "--only")   # may differ when a run goes on
 
 
 class Run:

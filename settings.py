@@ -18,7 +18,7 @@ from sft import SFTConfig
 
 CORPUS = Path(__file__).parent / "corpus"
 SHIPPED = {"pool": CORPUS / "pool.jsonl", "benign": CORPUS / "benign.jsonl", "prompts": CORPUS / "test.jsonl"}
-MAY_BE_ZERO = {"blocks", "seed", "contrast", "joint_epochs", "epochs", "reward_blocks", "l2", "beta_kl", "std_eps", "helpful_share", "drop", "decay", "save_every", "baseline_steps", "helpful_demonstrations"}
+MAY_BE_ZERO = {"blocks", "seed", "first_seed", "contrast", "joint_epochs", "epochs", "reward_blocks", "l2", "beta_kl", "std_eps", "helpful_share", "drop", "decay", "save_every", "baseline_steps", "helpful_demonstrations"}
 AT_LEAST = {"temperature": 0.01, "per_category": 2, "irl.prompts": 2, "helpful_prompts": 2}      # of two prompts one is kept out of a reward model's fit
 AT_MOST = {"helpful_share": 1.0, "keep": 1.0, "decay": 1.0, "drop": 0.99, "seed": 2 ** 31}        # others: a million
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -34,18 +34,19 @@ from transformer import Transformer
 
 # ------------------------------------------------------------------------------------------------ the plan
 
-def asked(only, seeds=2):
-    return [p[:3] for p in planned(SimpleNamespace(ablate=SimpleNamespace(only=only, seeds=seeds)))]
+def asked(only, seeds=2, first=0):
+    return [p[:3] for p in planned(SimpleNamespace(ablate=SimpleNamespace(only=only, seeds=seeds, first_seed=first)))]
 
 
 def test_planned():
     everything = asked("")
-    assert len(everything) == len(set(everything)) == 2 * (15 + 8 + 4 * 5) and len(ablate.VARIANTS) == 15
+    assert len(everything) == len(set(everything)) == 2 * (15 + 8 + 4 + 4 * 5) and len(ablate.VARIANTS) == 15
     for variant in ablate.VARIANTS:
         rival = [ablate.DRIRL] * (variant in (ablate.CONTINUED, ablate.LONGER, ablate.TOKENS, ablate.BORROWED))
         assert asked(f"standard/{variant}", 1) == [("standard", v, 0) for v in dict.fromkeys((START, *rival, variant))]
-    assert [p[3] for p in planned(SimpleNamespace(ablate=SimpleNamespace(only=f"few-8/{ablate.LONGER}", seeds=1)))] == [False, False, True]
+    assert [p[3] for p in planned(SimpleNamespace(ablate=SimpleNamespace(only=f"few-8/{ablate.LONGER}", seeds=1, first_seed=0)))] == [False, False, True]
     assert asked("few-8/DPO") == [("few-8", v, s) for v in (START, "DPO") for s in (0, 1)]
+    assert asked("few-8/DPO", 2, 3) == [("few-8", v, s) for v in (START, "DPO") for s in (3, 4)]
     assert asked("tail,few-4", 1)[:2] == [("few-4", START, 0), ("few-4", ablate.DRIRL, 0)] and len(asked("tail,few-4", 1)) == 10
     for wrong in ("few", "few-8/dpo", "few-4/sum"):
         with pytest.raises(UserError, match="want settings"):
