@@ -45,7 +45,6 @@ FEW = {  # where demonstrations are few: a short warm start, more passes over th
 SETTINGS = {  # what differs from the defaults
     "standard": {},
     **{f"few-{n}": {**FEW, "run.per_category": n, "run.helpful_demonstrations": 6 * n} for n in (4, 8, 16)},
-    "few-8-many": {**FEW, "run.per_category": 8, "run.helpful_demonstrations": 48, "grpo.prompts": 128, "grpo.rollouts": 40},      # 13 times few-8's samples
     "disguised": {**FEW, "run.per_category": 16, "run.helpful_demonstrations": 96},             # GRPO-S draws disguised prompts too
     "tail": {**FEW, "sft.steps": 50, "run.per_category": 40, "run.balance": "tail", "run.helpful_demonstrations": 150},
 }
@@ -69,7 +68,7 @@ VARIANTS = {  # name: (stages, settings); what comes before the first stage is s
     "linear integration": (("irl", "grpo"), {"irl.integration": "linear"}),
     "unbalanced": (("data", "sft", "irl", "grpo"), {"run.balance": "pool"}),
 }
-FIRST = {"standard": 15, "few-8": 8, "few-8-many": 4}              # of these variants a setting has so many, others 5
+FIRST = {"standard": 15, "few-8": 8}              # of these variants a setting has so many, others 5
 # of a variant's last stage: the folder of the model it leaves, and the stages whose seconds that model cost
 MADE = {"irl": ("sft", ("sft",)), "sft": ("sft", ("sft",)), "grpo": ("policy", ("sft", "irl", "grpo")), "baseline": ("baseline", ("sft", "baseline")), "dpo": ("dpo", ("sft", "dpo"))}
 CURVE = ("harmful_refused", "helpful_refused", "harmful_reward", "helpful_reward")           # of a rollout's samples, where it has both kinds

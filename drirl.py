@@ -200,7 +200,7 @@ def stage_eval(run: Run, standalone: bool = False) -> None:
     if standalone:
         print(evaluate.table(results))
         return
-    notes = [f"Model {run.base().name}, prompts {run.file('prompts').name}, seed {run.c.run.seed}, {time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads, {str(run.dtype)[6:]}; "
+    notes = [f"Model {run.base().name}, prompts {run.file('prompts').name}, seed {run.c.run.seed}, {time.strftime('%Y-%m-%d')}, {ablate.machine(run.device)}, {str(run.dtype)[6:]}; "
              "training seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in times.items()) + ". Refused = phrase-matched refusal; it measures wording, not safety."]
     print(evaluate.write_report(run.folder, results, records, notes))
     print(f"\n{run.folder / 'report.md'} has samples and pictures")
@@ -278,7 +278,8 @@ def timed(stage: str, run: Run) -> None:
         if run.interrupted:
             raise KeyboardInterrupt
     if stage != "chat" and not parallel.rank():
-        print(f"[{stage}] {time.time() - start:.0f} s, peak memory {peak_gb():.1f} GB", flush=True)
+        on_gpu = f", {torch.cuda.max_memory_allocated() / 2 ** 30:.1f} GB on the GPU" if run.device.type == "cuda" else ""
+        print(f"[{stage}] {time.time() - start:.0f} s, peak memory {peak_gb():.1f} GB{on_gpu}", flush=True)
 
 
 def main(argv: list[str]) -> int:

@@ -1,7 +1,7 @@
 """Time and memory of token log-probs with their backward pass, alternating; on the CPU each variant in a process of its own:
 
     python kernels/bench.py                       CPU, the default model's sizes: N 4096, V 49152, D 576
-    python kernels/bench.py --device cuda         and the bytes a second against a device copy
+    python kernels/bench.py --device cuda --dtype bfloat16    and the bytes a second against a device copy
 
 ours and grpo_loss (kernels/), log_softmax + gather, and TRL's selective_log_softmax and Liger's GRPO loss where they are installed.
 """
@@ -110,8 +110,8 @@ def main() -> None:
             if a.device == "cuda":                                       # its allocator counts by itself
                 try:
                     results[name].append(measure(name, a))
-                except ImportError as e:
-                    print(f"left out: {name} ({e})")
+                except Exception as e:                                   # not installed, or its compiler gives up
+                    print(f"left out: {name} ({type(e).__name__}: {e})")
                     del results[name]
                 continue
             run = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", name], capture_output=True, text=True, env=alone)
@@ -125,7 +125,7 @@ def main() -> None:
     print(f"N {a.N}, V {a.V}, D {a.D}, {a.dtype}, head {a.head}, {a.device}, {torch.get_num_threads()} threads\n")
     print("| forward and backward | seconds | over ours | peak memory, GB | over ours |\n" + "|---" * 5 + "|")
     for name in results:
-        print(f"| {name} | {seconds[name]:.3f} | {seconds[name] / seconds['ours']:.2f} | {gb[name]:.3f} | {gb[name] / max(1e-3, gb['ours']):.1f} |")
+        print(f"| {name} | {seconds[name]:.4f} | {seconds[name] / seconds['ours']:.2f} | {gb[name]:.3f} | {gb[name] / max(1e-3, gb['ours']):.1f} |")
     if a.device == "cuda":
         rows_bandwidth(a)
 

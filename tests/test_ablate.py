@@ -40,7 +40,7 @@ def asked(only, seeds=2, first=0):
 
 def test_planned():
     everything = asked("")
-    assert len(everything) == len(set(everything)) == 2 * (15 + 8 + 4 + 4 * 5) and len(ablate.VARIANTS) == 15
+    assert len(everything) == len(set(everything)) == 2 * (15 + 8 + 4 * 5) and len(ablate.VARIANTS) == 15
     for variant in ablate.VARIANTS:
         rival = [ablate.DRIRL] * (variant in (ablate.CONTINUED, ablate.LONGER, ablate.TOKENS, ablate.BORROWED))
         assert asked(f"standard/{variant}", 1) == [("standard", v, 0) for v in dict.fromkeys((START, *rival, variant))]

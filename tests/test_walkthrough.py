@@ -169,6 +169,9 @@ def test_readme_results():
     assert f"DR-IRL gains {ours[0]} on average (harmful minus look-alikes; {ours[2][0]}, {ours[2][1]} and {ours[2][2]} by seed)" in text and sum(gains["DR-IRL from it", "SFT warm start"]) > 0
     assert f"loses {theirs[1]} ({', '.join(theirs[2])})" in text and sum(gains["SFT continued", "SFT warm start"]) < 0
     assert f"ends {ahead[0]} ahead of it, in all three seeds ({', '.join(ahead[2])})" in text and min(gains["DR-IRL from it", "SFT continued"]) > 0
+    gpu = {m["name"]: m["rates"] for m in json.loads((ROOT / "results/h200/results.json").read_text(encoding="utf-8"))}
+    figures = ["{:.1f}".format(100 * (m["harmful"][0] / m["harmful"][1] - m["lookalike"][0] / m["lookalike"][1])) for m in gpu.values()]
+    assert "warm start {1}, DR-IRL {2}, SFT continued {3}".format(*figures) in text
 
 
 def test_readme_pool():
@@ -184,5 +187,5 @@ def test_readme_counts():
     kinds = Counter(evaluate.kind_of(r) for r in held_out)
     assert f"{len(held_out)} held-out prompts" in text and f"({kinds['harmful']} harmful, {kinds['ordinary']} ordinary, {kinds['lookalike']} look-alikes" in text
     assert f"{words[len(importlib.import_module('test_triton').BUGS) - 1]} planted bugs" in text and f"{words[len(EXERCISES)]} of these functions" in text
-    found = subprocess.run([sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "gpu", "tests/test_triton.py"], capture_output=True, text=True, cwd=ROOT).stdout
+    found = subprocess.run([sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "gpu", "tests/test_triton.py", "tests/test_cuda.py"], capture_output=True, text=True, cwd=ROOT).stdout
     assert "the " + re.search(r"(\d+)/", found)[1] + " tests that need one" in text
