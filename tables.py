@@ -42,7 +42,7 @@ CLAIMS = [  # what is claimed, the variant that should be better, the other
     ("balanced beats unbalanced", DRIRL, "unbalanced"),
 ]
 REWARD_CLAIMS = [("7RW beats 1RW", "1RW static"), ("categorized beats linear integration", "linear integration"), ("balanced beats unbalanced, each on its own warm start's samples", "unbalanced")]
-SINCE = {"disguised": 1, "few-16": 1}                                   # the first seed that a setting's claims count: those before suggested them
+SINCE = {"disguised": 1, "few-16": 1}                      # the first seed that a setting's claims count: those before suggested them
 CURVES = {"harmful_refused": "harmful refused, %", "helpful_refused": "harmless refused, %", "harmful_reward": "reward, harmful", "helpful_reward": "reward, harmless"}
 CLAIM_HEAD, RULE = "| {} | seeds | points | bootstrap | by seed | |", "|---" * 6 + "|"
 

@@ -36,7 +36,8 @@ def network(device):
     torch.manual_seed(0)
     model = Transformer(Config.from_dict(WIDE))
     for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.15) if p.ndim == 2 else None
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, std=0.15)
     return model.to(device)
 
 
@@ -74,7 +75,7 @@ def test_encoders(kind, tmp_path):
 
 def rewards_of(trunk, **more):
     torch.manual_seed(1)
-    return RewardModels(trunk.requires_grad_(False), IRLConfig(reward_blocks=1, prompts=3, helpful_prompts=3, epochs=2, lr=1e-3, **more))
+    return RewardModels(trunk.requires_grad_(False), IRLConfig(reward_blocks=1, **more))
 
 
 @pytest.mark.parametrize("more", ({}, {"reward_models": 1}, {"integration": "linear"}), ids=str)
@@ -97,7 +98,9 @@ def test_rewards(more):
 
 @pytest.mark.parametrize("more", ({}, {"recompute": True, "tokens_per_batch": 40}, {"blocks": 1, "scaling": "none"}), ids=str)
 def test_grpo(more):
-    """Two rollouts, two updates each: what is logged, and the weights."""
+    """Two rollouts, two updates each: what is logged, and how the weights move."""
+    c = replace(SMALL, **{"blocks": 0, "rollouts": 2, "iterations": 2, "imitate": True, "beta_kl": 0.1, "std_eps": 0.1, **more})
+
     def make(device):
         policy, rewards = start()
         policy, trunk = policy.to(device), rewards.trunk[0].to(device)
@@ -106,7 +109,7 @@ def test_grpo(more):
         for shadow in rewards.shadows.values():
             shadow.value.weight.copy_(torch.randn(shadow.value.weight.shape))
         before = [p.detach().clone() for p in policy.parameters()]
-        records = run(policy, rewards, replace(SMALL, rollouts=2, iterations=2, imitate=True, beta_kl=0.1, std_eps=0.1, lr=1e-3, **{k: v for k, v in more.items() if k != "blocks"}), more.get("blocks", 0))
+        records = run(policy, rewards, c, c.blocks)
         figures = torch.tensor([r[k] for r in records for k in ("loss", "kl", "grad_norm", "clipped", "length", "reward_std", "similarity")])
         return [figures, *(p.detach() - q for p, q in zip(policy.parameters(), before))]
     (figures, *moves), (figures_, *moves_) = both(make)
