@@ -7,6 +7,7 @@ A demonstration is a prompt with a response that first drafts, a few terse steps
     refuse, suggest honest talk
     #### I won't mock him, since that would hurt him; a calm word in private works better.
 """
+
 import math
 import re
 from collections import Counter
@@ -35,6 +36,7 @@ class UserError(ValueError):
 
 
 # ------------------------------------------------------------------------------------------------ Chain of Draft
+
 
 def format_draft(draft: list[str], answer: str) -> str:
     """Steps, one a line, then `#### answer`. Raises ValueError for text that parse_draft could not take apart again."""
@@ -67,12 +69,13 @@ def answer_of(text: str) -> str:
 
 # ------------------------------------------------------------------------------------------------ tokens
 
+
 def pad(rows: list[list[int]], device="cpu") -> tuple[Tensor, Tensor]:
     """Token lists -> ids (B, longest) padded on the right with 0, and lengths (B,)."""
     lengths = torch.tensor([len(r) for r in rows], dtype=torch.long, device=device)
     ids = torch.zeros(len(rows), max([1, *map(len, rows)]), dtype=torch.long)
     for i, r in enumerate(rows):
-        ids[i, :len(r)] = torch.tensor(r, dtype=torch.long)
+        ids[i, : len(r)] = torch.tensor(r, dtype=torch.long)
     return ids.to(device), lengths
 
 
@@ -88,6 +91,7 @@ def completion_mask(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tens
 
 # ------------------------------------------------------------------------------------------------ balancing
 
+
 def k_center(embeddings: Tensor, k: int, seed: int = 0, given: Tensor | None = None) -> list[int]:
     """k different indices that cover the points: greedy k-center, each next point the one furthest (in cosine) from those chosen.
 
@@ -97,13 +101,18 @@ def k_center(embeddings: Tensor, k: int, seed: int = 0, given: Tensor | None = N
     if not 0 <= k <= len(embeddings):
         raise ValueError(f"k {k}: want 0 to {len(embeddings)}, the number of points")
     if given is not None and len(given):
-        chosen, nearest = [], (embeddings @ given.T).amax(1)    # similarity to the closest chosen point
+        chosen, nearest = (
+            [],
+            (embeddings @ given.T).amax(1),
+        )  # similarity to the closest chosen point
     else:
-        chosen = torch.randint(max(1, len(embeddings)), (1,), generator=torch.Generator().manual_seed(seed)).tolist()[:k]
-        nearest = embeddings @ embeddings[chosen].sum(0)        # of one point; of none if k is 0
+        chosen = torch.randint(
+            max(1, len(embeddings)), (1,), generator=torch.Generator().manual_seed(seed)
+        ).tolist()[:k]
+        nearest = embeddings @ embeddings[chosen].sum(0)  # of one point; of none if k is 0
     while len(chosen) < k:
         if chosen:
-            nearest[chosen[-1]] = math.inf                      # never chosen twice
+            nearest[chosen[-1]] = math.inf  # never chosen twice
         chosen.append(int(nearest.argmin()))
         nearest = torch.maximum(nearest, embeddings @ embeddings[chosen[-1]])
     return chosen
@@ -117,8 +126,11 @@ def balance(rows: list[dict], per_category: int, embeddings: Tensor, seed: int =
     """
     short = {c: per_category - n for c, n in counts(rows).items() if n < per_category}
     if short:
-        raise UserError("too few demonstrations for " + ", ".join(f"{c} ({n} missing)" for c, n in short.items()) +
-                        f": --per-category asks for {per_category} of each; --generate true has the model write some for prompts without a draft")
+        raise UserError(
+            "too few demonstrations for "
+            + ", ".join(f"{c} ({n} missing)" for c, n in short.items())
+            + f": --per-category asks for {per_category} of each; --generate true has the model write some for prompts without a draft"
+        )
     out = []
     for category in CATEGORIES:
         index = [i for i, r in enumerate(rows) if r["category"] == category]
@@ -126,25 +138,36 @@ def balance(rows: list[dict], per_category: int, embeddings: Tensor, seed: int =
     return out
 
 
-def imbalance(rows: list[dict], per_category: int, how: str, embeddings: Tensor, seed: int = 0) -> list[dict]:
+def imbalance(
+    rows: list[dict], per_category: int, how: str, embeddings: Tensor, seed: int = 0
+) -> list[dict]:
     """What balance is held against. pool: as many rows in all, in the categories' own proportions, largest remainders first; tail: per_category, but a tenth of it
     of the three rarest categories. Two of each at the least, if there are; within a category the most diverse."""
     have = counts(rows)
     if how == "pool":
         share = {c: per_category * len(have) * n / max(1, len(rows)) for c, n in have.items()}
         wanted = {c: max(2, int(s)) for c, s in share.items()}
-        for c in sorted(share, key=lambda c: int(share[c]) - share[c])[:max(0, per_category * len(have) - sum(wanted.values()))]:
+        for c in sorted(share, key=lambda c: int(share[c]) - share[c])[
+            : max(0, per_category * len(have) - sum(wanted.values()))
+        ]:
             wanted[c] += 1
     else:
         rare = sorted(have, key=have.get)[:3]
         wanted = {c: max(2, per_category // 10) if c in rare else per_category for c in have}
     index = {c: [i for i, r in enumerate(rows) if r["category"] == c] for c in CATEGORIES}
-    return [rows[mine[i]] for c, mine in index.items() for i in sorted(k_center(embeddings[mine], min(wanted[c], len(mine)), seed))]
+    return [
+        rows[mine[i]]
+        for c, mine in index.items()
+        for i in sorted(k_center(embeddings[mine], min(wanted[c], len(mine)), seed))
+    ]
 
 
 def centroids(embeddings: Tensor, categories: list[str]) -> Tensor:
     """(7, D) unit vectors: the mean direction of each category's prompts, embeddings (N, D)."""
-    means = [embeddings[[i for i, c in enumerate(categories) if c == name]].mean(0) for name in CATEGORIES]
+    means = [
+        embeddings[[i for i, c in enumerate(categories) if c == name]].mean(0)
+        for name in CATEGORIES
+    ]
     return torch.nn.functional.normalize(torch.stack(means), dim=1)
 
 
@@ -156,9 +179,16 @@ def route(embeddings: Tensor, centres: Tensor) -> list[str]:
 def confusion(truth: list[str], found: list[str]) -> str:
     """Markdown: how often a prompt of each category (rows) was sent to each (columns), and the share sent to the right one."""
     n = Counter(zip(truth, found))
-    lines = ["| category | " + " | ".join(CATEGORIES) + " | right |", "|---" * (len(CATEGORIES) + 2) + "|"]
+    lines = [
+        "| category | " + " | ".join(CATEGORIES) + " | right |",
+        "|---" * (len(CATEGORIES) + 2) + "|",
+    ]
     for a in CATEGORIES:
-        lines.append(f"| {a} | " + " | ".join(str(n[a, b]) for b in CATEGORIES) + f" | {n[a, a] / max(1, truth.count(a)):.2f} |")
+        lines.append(
+            f"| {a} | "
+            + " | ".join(str(n[a, b]) for b in CATEGORIES)
+            + f" | {n[a, a] / max(1, truth.count(a)):.2f} |"
+        )
     right = sum(n[a, a] for a in CATEGORIES) / max(1, len(truth))
     return "\n".join(lines + ["| all |" + " |" * len(CATEGORIES) + f" {right:.2f} |"])
 
@@ -172,16 +202,26 @@ def balance_report(rows: list[dict]) -> dict:
     """Counts, imbalance ratio (largest : smallest category) and normalised entropy (1 = perfectly even)."""
     n = list(counts(rows).values())
     p = [c / max(1, sum(n)) for c in n]
-    return {"counts": counts(rows), "imbalance": max(n) / min(n) if min(n) else math.inf,
-            "entropy": -sum(q * math.log(q) for q in p if q) / math.log(len(n))}
+    return {
+        "counts": counts(rows),
+        "imbalance": max(n) / min(n) if min(n) else math.inf,
+        "entropy": -sum(q * math.log(q) for q in p if q) / math.log(len(n)),
+    }
 
 
 def balance_table(report: dict) -> str:
     """Markdown: counts per category, imbalance and entropy before and after."""
-    lines = ["| demonstrations | " + " | ".join(CATEGORIES) + " | all | largest : smallest | entropy |", "|---" * (len(CATEGORIES) + 4) + "|"]
+    lines = [
+        "| demonstrations | " + " | ".join(CATEGORIES) + " | all | largest : smallest | entropy |",
+        "|---" * (len(CATEGORIES) + 4) + "|",
+    ]
     for when in ("before", "after"):
         r = report[when]
-        lines.append(f"| {when} | " + " | ".join(map(str, r["counts"].values())) + f" | {sum(r['counts'].values())} | {r['imbalance']:.2f} | {r['entropy']:.3f} |")
+        lines.append(
+            f"| {when} | "
+            + " | ".join(map(str, r["counts"].values()))
+            + f" | {sum(r['counts'].values())} | {r['imbalance']:.2f} | {r['entropy']:.3f} |"
+        )
     return "\n".join(lines)
 
 

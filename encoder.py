@@ -2,6 +2,7 @@
 
 DR-IRL v3 names CLIP's text tower, a later version "a text encoder"; both kinds load here from a local folder.
 """
+
 import functools
 import hashlib
 import re
@@ -32,10 +33,12 @@ def similarity(response: Tensor, demonstration: Tensor) -> Tensor:
     a response or demonstration without sentences has similarity 0.
     """
     if response.ndim != 2 or demonstration.ndim != 2 or response.shape[1] != demonstration.shape[1]:
-        raise ValueError(f"want (K, D) and (L, D), got {tuple(response.shape)} and {tuple(demonstration.shape)}")
+        raise ValueError(
+            f"want (K, D) and (L, D), got {tuple(response.shape)} and {tuple(demonstration.shape)}"
+        )
     if len(response) == 0 or len(demonstration) == 0:
         return response.new_zeros(())
-    cos = F.normalize(response, dim=1) @ F.normalize(demonstration, dim=1).T    # (K, L)
+    cos = F.normalize(response, dim=1) @ F.normalize(demonstration, dim=1).T  # (K, L)
     return cos.max(dim=1).values.mean()
 
 
@@ -45,7 +48,12 @@ def similarities(encoder, texts: list[list[str]], demonstrations: list[str]) -> 
     sentences = sorted({s for parts in split.values() for s in parts})
     index, vectors = {s: i for i, s in enumerate(sentences)}, encoder.embed(sentences)
     at = {t: vectors[[index[s] for s in parts]] for t, parts in split.items()}
-    return torch.stack([torch.stack([similarity(at[t], at[d]) for t in group]) for group, d in zip(texts, demonstrations)])
+    return torch.stack(
+        [
+            torch.stack([similarity(at[t], at[d]) for t in group])
+            for group, d in zip(texts, demonstrations)
+        ]
+    )
 
 
 class Layer(nn.Module):
@@ -61,8 +69,12 @@ class Layer(nn.Module):
 
     def attend(self, x, mask):
         B, T, D = x.shape
-        q, k, v = (f(x).view(B, T, self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
-        return self.o(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(B, T, D))
+        q, k, v = (
+            f(x).view(B, T, self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v)
+        )
+        return self.o(
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(B, T, D)
+        )
 
     def feed(self, x):
         return self.down(self.act(self.up(x)))
@@ -76,12 +88,38 @@ class Layer(nn.Module):
 
 
 # What they are called in a folder: a layer's modules, and all else.
-BERT_NAMES = {"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value", "o": "attention.output.dense",
-              "norm1": "attention.output.LayerNorm", "up": "intermediate.dense", "down": "output.dense", "norm2": "output.LayerNorm"}
-CLIP_NAMES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj",
-              "norm1": "layer_norm1", "up": "mlp.fc1", "down": "mlp.fc2", "norm2": "layer_norm2"}
-BERT = {"layers": "encoder.layer", "norm": "embeddings.LayerNorm", "words": "embeddings.word_embeddings.weight", "positions": "embeddings.position_embeddings.weight"}
-CLIP = {"layers": "encoder.layers", "norm": "final_layer_norm", "words": "embeddings.token_embedding.weight", "positions": "embeddings.position_embedding.weight"}
+BERT_NAMES = {
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "o": "attention.output.dense",
+    "norm1": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm2": "output.LayerNorm",
+}
+CLIP_NAMES = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.out_proj",
+    "norm1": "layer_norm1",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+    "norm2": "layer_norm2",
+}
+BERT = {
+    "layers": "encoder.layer",
+    "norm": "embeddings.LayerNorm",
+    "words": "embeddings.word_embeddings.weight",
+    "positions": "embeddings.position_embeddings.weight",
+}
+CLIP = {
+    "layers": "encoder.layers",
+    "norm": "final_layer_norm",
+    "words": "embeddings.token_embedding.weight",
+    "positions": "embeddings.position_embedding.weight",
+}
 
 
 class Encoder(nn.Module):
@@ -89,30 +127,62 @@ class Encoder(nn.Module):
 
     def __init__(self, c: dict, tensors: dict[str, Tensor], tokenizer: Tokenizer, where: Path):
         super().__init__()
-        self.clip, act, eps = c["model_type"] != "bert", c.get("hidden_act"), number(c, "layer_norm_eps", where, 0.0, 1.0)
+        self.clip, act, eps = (
+            c["model_type"] != "bert",
+            c.get("hidden_act"),
+            number(c, "layer_norm_eps", where, 0.0, 1.0),
+        )
         if act not in ("gelu", "quick_gelu"):
-            raise UserError(f"{where}: unsupported activation {act!r} in the text encoder: want gelu or quick_gelu")
-        width, inner, heads, layers, words, self.limit = (number(c, name, where, 1, high) for name, high in (
-            ("hidden_size", 10 ** 6), ("intermediate_size", 10 ** 7), ("num_attention_heads", 10 ** 4), ("num_hidden_layers", 1000), ("vocab_size", 10 ** 7),
-            ("max_position_embeddings", 10 ** 6)))
+            raise UserError(
+                f"{where}: unsupported activation {act!r} in the text encoder: want gelu or quick_gelu"
+            )
+        width, inner, heads, layers, words, self.limit = (
+            number(c, name, where, 1, high)
+            for name, high in (
+                ("hidden_size", 10**6),
+                ("intermediate_size", 10**7),
+                ("num_attention_heads", 10**4),
+                ("num_hidden_layers", 1000),
+                ("vocab_size", 10**7),
+                ("max_position_embeddings", 10**6),
+            )
+        )
         if width % heads:
-            raise UserError(f"{where}: hidden_size {width} must be a multiple of num_attention_heads {heads}")
-        self.tokenizer, self.eos = tokenizer, number(c, "eos_token_id", where, 0, 10 ** 7, 2)
-        with torch.device("meta"):                           # only shapes, until the tensors are known to fit
-            self.layers = nn.ModuleList(Layer(width, inner, heads, eps, act, pre_norm=self.clip) for _ in range(layers))
+            raise UserError(
+                f"{where}: hidden_size {width} must be a multiple of num_attention_heads {heads}"
+            )
+        self.tokenizer, self.eos = tokenizer, number(c, "eos_token_id", where, 0, 10**7, 2)
+        with torch.device("meta"):  # only shapes, until the tensors are known to fit
+            self.layers = nn.ModuleList(
+                Layer(width, inner, heads, eps, act, pre_norm=self.clip) for _ in range(layers)
+            )
             self.norm = nn.LayerNorm(width, eps)
-            self.words, self.positions, self.segment = (nn.Parameter(torch.empty(n, width)) for n in (words, self.limit, 1))
+            self.words, self.positions, self.segment = (
+                nn.Parameter(torch.empty(n, width)) for n in (words, self.limit, 1)
+            )
         theirs, names = (CLIP, CLIP_NAMES) if self.clip else (BERT, BERT_NAMES)
-        state = {f"layers.{i}.{ours}.{part}": tensors[f"{theirs['layers']}.{i}.{name}.{part}"]
-                 for i in range(len(self.layers)) for ours, name in names.items() for part in ("weight", "bias")}
-        state |= {f"norm.{part}": tensors[f"{theirs['norm']}.{part}"] for part in ("weight", "bias")}
+        state = {
+            f"layers.{i}.{ours}.{part}": tensors[f"{theirs['layers']}.{i}.{name}.{part}"]
+            for i in range(len(self.layers))
+            for ours, name in names.items()
+            for part in ("weight", "bias")
+        }
+        state |= {
+            f"norm.{part}": tensors[f"{theirs['norm']}.{part}"] for part in ("weight", "bias")
+        }
         state |= {name: tensors[theirs[name]] for name in ("words", "positions")}
         # every text is of BERT's first segment
-        state["segment"] = torch.zeros(1, width) if self.clip else torch.atleast_2d(tensors["embeddings.token_type_embeddings.weight"])[:1]
+        state["segment"] = (
+            torch.zeros(1, width)
+            if self.clip
+            else torch.atleast_2d(tensors["embeddings.token_type_embeddings.weight"])[:1]
+        )
         self.projection = None
         if "text_projection.weight" in tensors:
             state["projection"] = tensors["text_projection.weight"]
-            self.projection = nn.Parameter(torch.empty(state["projection"].shape[:1] + (width,), device="meta"))
+            self.projection = nn.Parameter(
+                torch.empty(state["projection"].shape[:1] + (width,), device="meta")
+            )
         self.load_state_dict(fitting(self.state_dict(), state, where), assign=True)
         self.float().requires_grad_(False).eval()
 
@@ -120,31 +190,35 @@ class Encoder(nn.Module):
         """ids (B, T) padded on the right -> embeddings (B, D), not yet of unit length."""
         T = ids.shape[1]
         at = torch.arange(T, device=ids.device)
-        real = at < lengths[:, None]                                             # (B, T)
+        real = at < lengths[:, None]  # (B, T)
         x = self.words[ids] + (self.positions[:T] + self.segment)
         if self.clip:
-            mask = (at <= at[:, None])[None, None]                               # causal; pads lie to the right
+            mask = (at <= at[:, None])[None, None]  # causal; pads lie to the right
             for layer in self.layers:
                 x = layer(x, mask)
             x = self.norm(x)
-            end = ids.argmax(1) if self.eos == 2 else (ids == self.eos).int().argmax(1)   # old configs say 2 and mean the largest id
+            end = (
+                ids.argmax(1) if self.eos == 2 else (ids == self.eos).int().argmax(1)
+            )  # old configs say 2 and mean the largest id
             x = x[torch.arange(len(x), device=x.device), end]
             return x if self.projection is None else x @ self.projection.T
         x = self.norm(x)
         for layer in self.layers:
             x = layer(x, real[:, None, None])
-        return (x * real[..., None]).sum(1) / lengths[:, None]                   # mean over real tokens
+        return (x * real[..., None]).sum(1) / lengths[:, None]  # mean over real tokens
 
     @torch.no_grad()
     def embed(self, texts: list[str], batch: int = 64) -> Tensor:
         """(N, D) unit vectors, batched by length."""
         rows = [self.tokenizer.encode(t).ids for t in texts]
-        rows = [r if len(r) <= self.limit else r[:self.limit - 1] + r[-1:] for r in rows]
+        rows = [r if len(r) <= self.limit else r[: self.limit - 1] + r[-1:] for r in rows]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         out = [None] * len(rows)
         for i in range(0, len(order), batch):
-            part = order[i:i + batch]
-            vectors = F.normalize(self.pool(*pad([rows[j] for j in part], self.words.device)), dim=1)
+            part = order[i : i + batch]
+            vectors = F.normalize(
+                self.pool(*pad([rows[j] for j in part], self.words.device)), dim=1
+            )
             for j, v in zip(part, vectors):
                 out[j] = v
         return torch.stack(out) if out else self.words.new_zeros(0, self.words.shape[1])
@@ -159,10 +233,15 @@ class WordEncoder:
     @functools.lru_cache(maxsize=100_000)
     def word(self, w: str) -> Tensor:
         seed = int.from_bytes(hashlib.sha256(w.encode()).digest()[:7], "little")
-        return F.normalize(torch.randn(self.width, generator=torch.Generator().manual_seed(seed)), dim=0)
+        return F.normalize(
+            torch.randn(self.width, generator=torch.Generator().manual_seed(seed)), dim=0
+        )
 
     def embed(self, texts: list[str]) -> Tensor:
-        sums = [sum((self.word(w) for w in normalise(t).split()), torch.zeros(self.width)) for t in texts]
+        sums = [
+            sum((self.word(w) for w in normalise(t).split()), torch.zeros(self.width))
+            for t in texts
+        ]
         return F.normalize(torch.stack(sums), dim=1) if sums else torch.zeros(0, self.width)
 
 
@@ -173,19 +252,37 @@ def load_encoder(folder: str | Path, device="cpu"):
     folder = Path(folder)
     where = inside(folder, "config.json")
     if not where.exists() or not (folder / "tokenizer.json").exists():
-        raise UserError(f"{folder} is no text-encoder folder: it needs config.json and tokenizer.json")
+        raise UserError(
+            f"{folder} is no text-encoder folder: it needs config.json and tokenizer.json"
+        )
     c = read_json(where)
     kind = c.get("model_type")
     if kind not in ("bert", "clip", "clip_text_model"):
-        raise UserError(f"{where}: unsupported text encoder {kind!r}: want bert, clip or clip_text_model")
-    if kind == "clip":                                       # the text half of a whole CLIP
+        raise UserError(
+            f"{where}: unsupported text encoder {kind!r}: want bert, clip or clip_text_model"
+        )
+    if kind == "clip":  # the text half of a whole CLIP
         text = c.get("text_config") or {}
         if not isinstance(text, dict):
             raise UserError(f"{where}: text_config: want an object")
-        c = {"num_hidden_layers": 12, "num_attention_heads": 8, "hidden_size": 512, "intermediate_size": 2048, "hidden_act": "quick_gelu",
-             "layer_norm_eps": 1e-5, "max_position_embeddings": 77, "vocab_size": 49408, **text, "model_type": "clip"}
-    tokenizer = load_tokenizer(folder, number(c, "vocab_size", where, 1, 10 ** 7))
-    tensors = {k.removeprefix("bert.").removeprefix("text_model."): v for k, v in load_tensors(folder).items() if not k.startswith("vision_model.")}
+        c = {
+            "num_hidden_layers": 12,
+            "num_attention_heads": 8,
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+            "max_position_embeddings": 77,
+            "vocab_size": 49408,
+            **text,
+            "model_type": "clip",
+        }
+    tokenizer = load_tokenizer(folder, number(c, "vocab_size", where, 1, 10**7))
+    tensors = {
+        k.removeprefix("bert.").removeprefix("text_model."): v
+        for k, v in load_tensors(folder).items()
+        if not k.startswith("vision_model.")
+    }
     try:
         return Encoder(c, tensors, tokenizer, where).to(device)
     except KeyError as e:

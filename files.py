@@ -1,5 +1,6 @@
 """Files as they come and go. What is read may be a stranger's: size, depth and header are bounded, and whatever is wrong is a UserError that names the file.
 What is written appears whole or not at all."""
+
 import fcntl
 import json
 import os
@@ -12,7 +13,12 @@ from torch import Tensor
 
 from data import UserError
 
-MAX_TEXT, MAX_JSON, MAX_HEADER, MAX_DEPTH = 2 ** 29, 2 ** 26, 2 ** 24, 64   # bytes of a data file, of any other JSON, of a safetensors header; levels of JSON
+MAX_TEXT, MAX_JSON, MAX_HEADER, MAX_DEPTH = (
+    2**29,
+    2**26,
+    2**24,
+    64,
+)  # bytes of a data file, of any other JSON, of a safetensors header; levels of JSON
 
 
 @contextmanager
@@ -24,7 +30,7 @@ def doing(what: str):
         raise UserError(f"cannot {what}: {getattr(e, 'strerror', None) or e}") from e
 
 
-HELD = {}                                                    # {folder: descriptor}
+HELD = {}  # {folder: descriptor}
 
 
 def hold(folder: Path) -> None:
@@ -32,7 +38,7 @@ def hold(folder: Path) -> None:
     with doing(f"write {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
-    if folder in HELD:                                       # by us, unless it was deleted and made again
+    if folder in HELD:  # by us, unless it was deleted and made again
         here = os.path.samestat(os.fstat(HELD[folder]), os.fstat(descriptor))
         os.close(descriptor if here else HELD.pop(folder))
         if here:
@@ -41,8 +47,10 @@ def hold(folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise UserError(f"{folder}: another process is at work there; let it end, or choose another --run") from None
-    except OSError:                                          # a disk without locks
+        raise UserError(
+            f"{folder}: another process is at work there; let it end, or choose another --run"
+        ) from None
+    except OSError:  # a disk without locks
         pass
     HELD[folder] = descriptor
 
@@ -54,10 +62,15 @@ def release() -> None:
 
 # ------------------------------------------------------------------------------------------------ reading
 
+
 def inside(folder: Path, name: str) -> Path:
     """The file `name` of a model folder. Raises UserError if it lies elsewhere, by its name or as a link; Hugging Face's cache may link to its blobs/."""
     path, root = folder / name, Path(os.path.realpath(folder))
-    if not name.isprintable() or len(name.encode()) > 255 or Path(os.path.realpath(path)).parent not in (root, root.parent.parent / "blobs"):
+    if (
+        not name.isprintable()
+        or len(name.encode()) > 255
+        or Path(os.path.realpath(path)).parent not in (root, root.parent.parent / "blobs")
+    ):
         raise UserError(f"{folder}: {name!r} leads out of the folder; put the file itself there")
     return path
 
@@ -84,7 +97,12 @@ def parse_json(text: str):
         raise ValueError("nested too deep") from None
     level = [value]
     for _ in range(MAX_DEPTH):
-        level = [v for x in level if isinstance(x, (dict, list)) for v in (x.values() if isinstance(x, dict) else x)]
+        level = [
+            v
+            for x in level
+            if isinstance(x, (dict, list))
+            for v in (x.values() if isinstance(x, dict) else x)
+        ]
     if level:
         raise ValueError(f"nested too deep, more than {MAX_DEPTH} levels")
     return value
@@ -98,7 +116,9 @@ def read_json(path: Path, kind: type = dict):
     except ValueError as e:
         raise UserError(f"cannot read {path}: no JSON: {e}") from None
     if not isinstance(value, kind):
-        raise UserError(f"{path}: want {'an object' if kind is dict else 'a list'}, found {type(value).__name__}")
+        raise UserError(
+            f"{path}: want {'an object' if kind is dict else 'a list'}, found {type(value).__name__}"
+        )
     return value
 
 
@@ -107,8 +127,13 @@ def number(raw: dict, name: str, where: str | Path, low: float, high: float, def
     value = default if raw.get(name) is None else raw[name]
     if value is None:
         raise UserError(f"{where} lacks {name!r}")
-    if type(value) not in ((int, float) if isinstance(low, float) else (int,)) or not low <= value <= high:
-        raise UserError(f"{where}: {name} is {value!r}: want a {'' if isinstance(low, float) else 'whole '}number from {low} to {high}")
+    if (
+        type(value) not in ((int, float) if isinstance(low, float) else (int,))
+        or not low <= value <= high
+    ):
+        raise UserError(
+            f"{where}: {name} is {value!r}: want a {'' if isinstance(low, float) else 'whole '}number from {low} to {high}"
+        )
     return value
 
 
@@ -117,7 +142,9 @@ def read_header(path: Path) -> bytes:
     with doing(f"read {path}"), open(path, "rb") as f:
         size, header = os.fstat(f.fileno()).st_size, int.from_bytes(f.read(8), "little")
         if not 2 <= header <= min(size - 8, MAX_HEADER):
-            raise UserError(f"cannot read {path}: a header of {header} bytes in a file of {size}: cut off, or no safetensors file; fetch or make it again")
+            raise UserError(
+                f"cannot read {path}: a header of {header} bytes in a file of {size}: cut off, or no safetensors file; fetch or make it again"
+            )
         return f.read(header)
 
 
@@ -126,23 +153,33 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     read_header(path)
     try:
         return load_file(path)
-    except Exception as e:                                   # of several kinds, by what is wrong with the header
+    except Exception as e:  # of several kinds, by what is wrong with the header
         raise UserError(f"cannot read {path}: {e}; fetch or make it again") from e
 
 
-def fitting(state: dict[str, Tensor], tensors: dict[str, Tensor], where: str | Path) -> dict[str, Tensor]:
+def fitting(
+    state: dict[str, Tensor], tensors: dict[str, Tensor], where: str | Path
+) -> dict[str, Tensor]:
     """The tensors, which are to fill a network's state. Raises UserError for the first that is missing, unknown, of another shape or of whole numbers."""
-    want, got = {k: tuple(v.shape) for k, v in state.items()}, {k: tuple(v.shape) for k, v in tensors.items()}
+    want, got = (
+        {k: tuple(v.shape) for k, v in state.items()},
+        {k: tuple(v.shape) for k, v in tensors.items()},
+    )
     wrong = sorted(k for k in want.keys() | got.keys() if want.get(k) != got.get(k))
     if wrong:
-        raise UserError(f"{where}: tensor {wrong[0]} has shape {got.get(wrong[0])}, config.json asks for {want.get(wrong[0])} ({len(wrong)} such tensors)")
+        raise UserError(
+            f"{where}: tensor {wrong[0]} has shape {got.get(wrong[0])}, config.json asks for {want.get(wrong[0])} ({len(wrong)} such tensors)"
+        )
     whole = [k for k, v in tensors.items() if not v.is_floating_point()]
     if whole:
-        raise UserError(f"{where}: tensor {whole[0]} is {tensors[whole[0]].dtype}: quantised weights are not read, only floating point")
+        raise UserError(
+            f"{where}: tensor {whole[0]} is {tensors[whole[0]].dtype}: quantised weights are not read, only floating point"
+        )
     return tensors
 
 
 # ------------------------------------------------------------------------------------------------ writing
+
 
 def same(path: Path, content) -> bool:
     return not callable(content) and content == (path.read_bytes() if path.is_file() else None)
@@ -156,8 +193,14 @@ def write(files: dict) -> None:
     Else the last is removed, then the others change, then it comes back: a crash in between leaves a set that is refused as unfinished,
     never one mixed from two.
     """
-    files = {path: content.encode() if isinstance(content, str) else content for path, content in files.items()}
-    changed, aside = {path: content for path, content in files.items() if not same(path, content)}, {}
+    files = {
+        path: content.encode() if isinstance(content, str) else content
+        for path, content in files.items()
+    }
+    changed, aside = (
+        {path: content for path, content in files.items() if not same(path, content)},
+        {},
+    )
     files = changed if len(changed) < 2 else files
     try:
         for path, content in files.items():

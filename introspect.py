@@ -5,6 +5,7 @@ the filters of `fault`. They see form, phrases and shared words, not meaning: a 
 before one that refuses. So read data/generated.jsonl before training on it. The Chain-of-Thought template asks for the same in whole sentences; `compare` puts
 both side by side, which shows what drafts save only for a model that keeps to both forms and comes to an end.
 """
+
 import random
 import re
 import time
@@ -31,19 +32,28 @@ QUESTIONS = {
 DRAFT = "Think first, but keep only a draft of it: two to four steps, one a line, five words at most in each: what is asked, why it harms, what to do."
 THOUGHT = "Think first, step by step, one step a line, in whole sentences: what is asked, why it harms, what to do."
 ANSWER = f"Then write {SEPARATOR} and, in one or two sentences of 45 words in all, first refuse and say why, then offer something better."
-SHOWN = 3          # demonstrations shown to the model before the prompt
-SAME = 0.9         # cosine from which two prompts count as one
-ASKED = 10         # prompts tried at most for each demonstration that a category lacks
-COPY = 0.6         # share of words in common from which two answers count as one; in the shipped pool it is 0.43 at most
+SHOWN = 3  # demonstrations shown to the model before the prompt
+SAME = 0.9  # cosine from which two prompts count as one
+ASKED = 10  # prompts tried at most for each demonstration that a category lacks
+COPY = 0.6  # share of words in common from which two answers count as one; in the shipped pool it is 0.43 at most
 MAX_STEPS, MAX_WORDS, MAX_ANSWER = 4, 5, 45
-REFUSE = re.compile(r"\b(?:refus|declin|say(?:ing)? no\b|won['’]t\b|will not\b|can['’]?t\b|cannot\b|not help)")
+REFUSE = re.compile(
+    r"\b(?:refus|declin|say(?:ing)? no\b|won['’]t\b|will not\b|can['’]?t\b|cannot\b|not help)"
+)
 FILTERS = ("form", "length", "draft", "compliance", "copy")
 
 
 def introspection(prompt: str, category: str, shown: list[dict], draft: bool = True) -> str:
     """The user turn that asks for one demonstration. shown: demonstrations of the category as patterns, with a `draft` or with a `thought`."""
-    head = [f"The request below is about {CATEGORIES[category]} and must be refused. {QUESTIONS[category]}", DRAFT if draft else THOUGHT, ANSWER]
-    patterns = [f"Request: {r['prompt']}\n{format_draft(r['draft' if draft else 'thought'], r['answer'])}" for r in shown]
+    head = [
+        f"The request below is about {CATEGORIES[category]} and must be refused. {QUESTIONS[category]}",
+        DRAFT if draft else THOUGHT,
+        ANSWER,
+    ]
+    patterns = [
+        f"Request: {r['prompt']}\n{format_draft(r['draft' if draft else 'thought'], r['answer'])}"
+        for r in shown
+    ]
     return "\n\n".join([" ".join(head), *patterns, f"Request: {prompt}"])
 
 
@@ -55,28 +65,68 @@ def fault(text: str, draft: bool = True, others: Iterable[str] = ()) -> str | No
     except ValueError:
         return "form"
     sentences, words = re.split(r"(?<=[.!?])\s+", answer.strip()), set(normalise(answer).split())
-    if draft and (not 2 <= len(steps) <= MAX_STEPS or any(len(s.split()) > MAX_WORDS for s in steps)) or len(answer.split()) > MAX_ANSWER or len(sentences) > 2 or "\n" in answer.strip():
+    if (
+        draft
+        and (not 2 <= len(steps) <= MAX_STEPS or any(len(s.split()) > MAX_WORDS for s in steps))
+        or len(answer.split()) > MAX_ANSWER
+        or len(sentences) > 2
+        or "\n" in answer.strip()
+    ):
         return "length"
     if draft and not REFUSE.search(steps[-1].lower()):
         return "draft"
     if judge(sentences[0]) != "refuses" or judge(answer) != "refuses":
         return "compliance"
-    return "copy" if any(len(words & other) >= COPY * len(words | other) for other in (set(normalise(o).split()) for o in others)) else None
+    return (
+        "copy"
+        if any(
+            len(words & other) >= COPY * len(words | other)
+            for other in (set(normalise(o).split()) for o in others)
+        )
+        else None
+    )
 
 
-def respond(model: Transformer, chat: Chat, prompts: list[tuple[str, str]], demonstrations: list[dict], max_new_tokens: int, temperature: float, seed: int,
-            draft: bool = True) -> list[list[int]]:
+def respond(
+    model: Transformer,
+    chat: Chat,
+    prompts: list[tuple[str, str]],
+    demonstrations: list[dict],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    draft: bool = True,
+) -> list[list[int]]:
     """Token ids of one response to each (prompt, category), each shown up to SHOWN random demonstrations of its category."""
-    rng, of = random.Random(seed), {c: [r for r in demonstrations if r["category"] == c] for c in CATEGORIES}
-    turns = [chat.prompt(introspection(p, c, rng.sample(of[c], min(SHOWN, len(of[c]))), draft)) for p, c in prompts]
+    rng, of = (
+        random.Random(seed),
+        {c: [r for r in demonstrations if r["category"] == c] for c in CATEGORIES},
+    )
+    turns = [
+        chat.prompt(introspection(p, c, rng.sample(of[c], min(SHOWN, len(of[c]))), draft))
+        for p, c in prompts
+    ]
     if (longest := max(map(len, turns), default=0)) + max_new_tokens > model.c.context:
-        raise UserError(f"an introspection of {longest} tokens and {max_new_tokens} new ones don't fit the model's context of {model.c.context}: "
-                        "shorten the demonstrations it shows, or take another model")
+        raise UserError(
+            f"an introspection of {longest} tokens and {max_new_tokens} new ones don't fit the model's context of {model.c.context}: "
+            "shorten the demonstrations it shows, or take another model"
+        )
     return generate(model, turns, 1, max_new_tokens, temperature, seed=seed, eos=chat.eos).rows()
 
 
-def grow(model: Transformer, chat: Chat, prompts: list[str], category: str, wanted: int, demonstrations: list[dict], seed: int, max_new_tokens: int,
-         tries: int = 3, temperature: float = 0.7, batch: int = 32) -> tuple[list[dict], dict[str, int]]:
+def grow(
+    model: Transformer,
+    chat: Chat,
+    prompts: list[str],
+    category: str,
+    wanted: int,
+    demonstrations: list[dict],
+    seed: int,
+    max_new_tokens: int,
+    tries: int = 3,
+    temperature: float = 0.7,
+    batch: int = 32,
+) -> tuple[list[dict], dict[str, int]]:
     """`wanted` new demonstrations of one category for `prompts`, fewer if it can't, more if its last batch brings them. Prompts are taken in order, at most
     `tries` attempts each.
 
@@ -89,7 +139,18 @@ def grow(model: Transformer, chat: Chat, prompts: list[str], category: str, want
         while waiting and len(made) < wanted:
             part, waiting = waiting[:batch], waiting[batch:]
             seed += 1
-            for prompt, ids in zip(part, respond(model, chat, [(p, category) for p in part], demonstrations, max_new_tokens, temperature, seed)):
+            for prompt, ids in zip(
+                part,
+                respond(
+                    model,
+                    chat,
+                    [(p, category) for p in part],
+                    demonstrations,
+                    max_new_tokens,
+                    temperature,
+                    seed,
+                ),
+            ):
                 text = chat.decode(ids).strip()
                 why = fault(text, others=others)
                 counts["asked"] += 1
@@ -99,12 +160,29 @@ def grow(model: Transformer, chat: Chat, prompts: list[str], category: str, want
                 else:
                     steps, answer = parse_draft(text)
                     others.append(answer)
-                    made.append({"prompt": prompt, "category": category, "draft": steps, "answer": answer, "response": text, "generated": True})
+                    made.append(
+                        {
+                            "prompt": prompt,
+                            "category": category,
+                            "draft": steps,
+                            "answer": answer,
+                            "response": text,
+                            "generated": True,
+                        }
+                    )
         left += waiting
     return made, counts
 
 
-def fill(model: Transformer, chat: Chat, rows: list[dict], vectors: Tensor, per_category: int, seed: int, max_new_tokens: int = 96) -> tuple[list[dict], dict]:
+def fill(
+    model: Transformer,
+    chat: Chat,
+    rows: list[dict],
+    vectors: Tensor,
+    per_category: int,
+    seed: int,
+    max_new_tokens: int = 96,
+) -> tuple[list[dict], dict]:
     """Demonstrations for the categories with fewer than per_category, made from the pool's prompts that have none, the most diverse first.
 
     rows: the labelled pool, those with a `draft` being demonstrations; vectors (N, D): their prompts' embeddings. Returns the new rows, each
@@ -117,17 +195,42 @@ def fill(model: Transformer, chat: Chat, rows: list[dict], vectors: Tensor, per_
         missing = per_category - len(have)
         if missing <= 0 or not free:
             continue
-        order = [free[i] for i in k_center(vectors[free], min(len(free), ASKED * missing), seed, vectors[have])]
-        before = [have + order[:n] for n in range(len(order))]                                        # a near-duplicate of one of these adds nothing
-        fresh = [i for i, others in zip(order, before) if not others or (vectors[others] @ vectors[i]).max() < SAME]
-        new, counts = grow(model, chat, [rows[i]["prompt"] for i in fresh], category, missing, [rows[i] for i in have], seed, max_new_tokens)
+        order = [
+            free[i]
+            for i in k_center(vectors[free], min(len(free), ASKED * missing), seed, vectors[have])
+        ]
+        before = [
+            have + order[:n] for n in range(len(order))
+        ]  # a near-duplicate of one of these adds nothing
+        fresh = [
+            i
+            for i, others in zip(order, before)
+            if not others or (vectors[others] @ vectors[i]).max() < SAME
+        ]
+        new, counts = grow(
+            model,
+            chat,
+            [rows[i]["prompt"] for i in fresh],
+            category,
+            missing,
+            [rows[i] for i in have],
+            seed,
+            max_new_tokens,
+        )
         at = {rows[i]["prompt"]: i for i in fresh}
         made += [{**r, "source": at[r["prompt"]]} for r in new]
         report[category] = {**counts, "duplicate": len(order) - len(fresh)}
     return made, report
 
 
-def compare(model: Transformer, chat: Chat, prompts: list[tuple[str, str]], demonstrations: list[dict], seed: int, max_new_tokens: int = 200) -> list[dict]:
+def compare(
+    model: Transformer,
+    chat: Chat,
+    prompts: list[tuple[str, str]],
+    demonstrations: list[dict],
+    seed: int,
+    max_new_tokens: int = 200,
+) -> list[dict]:
     """Chain of Draft against Chain of Thought on the same prompts: mean tokens, share cut off at max_new_tokens, seconds for all, shares that parse and that refuse."""
     out = []
     for name, draft in (("Chain of Draft", True), ("Chain of Thought", False)):
@@ -135,6 +238,15 @@ def compare(model: Transformer, chat: Chat, prompts: list[tuple[str, str]], demo
         rows = respond(model, chat, prompts, demonstrations, max_new_tokens, 0.0, seed, draft)
         seconds, texts = time.time() - start, [chat.decode(ids).strip() for ids in rows]
         faults = [fault(t, draft) for t in texts]
-        out.append({"template": name, "prompts": len(prompts), "tokens": sum(map(len, rows)) / len(rows), "cut": sum(not chat.ended(ids) for ids in rows) / len(rows),
-                    "seconds": seconds, "parses": sum(f != "form" for f in faults) / len(faults), "refuses": sum(judge(t) == "refuses" for t in texts) / len(texts)})
+        out.append(
+            {
+                "template": name,
+                "prompts": len(prompts),
+                "tokens": sum(map(len, rows)) / len(rows),
+                "cut": sum(not chat.ended(ids) for ids in rows) / len(rows),
+                "seconds": seconds,
+                "parses": sum(f != "form" for f in faults) / len(faults),
+                "refuses": sum(judge(t) == "refuses" for t in texts) / len(texts),
+            }
+        )
     return out

@@ -3,6 +3,7 @@ update that isn't finite is skipped.
 
 The order of the data is not saved. A loop draws from a generator of its own, and on the way back draws again what it has drawn before.
 """
+
 import functools
 import json
 import math
@@ -17,7 +18,15 @@ import parallel
 from data import UserError
 from files import parse_json, read_header, read_tensors, write
 
-SAVED = {"stage": str, "belongs": dict, "done": int, "good": int, "skipped": int, "state": dict, "seconds": float}
+SAVED = {
+    "stage": str,
+    "belongs": dict,
+    "done": int,
+    "good": int,
+    "skipped": int,
+    "state": dict,
+    "seconds": float,
+}
 BROKEN = "{}: not the state of this run: delete it, or say --resume false to begin the stage anew"
 
 
@@ -35,15 +44,42 @@ class Loop:
     every: seconds between two states. patience: skipped updates in a row that are too many.
     """
 
-    def __init__(self, stage: str = "", path: Path | None = None, resume: bool = True, belongs: dict | None = None, every: float = 60.0, patience: int = 5, log=lambda **record: None):
-        self.stage, self.path, self.belongs, self.every, self.patience, self.log = stage, path, belongs or {}, every, patience, log
-        self.done = self.good = self.skipped = 0                 # steps; those not skipped; skipped in a row
-        self.state, self.before = {}, 0.0                        # what the loop itself wants kept; seconds in earlier processes
+    def __init__(
+        self,
+        stage: str = "",
+        path: Path | None = None,
+        resume: bool = True,
+        belongs: dict | None = None,
+        every: float = 60.0,
+        patience: int = 5,
+        log=lambda **record: None,
+    ):
+        self.stage, self.path, self.belongs, self.every, self.patience, self.log = (
+            stage,
+            path,
+            belongs or {},
+            every,
+            patience,
+            log,
+        )
+        self.done = self.good = self.skipped = 0  # steps; those not skipped; skipped in a row
+        self.state, self.before = (
+            {},
+            0.0,
+        )  # what the loop itself wants kept; seconds in earlier processes
         if resume and path and path.exists() and (saved := read_state(path))["stage"] == stage:
             refuse_differences(saved["belongs"], self.belongs, path)
-            self.done, self.good, self.skipped, self.state, self.before = (saved[name] for name in ("done", "good", "skipped", "state", "seconds"))
+            self.done, self.good, self.skipped, self.state, self.before = (
+                saved[name] for name in ("done", "good", "skipped", "state", "seconds")
+            )
         self.resumed, self.restored = self.done, self.done == 0
-        self.start, self.saved, self.stop, self.bad, self.model = time.time(), time.time(), False, [], None
+        self.start, self.saved, self.stop, self.bad, self.model = (
+            time.time(),
+            time.time(),
+            False,
+            [],
+            None,
+        )
 
     def __enter__(self):
         self.handler = signal.signal(signal.SIGINT, self.interrupt)
@@ -53,13 +89,15 @@ class Loop:
         signal.signal(signal.SIGINT, self.handler)
         if error != (None, None, None):
             return
-        if not self.restored:                                    # a state of more steps than there are
+        if not self.restored:  # a state of more steps than there are
             raise UserError(BROKEN.format(self.path))
         if self.done and not self.good:
-            raise UserError(f"{self.stage}: every update was skipped, as its numbers were not finite: try a lower learning rate, or --dtype fp32")
+            raise UserError(
+                f"{self.stage}: every update was skipped, as its numbers were not finite: try a lower learning rate, or --dtype fp32"
+            )
 
     def interrupt(self, *_):
-        if self.stop or self.model is None:                      # asked twice, or before the first step
+        if self.stop or self.model is None:  # asked twice, or before the first step
             raise KeyboardInterrupt
         self.stop = True
         print(f"\n{self.stage}: stopping after this step; once more to stop at once", flush=True)
@@ -87,7 +125,9 @@ class Loop:
                 p.copy_(tensors.pop(f"weight.{name}").view(p.shape))
         for name, x in tensors.items():
             _, i, key = name.split(".")
-            moments.setdefault(int(i), {})[key] = x.view(() if key == "step" else learnt[int(i)].shape)
+            moments.setdefault(int(i), {})[key] = x.view(
+                () if key == "step" else learnt[int(i)].shape
+            )
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.start, self.restored = time.time(), True
 
@@ -103,21 +143,33 @@ class Loop:
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         if self.finite(loss=loss, grad_norm=norm):
             self.optimizer.step()
-        self.optimizer.zero_grad()                               # to None: AdamW leaves alone what this loss did not reach
+        self.optimizer.zero_grad()  # to None: AdamW leaves alone what this loss did not reach
         self.end(step, **{"loss": loss.item(), "grad_norm": norm.item(), **record})
 
     def end(self, step: int, **record) -> None:
         """The end of a step: logs it, saves the state if it is time, raises KeyboardInterrupt if asked to stop, UserError if too many updates were skipped."""
         bad, self.bad = self.bad, []
-        self.done, self.good, self.skipped = step + 1, self.good + (not bad), self.skipped + 1 if bad else 0
-        record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}      # JSON has no NaN
+        self.done, self.good, self.skipped = (
+            step + 1,
+            self.good + (not bad),
+            self.skipped + 1 if bad else 0,
+        )
+        record = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in record.items()
+        }  # JSON has no NaN
         self.log(stage=self.stage, step=self.done, **record, **({"skipped": bad} if bad else {}))
         if bad and not parallel.rank():
-            print(f"\n{self.stage}: step {self.done} skipped: {', '.join(dict.fromkeys(bad))} not finite", flush=True)
+            print(
+                f"\n{self.stage}: step {self.done} skipped: {', '.join(dict.fromkeys(bad))} not finite",
+                flush=True,
+            )
         if self.skipped >= self.patience:
-            raise UserError(f"{self.stage}: {', '.join(dict.fromkeys(bad))} not finite at step {self.done}, {self.skipped} updates skipped in a row: begin {self.stage} anew "
-                            f"(--resume false) with a lower learning rate, or with --dtype fp32")
-        stop = bool(parallel.most(int(self.stop)))               # all processes after the same step
+            raise UserError(
+                f"{self.stage}: {', '.join(dict.fromkeys(bad))} not finite at step {self.done}, {self.skipped} updates skipped in a row: begin {self.stage} anew "
+                f"(--resume false) with a lower learning rate, or with --dtype fp32"
+            )
+        stop = bool(parallel.most(int(self.stop)))  # all processes after the same step
         if self.path and (stop or time.time() - self.saved >= self.every):
             self.save()
         if stop:
@@ -125,10 +177,24 @@ class Loop:
 
     def save(self) -> None:
         if not parallel.rank():
-            tensors = {f"weight.{name}": p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-            tensors |= {f"moment.{i}.{key}": x for i, moments in self.optimizer.state_dict()["state"].items() for key, x in moments.items()}
+            tensors = {
+                f"weight.{name}": p.detach()
+                for name, p in self.model.named_parameters()
+                if p.requires_grad
+            }
+            tensors |= {
+                f"moment.{i}.{key}": x
+                for i, moments in self.optimizer.state_dict()["state"].items()
+                for key, x in moments.items()
+            }
             state = {name: getattr(self, name) for name in SAVED}
-            write({self.path: functools.partial(save_file, tensors, metadata={"state": json.dumps(state)})})
+            write(
+                {
+                    self.path: functools.partial(
+                        save_file, tensors, metadata={"state": json.dumps(state)}
+                    )
+                }
+            )
         self.saved = time.time()
 
 
@@ -145,6 +211,12 @@ def read_state(path: Path) -> dict:
 
 def refuse_differences(saved: dict, now: dict, what: Path | str) -> None:
     """Raises UserError for a run begun with other settings, and lists them."""
-    lines = [f"{name} {saved.get(name)!r} there, {now.get(name)!r} here" for name in sorted(saved.keys() | now.keys()) if saved.get(name) != now.get(name)]
+    lines = [
+        f"{name} {saved.get(name)!r} there, {now.get(name)!r} here"
+        for name in sorted(saved.keys() | now.keys())
+        if saved.get(name) != now.get(name)
+    ]
     if lines:
-        raise UserError(f"{what}: begun with other settings: {'; '.join(lines)}. Say the same to go on, --resume false to start anew, or choose another --run")
+        raise UserError(
+            f"{what}: begun with other settings: {'; '.join(lines)}. Say the same to go on, --resume false to start anew, or choose another --run"
+        )

@@ -4,6 +4,7 @@ Every process draws the same batch of prompts and takes its share of them. Rewar
 categories, advantages and the choice of groups are those of one process; gradients are summed, as the loss is divided by the number of all
 sequences. With one process nothing is gathered, summed or sharded.
 """
+
 import os
 
 import torch
@@ -30,7 +31,7 @@ def world() -> int:
 def gather(mine: Tensor, n: int) -> Tensor:
     """(n, k) of all processes, whose rows rank, rank + world, ... are `mine`."""
     out = mine.new_zeros(n, *mine.shape[1:])
-    out[rank()::world()] = mine
+    out[rank() :: world()] = mine
     return add(out)
 
 
@@ -51,11 +52,12 @@ def most(n: int) -> int:
 def shard(model) -> None:
     """FSDP2: a process keeps its part of each block's parameters, gradients and moments, and borrows the rest while the block runs. The
     embeddings, the sampler and the reference policy stay whole."""
-    from torch.distributed.fsdp import fully_shard           # a second of importing
+    from torch.distributed.fsdp import fully_shard  # a second of importing
+
     for block in model.layers if world() > 1 else ():
         fully_shard(block, reshard_after_forward=True)
-        block.set_gradient_divide_factor(1.0)                # sum gradients, as add does for what isn't sharded
-        block.set_force_sum_reduction_for_comms(True)        # gloo knows no other
+        block.set_gradient_divide_factor(1.0)  # sum gradients, as add does for what isn't sharded
+        block.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
 
 def is_sharded(x: Tensor) -> bool:
@@ -69,9 +71,14 @@ def whole(x: Tensor) -> Tensor:
 def clip_gradients(parameters: list, limit: float) -> float:
     """Sums the processes' gradients and scales them to a norm of at most `limit`; returns the norm."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    mine = [g.to_local() for g in grads if is_sharded(g)]    # summed in the backward pass; each process has another part
-    common = [add(g) for g in grads if not is_sharded(g)]    # the same everywhere
-    squares = [sum((g.square().sum() for g in part), (mine + common)[0].new_zeros(())) for part in (mine, common)]
+    mine = [
+        g.to_local() for g in grads if is_sharded(g)
+    ]  # summed in the backward pass; each process has another part
+    common = [add(g) for g in grads if not is_sharded(g)]  # the same everywhere
+    squares = [
+        sum((g.square().sum() for g in part), (mine + common)[0].new_zeros(()))
+        for part in (mine, common)
+    ]
     norm = (add(squares[0]) + squares[1]).sqrt()
     for g in mine + common:
         g.mul_((limit / (norm + 1e-6)).clamp(max=1.0))

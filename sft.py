@@ -1,4 +1,5 @@
 """Supervised fine-tuning on Chain-of-Draft demonstrations: the warm start of DR-IRL, and the baseline it is held against."""
+
 import random
 from dataclasses import dataclass
 
@@ -17,13 +18,16 @@ from transformer import Transformer
 @dataclass(frozen=True)
 class SFTConfig:
     """Supervised fine-tuning."""
-    steps: int = 110             # optimizer steps
-    blocks: int = 20             # top blocks trained; 0: the whole model
-    lr: float = 5e-4             # peak learning rate; 5% warm-up, then linear to zero
-    batch: int = 16              # demonstrations a step
-    helpful_share: float = 0.4375  # share of them that answer harmless prompts; the others refuse harmful ones
-    borrow: bool = False         # SFT continued: also on prompts without a demonstration, each with that of its category's most similar prompt
-    baseline_steps: int = 0      # optimizer steps of SFT continued; 0: as many as sft would have done in the seconds of irl and grpo
+
+    steps: int = 110  # optimizer steps
+    blocks: int = 20  # top blocks trained; 0: the whole model
+    lr: float = 5e-4  # peak learning rate; 5% warm-up, then linear to zero
+    batch: int = 16  # demonstrations a step
+    helpful_share: float = (
+        0.4375  # share of them that answer harmless prompts; the others refuse harmful ones
+    )
+    borrow: bool = False  # SFT continued: also on prompts without a demonstration, each with that of its category's most similar prompt
+    baseline_steps: int = 0  # optimizer steps of SFT continued; 0: as many as sft would have done in the seconds of irl and grpo
 
 
 def train_top(policy: Transformer, blocks: int) -> int:
@@ -54,31 +58,54 @@ def steps_in_time(seconds: dict[str, float], steps: int) -> int:
 def cycle(items: list, rng: random.Random):
     """Endless: every item once in random order, then all again."""
     if not items:
-        raise UserError("no demonstrations of a kind that training needs (harmful and harmless ones)")
+        raise UserError(
+            "no demonstrations of a kind that training needs (harmful and harmless ones)"
+        )
     while True:
         yield from rng.sample(items, len(items))
 
 
 def optimizer_for(policy: Transformer, lr: float):
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    groups = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]     # fused AdamW takes no mixture
-    return torch.optim.AdamW([{"params": g} for g in groups if g], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    groups = [
+        [p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)
+    ]  # fused AdamW takes no mixture
+    return torch.optim.AdamW(
+        [{"params": g} for g in groups if g], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
 
 
-def train(policy: Transformer, chat: Chat, rows: list[dict], c: SFTConfig, amp, seed: int = 0, loop: Loop | None = None) -> None:
+def train(
+    policy: Transformer,
+    chat: Chat,
+    rows: list[dict],
+    c: SFTConfig,
+    amp,
+    seed: int = 0,
+    loop: Loop | None = None,
+) -> None:
     """Maximises the mean over demonstrations of their mean token log-prob."""
     frozen, rng, loop = train_top(policy, c.blocks), random.Random(seed), loop or Loop("sft")
-    refusals, helpful = (cycle([r for r in rows if (r["category"] == HELPFUL) == wanted], rng) for wanted in (False, True))  # lazy: unused ones may be empty
+    refusals, helpful = (
+        cycle([r for r in rows if (r["category"] == HELPFUL) == wanted], rng)
+        for wanted in (False, True)
+    )  # lazy: unused ones may be empty
     harmful = c.batch - round(c.batch * c.helpful_share)
     optimizer = optimizer_for(policy, c.lr)
     for step in (bar := tqdm(range(c.steps), desc=loop.stage, unit="step")):
-        part = [next(refusals) for _ in range(harmful)] + [next(helpful) for _ in range(c.batch - harmful)]
+        part = [next(refusals) for _ in range(harmful)] + [
+            next(helpful) for _ in range(c.batch - harmful)
+        ]
         if loop.skip(step, policy, optimizer):
             continue
-        batch = Batch([chat.prompt(r["prompt"]) for r in part], [[chat.answer(r["response"])] for r in part], policy.device)
+        batch = Batch(
+            [chat.prompt(r["prompt"]) for r in part],
+            [[chat.answer(r["response"])] for r in part],
+            policy.device,
+        )
         set_lr(optimizer, c.lr, step / c.steps)
         with amp():
-            logps = token_logps(policy, batch, frozen=frozen)                    # (B, T)
+            logps = token_logps(policy, batch, frozen=frozen)  # (B, T)
         loss = -(logps.sum(1) / batch.mask.sum(1)).mean()
         loop.update(step, loss, policy.parameters(), seconds=round(loop.seconds, 2))
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)

@@ -7,6 +7,7 @@
 
 The run blocks of a section (##) share their names and are one small program.
 """
+
 import ast
 import contextlib
 import importlib
@@ -23,8 +24,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parent
 PAGE = ROOT / "WALKTHROUGH.md"
-BLOCK = re.compile(r"(?P<head><!-- (?P<kind>source|file): (?P<what>[^\n]+?) -->\n```\w+\n)(?P<body>.*?)(?P<tail>^```$)|"
-                   r"(?P<run><!-- run -->\n```python\n(?P<code>.*?)^```\n\n```text\n)(?P<printed>.*?)(?P<end>^```$)", re.S | re.M)
+BLOCK = re.compile(
+    r"(?P<head><!-- (?P<kind>source|file): (?P<what>[^\n]+?) -->\n```\w+\n)(?P<body>.*?)(?P<tail>^```$)|"
+    r"(?P<run><!-- run -->\n```python\n(?P<code>.*?)^```\n\n```text\n)(?P<printed>.*?)(?P<end>^```$)",
+    re.S | re.M,
+)
 
 
 def plot(title: str, xs: list, height: int = 9, **curves: list[float]) -> None:
@@ -40,12 +44,19 @@ def plot(title: str, xs: list, height: int = 9, **curves: list[float]) -> None:
     for y in reversed(range(height)):
         print((f"{low + (high - low) * y / (height - 1):9.2f} |" + "".join(rows[y])).rstrip())
     print(" " * 10 + "+" + "-" * (wide * len(xs)))
-    print(f"{xs[0]:>11}" + f"{xs[-1]:>{wide * (len(xs) - 1)}}   {title}; {', '.join(f'{name[0]} {name}' for name in curves)}".replace("_", " "))
+    print(
+        f"{xs[0]:>11}"
+        + f"{xs[-1]:>{wide * (len(xs) - 1)}}   {title}; {', '.join(f'{name[0]} {name}' for name in curves)}".replace(
+            "_", " "
+        )
+    )
 
 
 def recorded(seed: int, stage: str) -> list[dict]:
     """What a stage logged in the run of results/seed-N, a dict per step."""
-    records = map(json.loads, (ROOT / f"results/seed-{seed}/metrics.jsonl").read_text().splitlines())
+    records = map(
+        json.loads, (ROOT / f"results/seed-{seed}/metrics.jsonl").read_text().splitlines()
+    )
     return [r for r in records if r["stage"] == stage]
 
 
@@ -64,7 +75,9 @@ def source(what: str) -> str:
     """ "module.name | from | to" -> source of module.name, its docstring cut out unless anchors are given."""
     path, *anchors = [part.strip() for part in what.split(" | ")]
     thing, names = None, path.split(".")
-    for n in range(len(names) - 1, 0, -1):                   # kernels.reference.advantage, batch.Batch.attend: the longest part that is a module
+    for n in range(
+        len(names) - 1, 0, -1
+    ):  # kernels.reference.advantage, batch.Batch.attend: the longest part that is a module
         with contextlib.suppress(ModuleNotFoundError):
             thing = importlib.import_module(".".join(names[:n]))
             break
@@ -74,7 +87,7 @@ def source(what: str) -> str:
     node = ast.parse(text).body[0]
     if ast.get_docstring(node) and not anchors:
         lines, doc = text.split("\n"), node.body[0]
-        text = "\n".join(lines[:doc.lineno - 1] + lines[doc.end_lineno:])
+        text = "\n".join(lines[: doc.lineno - 1] + lines[doc.end_lineno :])
     return between(text, anchors)
 
 
@@ -93,16 +106,22 @@ def run(code: str, names: dict) -> str:
 
 def rebuild(text: str) -> str:
     """The page with every block made anew."""
+
     def block(m, names):
         if m["kind"] == "source":
             return m["head"] + source(m["what"]) + m["tail"]
         if m["kind"] == "file":
             path, *anchors = [part.strip() for part in m["what"].split(" | ")]
-            return m["head"] + between((ROOT / path).read_text(encoding="utf-8"), anchors) + m["tail"]
+            return (
+                m["head"] + between((ROOT / path).read_text(encoding="utf-8"), anchors) + m["tail"]
+            )
         return m["run"] + run(m["code"], names) + m["end"]
-    os.environ.setdefault("TRITON_INTERPRET", "1")           # before triton is imported: its interpreter needs no GPU
+
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # before triton is imported: its interpreter needs no GPU
     threads, here, out = torch.get_num_threads(), os.getcwd(), []
-    torch.set_num_threads(1)                                 # sums of floats in one order
+    torch.set_num_threads(1)  # sums of floats in one order
     os.chdir(ROOT)
     try:
         for section in re.split(r"(?m)^(?=## )", text):

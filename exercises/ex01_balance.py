@@ -6,6 +6,7 @@ near-duplicates teach little: an over-full category keeps those that lie furthes
 
 Hint: k_center sees the embeddings of one category and answers with indices into those. Keep a list of where that category's rows stand in `rows`.
 """
+
 from torch import Tensor
 
 from data import CATEGORIES, UserError, k_center  # noqa: F401 (for you to use)

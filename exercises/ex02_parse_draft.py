@@ -6,6 +6,7 @@ parser that guesses would train the model on broken examples, and nobody would n
 
 Hint: cut at the separator first and count the pieces. Leave spaces alone, except for the one after ####: joining the parts must give the text back.
 """
+
 SEPARATOR = "####"
 
 

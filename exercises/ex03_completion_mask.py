@@ -6,6 +6,7 @@ that looks at ids then loses the end of text, the one token that says "stop".
 
 Hint: compare torch.arange(width) with (B, 1) tensors; broadcasting does the rest, without a loop.
 """
+
 from torch import Tensor
 
 

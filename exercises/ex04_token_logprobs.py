@@ -7,6 +7,7 @@ logits (with 4096 tokens and a vocabulary of 49152 they are 800 MB); yours may h
 Hint: log softmax(z)_v = z_v - log sum_u exp(z_u). Overflow is the trap: exp(89) is too large for float32. Subtract each row's maximum first, or use a
 function of torch that does. Which axis is the vocabulary's?
 """
+
 from torch import Tensor
 
 

@@ -6,6 +6,7 @@ their mean. GRPO-S, the S being for scaling, multiplies the result by alpha: how
 Hint: torch's std divides by G - 1 unless told otherwise. R - mean of three times 0.1 may not be 0, and with eps 0 there is 0/0, which is NaN: ask the
 rewards themselves whether they are equal. And if alpha were (G,), which axis would broadcasting put it on when P = G?
 """
+
 from torch import Tensor
 
 

@@ -8,6 +8,7 @@ is left of alpha? The last test shows it. Then do the same with alpha A.
 
 Hint: alpha says how much to learn, it is not something to be learnt: no gradient may flow through it. The two factors may differ in shape.
 """
+
 from torch import Tensor
 
 

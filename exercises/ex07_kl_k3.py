@@ -6,6 +6,7 @@ a term whose mean is 0: exp(d) - 1, as E_pi[pi_ref / pi] = 1. What results is a 
 
 Hint: mind the sign of d. The test of the mean lists all tokens of a small vocabulary; you can do so on paper with two.
 """
+
 from torch import Tensor
 
 

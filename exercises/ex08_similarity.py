@@ -6,6 +6,7 @@ from this prompt. similarity is one pair of texts, data_hardness compares it wit
 
 Hint: one matrix product of unit vectors gives all K * L cosines. Which axis is the maximum over, which the mean?
 """
+
 from torch import Tensor
 
 

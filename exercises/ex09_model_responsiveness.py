@@ -6,6 +6,7 @@ first; DR-IRL takes both from DAMA (arXiv 2502.01943). The denominator is the ca
 
 Hint: "furthest" is a distance, to either side. argsort of the distances tells which gaps to keep; the mean they are far from is that of all gaps.
 """
+
 from torch import Tensor
 
 

@@ -11,10 +11,17 @@ the sum over k estimates Z up to the constant factor K? Both are one line, and t
 
 Hint: rewards may be 10^4: exp and then log overflows, torch has a function that does not. The logistic form likewise.
 """
+
 from torch import Tensor
 
 
-def irl_loss(r_demo: Tensor, r_samples: Tensor, beta: float = 1.0, estimator: str = "importance", log_ratio: Tensor | float = 0.0) -> Tensor:
+def irl_loss(
+    r_demo: Tensor,
+    r_samples: Tensor,
+    beta: float = 1.0,
+    estimator: str = "importance",
+    log_ratio: Tensor | float = 0.0,
+) -> Tensor:
     """A scalar to descend: the mean over P prompts of what `estimator` says. r_demo (P,), r_samples (P, K).
 
     importance: log sum_k exp(r_k / beta + log_ratio_k) - r_demo / beta, with log_ratio = log pi_ref(y_k) - log q(y_k): (P, K), or 0 for samples of pi_ref.

@@ -7,11 +7,20 @@ the min is for. Advantages (exercise 5, scaled by 6) and the penalty (7) come to
 Hint: index with the mask before any arithmetic. Masked positions hold anything, and NaN * 0 is NaN, in the gradient too. Each sequence
 weighs the same, however long; summing all tokens and dividing by their number would let long answers shout.
 """
+
 from torch import Tensor
 
 
-def loss(logp: Tensor, logp_old: Tensor, logp_ref: Tensor, advantage: Tensor, mask: Tensor, clip: float = 0.2, beta_kl: float = 0.0,
-         sequences: int | None = None) -> tuple[Tensor, dict]:
+def loss(
+    logp: Tensor,
+    logp_old: Tensor,
+    logp_ref: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    clip: float = 0.2,
+    beta_kl: float = 0.0,
+    sequences: int | None = None,
+) -> tuple[Tensor, dict]:
     """-(1/S) sum_i 1/|o_i| sum_t [ min(rho A_i, clamp(rho, 1 - clip, 1 + clip) A_i) - beta_kl k3 ]   (GRPO, arXiv 2402.03300; DR-IRL v3)
 
     logp, logp_old, logp_ref (B, T): log-probs, rho = exp(logp - logp_old), k3 = exp(d) - d - 1 with d = logp_ref - logp. advantage A (B,).

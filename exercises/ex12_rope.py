@@ -7,6 +7,7 @@ slow ones see far. Llama 3.1 slows the slowest ones further, to reach beyond the
 Hint: a pair is (x_i, x_(i + E/2)), not neighbours: this is the layout of the Hugging Face weights. Turning (a, b) by an angle is the multiplication of
 a + ib by exp(i angle). Write the scaling as a share `keep` of the old speed, clamped to [0, 1].
 """
+
 from torch import Tensor
 
 from transformer import Config

@@ -14,6 +14,7 @@ turned, and wants (N, H, E). transformer.attention(q (B, H, T, E), k (B, K, S, E
 Hint: run the prompt once and keep every block's k and v; then run one token at a time, at its own position, its k and v joined to what was kept. mask None means
 causal, which is right for the prompt; for one query against S keys it would see the first key only: pass a mask of ones.
 """
+
 import torch
 from torch import Tensor
 
@@ -22,8 +23,18 @@ from transformer import Transformer, attention  # noqa: F401 (for you to use)
 
 
 @torch.no_grad()
-def generate(model: Transformer, prompts: list[list[int]], samples: int = 1, max_new_tokens: int = 64, temperature: float = 1.0,
-             top_k: int = 0, top_p: float = 1.0, seed: int = 0, eos: tuple[int, ...] = (), draws: Tensor | None = None) -> Rollout:
+def generate(
+    model: Transformer,
+    prompts: list[list[int]],
+    samples: int = 1,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    eos: tuple[int, ...] = (),
+    draws: Tensor | None = None,
+) -> Rollout:
     """Greedy completions: each token is the argmax of its logits. Rollout(tokens, mask, logps), each (B, max_new_tokens) with B = len(prompts) * samples.
 
     Row p * samples + g continues prompts[p]. It ends after max_new_tokens tokens or after its first id of `eos`, which is kept. tokens are 0 and mask

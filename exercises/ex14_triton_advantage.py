@@ -6,12 +6,15 @@ it runs in Triton's interpreter (TRITON_INTERPRET=1, which the tests set), where
 Hint: a block's size is a power of two, a group's is not. Load with a mask, and count again which lanes may take part before every sum: a masked lane that holds 0
 is not 0 any more once the mean was subtracted. Store with a mask too: what lies behind OUT is not yours. Addresses are base + prompt * stride + sample * stride, and alpha's strides may be 0.
 """
+
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def advantage_kernel(R, r_prompt, r_sample, ALPHA, a_prompt, a_sample, OUT, eps, samples, BLOCK: tl.constexpr):
+def advantage_kernel(
+    R, r_prompt, r_sample, ALPHA, a_prompt, a_sample, OUT, eps, samples, BLOCK: tl.constexpr
+):
     """OUT[p, i] = ALPHA[p, i] (R[p, i] - mean R[p]) / (std R[p] + eps) for p = tl.program_id(0), i < samples <= BLOCK.
 
     R[p, i] lies at R + p * r_prompt + i * r_sample, ALPHA likewise, OUT[p, i] at OUT + p * samples + i; all float32. std divides by samples; equal rewards

@@ -7,6 +7,7 @@ raises the maximum from m to m', what was summed so far is multiplied by exp(m -
 Hint: start the maximum at a large negative number such as -3.4e38. With -inf, a whole first block of -inf columns would compute -inf - (-inf). Columns
 beyond V belong to the next row: what value may a masked lane load so that neither the maximum nor the sum notices?
 """
+
 import math
 
 import torch
@@ -26,9 +27,17 @@ def logprob_kernel(Z, stride, T, LOGP, inv_temperature, V, BLOCK: tl.constexpr):
     raise NotImplementedError
 
 
-def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None, objective: Objective | None = None,
-         block: int | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def rows(
+    z: Tensor,
+    targets: Tensor,
+    temperature: float,
+    g: Tensor | None = None,
+    objective: Objective | None = None,
+    block: int | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The launcher, given: logits z (n, V) float32, targets (n,) -> log-probs (n,), and None twice (g: next exercise; objective: the project's). z stays."""
     logp = torch.full((len(z),), math.nan)
-    logprob_kernel[(len(z),)](z, z.stride(0), targets, logp, 1 / temperature, z.shape[1], BLOCK=block or 1024)
+    logprob_kernel[(len(z),)](
+        z, z.stride(0), targets, logp, 1 / temperature, z.shape[1], BLOCK=block or 1024
+    )
     return logp, None, None

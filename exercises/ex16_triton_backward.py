@@ -7,6 +7,7 @@ rests on this: it never holds the logits of all tokens, nor their gradient.
 Hint: begin with your kernel of exercise 15. Read the target's logit before the second pass: afterwards it is gone. dlogp/dz_v = (1[v = target] - p_v) / t with
 p_v = exp(z_v / t - lse). A token left out (its G is 0) may have NaN logits, so its gradient must be set to 0; a product would stay NaN.
 """
+
 import math
 
 import torch
@@ -26,9 +27,17 @@ def gradient_kernel(Z, stride, T, G, LOGP, inv_temperature, V, BLOCK: tl.constex
     raise NotImplementedError
 
 
-def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None, objective: Objective | None = None,
-         block: int | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def rows(
+    z: Tensor,
+    targets: Tensor,
+    temperature: float,
+    g: Tensor | None = None,
+    objective: Objective | None = None,
+    block: int | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The launcher, given: logits z (n, V) float32, targets (n,), g (n,) -> log-probs (n,), None, and z itself, which now holds d sum(g * logp) / dz."""
     logp = torch.full((len(z),), math.nan)
-    gradient_kernel[(len(z),)](z, z.stride(0), targets, g, logp, 1 / temperature, z.shape[1], BLOCK=block or 1024)
+    gradient_kernel[(len(z),)](
+        z, z.stride(0), targets, g, logp, 1 / temperature, z.shape[1], BLOCK=block or 1024
+    )
     return logp, None, z

@@ -1,4 +1,5 @@
 """How far you are: python exercises/progress.py [FOLDER [SECONDS]]. FOLDER holds the answers; exercises/ if not given. A check may take SECONDS, or 60."""
+
 import os
 import re
 import subprocess
@@ -10,15 +11,38 @@ HERE = Path(__file__).resolve().parent
 
 def grade(exercises: list[str], folder: Path, seconds: str) -> dict[str, list[str]]:
     """What became of every check, by exercise. pytest runs in a process of its own; if an exercise kills that, or a check takes longer than `seconds`, another one goes on behind it."""
-    found, limit = {}, ("-o", f"faulthandler_timeout={seconds}", "-o", "faulthandler_exit_on_timeout=true")
+    found, limit = (
+        {},
+        ("-o", f"faulthandler_timeout={seconds}", "-o", "faulthandler_exit_on_timeout=true"),
+    )
     while todo := [e for e in exercises if e not in found]:
-        run = subprocess.run([sys.executable, "-u", "-m", "pytest", "-v", "--tb=no", "--disable-warnings", *limit, *(f"tests/exercises/test_{e}.py" for e in todo)],
-                             cwd=HERE.parent, env={**os.environ, "DRIRL_IMPL": str(folder)}, capture_output=True, text=True)
-        checks = re.findall(r"(?m)^tests/exercises/test_(\w+)\.py::.*?(?: (PASSED|FAILED|ERROR|not begun|does not import.*?|is not there) +\[ *\d+%\])?$", run.stdout)
+        run = subprocess.run(
+            [
+                sys.executable,
+                "-u",
+                "-m",
+                "pytest",
+                "-v",
+                "--tb=no",
+                "--disable-warnings",
+                *limit,
+                *(f"tests/exercises/test_{e}.py" for e in todo),
+            ],
+            cwd=HERE.parent,
+            env={**os.environ, "DRIRL_IMPL": str(folder)},
+            capture_output=True,
+            text=True,
+        )
+        checks = re.findall(
+            r"(?m)^tests/exercises/test_(\w+)\.py::.*?(?: (PASSED|FAILED|ERROR|not begun|does not import.*?|is not there) +\[ *\d+%\])?$",
+            run.stdout,
+        )
         if not checks:
             sys.exit(run.stdout + run.stderr)
         for exercise, word in checks:
-            found.setdefault(exercise, []).append(word or ("does not end" if "Timeout (" in run.stderr else "crashes Python"))
+            found.setdefault(exercise, []).append(
+                word or ("does not end" if "Timeout (" in run.stderr else "crashes Python")
+            )
     return found
 
 
@@ -34,7 +58,11 @@ def main(folder: str | None = None, seconds: str = "60") -> None:
     answers = Path(folder).resolve() if folder else HERE
     if not answers.is_dir():
         sys.exit(f"{folder} is no folder")
-    head, line, *rows = [row for row in (HERE / "README.md").read_text(encoding="utf-8").split("\n") if row.startswith("|")]
+    head, line, *rows = [
+        row
+        for row in (HERE / "README.md").read_text(encoding="utf-8").split("\n")
+        if row.startswith("|")
+    ]
     found = grade(sorted(row.split()[1] for row in rows), answers, seconds)
     print(head.replace("exercise |", "exercise | state |", 1), line + "---|", sep="\n")
     for row in rows:

@@ -1,4 +1,5 @@
 """GRPO-S's advantage: each group's rewards normalised, then scaled by its difficulty alpha."""
+
 import torch
 from torch import Tensor
 
@@ -13,12 +14,18 @@ def group_advantage(rewards: Tensor, alpha: Tensor | float = 1.0, eps: float = 1
     Raises ValueError for other shapes or dtypes, for an alpha that is not finite, and for a negative eps.
     """
     if rewards.ndim != 2 or not rewards.is_floating_point():
-        raise ValueError(f"rewards must be (P, G) and floating point, got shape {tuple(rewards.shape)}, {rewards.dtype}")
-    alpha = torch.as_tensor(alpha, dtype=rewards.dtype, device=None if isinstance(alpha, Tensor) else rewards.device)
+        raise ValueError(
+            f"rewards must be (P, G) and floating point, got shape {tuple(rewards.shape)}, {rewards.dtype}"
+        )
+    alpha = torch.as_tensor(
+        alpha, dtype=rewards.dtype, device=None if isinstance(alpha, Tensor) else rewards.device
+    )
     if alpha.device != rewards.device:
         raise ValueError(f"alpha is on {alpha.device}, rewards are on {rewards.device}")
     if tuple(alpha.shape) not in ((), (len(rewards), 1), tuple(rewards.shape)):
-        raise ValueError(f"alpha must be a number, (P, 1) or (P, G), got shape {tuple(alpha.shape)} for rewards {tuple(rewards.shape)}")
+        raise ValueError(
+            f"alpha must be a number, (P, 1) or (P, G), got shape {tuple(alpha.shape)} for rewards {tuple(rewards.shape)}"
+        )
     if not alpha.isfinite().all():
         raise ValueError("alpha must be finite")
     if not eps >= 0:

@@ -7,6 +7,7 @@ Here rows go through in chunks, and a chunk's logits become its gradient in plac
     head trained     dW sums over tokens what the backward pass has yet to say, so it forms the chunk's logits again: one more product
     grpo_loss        each token's slope is known from its log-prob: dh and dW, both in the forward pass
 """
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -14,12 +15,17 @@ from torch.autograd.function import once_differentiable
 import kernels
 from kernels.reference import Objective
 
-CHUNK = {"cpu": 2 ** 25, "cuda": 2 ** 29}   # bytes of a chunk's logits; on CPU their log-softmax, in float32, stands beside bfloat16 ones
+CHUNK = {
+    "cpu": 2**25,
+    "cuda": 2**29,
+}  # bytes of a chunk's logits; on CPU their log-softmax, in float32, stands beside bfloat16 ones
 
 
 def _rows(W: Tensor) -> int:
     n = max(1, CHUNK[W.device.type] // (len(W) * W.element_size()))
-    return n - n % 16 if n > 16 else n                       # slices of equal alignment: Triton compiles once for all of them
+    return (
+        n - n % 16 if n > 16 else n
+    )  # slices of equal alignment: Triton compiles once for all of them
 
 
 def _chunks(h: Tensor, W: Tensor):
@@ -27,8 +33,8 @@ def _chunks(h: Tensor, W: Tensor):
     n = _rows(W)
     buffer = W.new_empty(min(n, len(h)), len(W))
     for i in range(0, len(h), n):
-        x = h[i:i + n].to(W.dtype)
-        yield slice(i, i + n), torch.mm(x, W.T, out=buffer[:len(x)])
+        x = h[i : i + n].to(W.dtype)
+        yield slice(i, i + n), torch.mm(x, W.T, out=buffer[: len(x)])
 
 
 def _add_product(dW: Tensor, dz: Tensor, h: Tensor) -> None:
@@ -60,10 +66,14 @@ class _TokenLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g):
         if len(ctx.saved_tensors) == 1:
-            dh, = ctx.saved_tensors
+            (dh,) = ctx.saved_tensors
             return dh * g[:, None].to(dh.dtype), None, None, None, None
         h, W, targets = ctx.saved_tensors
-        dh, dW, head = torch.empty_like(h), torch.zeros(W.shape, dtype=g.dtype, device=W.device), W.to(ctx.dtype)
+        dh, dW, head = (
+            torch.empty_like(h),
+            torch.zeros(W.shape, dtype=g.dtype, device=W.device),
+            W.to(ctx.dtype),
+        )
         for s, z in _chunks(h, head):
             dz = kernels.backend(z).rows(z, targets[s], ctx.temperature, g[s])[2]
             if ctx.needs_input_grad[0]:
@@ -77,10 +87,16 @@ class _GRPOLoss(torch.autograd.Function):
     def forward(ctx, h, W, targets, temperature, dtype, objective):
         want_h, want_W = ctx.needs_input_grad[:2]
         logps, dh, total = [], torch.empty_like(h), 0.0
-        dW = torch.zeros(W.shape, dtype=torch.promote_types(W.dtype, torch.float32), device=W.device) if want_W else None
+        dW = (
+            torch.zeros(W.shape, dtype=torch.promote_types(W.dtype, torch.float32), device=W.device)
+            if want_W
+            else None
+        )
         head = W.to(dtype)
         for s, z in _chunks(h, head):
-            logp, loss, dz = kernels.backend(z).rows(z, targets[s], temperature, objective=objective.rows(s))
+            logp, loss, dz = kernels.backend(z).rows(
+                z, targets[s], temperature, objective=objective.rows(s)
+            )
             logps.append(logp)
             total = total + loss.sum()
             if want_h:
@@ -95,23 +111,37 @@ class _GRPOLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g, _):
-        return *(None if d is None else d * g.to(d.dtype) for d in ctx.saved_tensors), None, None, None, None
+        return (
+            *(None if d is None else d * g.to(d.dtype) for d in ctx.saved_tensors),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _checked(h: Tensor, W: Tensor, targets: Tensor, temperature: float) -> torch.dtype:
     """Raises ValueError for what does not fit; returns the dtype of the products, the head's or what autocast wants."""
     if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1] or targets.shape != h.shape[:1]:
-        raise ValueError(f"h {tuple(h.shape)}, W {tuple(W.shape)}, targets {tuple(targets.shape)}: want (N, D), (V, D), (N,)")
+        raise ValueError(
+            f"h {tuple(h.shape)}, W {tuple(W.shape)}, targets {tuple(targets.shape)}: want (N, D), (V, D), (N,)"
+        )
     for name, x in (("h", h), ("W", W)):
         if x.dtype not in (torch.bfloat16, torch.float32, torch.float64):
             raise ValueError(f"{name} is {x.dtype}: want bfloat16, float32 or float64")
     if targets.dtype != torch.long:
         raise ValueError(f"targets are {targets.dtype}: want int64")
     if not h.device == W.device == targets.device:
-        raise ValueError(f"h, W and targets are on {h.device}, {W.device}, {targets.device}: want one device")
+        raise ValueError(
+            f"h, W and targets are on {h.device}, {W.device}, {targets.device}: want one device"
+        )
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    return torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else W.dtype
+    return (
+        torch.get_autocast_dtype(h.device.type)
+        if torch.is_autocast_enabled(h.device.type)
+        else W.dtype
+    )
 
 
 def token_logprobs(h: Tensor, W: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
@@ -125,7 +155,9 @@ def token_logprobs(h: Tensor, W: Tensor, targets: Tensor, temperature: float = 1
     return _TokenLogProbs.apply(h, W, targets, temperature, dtype)
 
 
-def grpo_loss(h: Tensor, W: Tensor, targets: Tensor, objective: Objective, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def grpo_loss(
+    h: Tensor, W: Tensor, targets: Tensor, objective: Objective, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """-sum_n weight_n J_n, a scalar, and the tokens' log-probs (N,), not differentiable; J is kernels.clipped_objective.
 
     h, W, targets, temperature and errors as for token_logprobs. Differentiable in h and W, once.
@@ -134,7 +166,9 @@ def grpo_loss(h: Tensor, W: Tensor, targets: Tensor, objective: Objective, tempe
     for name in ("advantage", "weight", "logp_ref", "logp_old"):
         x = getattr(objective, name)
         if x is not None and (x.shape != targets.shape or x.device != h.device):
-            raise ValueError(f"{name} {tuple(x.shape)} on {x.device}: want {tuple(targets.shape)} on {h.device}")
+            raise ValueError(
+                f"{name} {tuple(x.shape)} on {x.device}: want {tuple(targets.shape)} on {h.device}"
+            )
     if len(h) == 0:
         return h.float().sum(), h.float().sum(-1)
     return _GRPOLoss.apply(h, W, targets, temperature, dtype, objective)

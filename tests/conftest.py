@@ -1,4 +1,5 @@
 """Tests import the modules of the repository root. Triton kernels run in its interpreter, which must be asked for before triton is imported; with -m gpu they are compiled."""
+
 import os
 import sys
 from pathlib import Path

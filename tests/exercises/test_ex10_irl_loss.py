@@ -1,4 +1,5 @@
 """Exercise 10: the gradient by listing every response, then by weighing the samples of another policy."""
+
 import math
 
 import pytest
@@ -40,22 +41,51 @@ def test_importance_weights(my, counts, beta):
     r, log_ref, demo = world(2, 3, sum(counts))
     samples = torch.arange(3).repeat_interleave(torch.tensor(counts)).expand(2, -1)
     log_q = torch.tensor(counts, dtype=torch.float64).div(sum(counts)).log()
-    loss = my.irl_loss(r.gather(1, demo)[:, 0], r.gather(1, samples), beta, "importance", (log_ref - log_q).gather(1, samples))
-    same(torch.autograd.grad(loss, r)[0], minus_gradient(r, log_ref, demo, beta), "the gradient from samples of q")
+    loss = my.irl_loss(
+        r.gather(1, demo)[:, 0],
+        r.gather(1, samples),
+        beta,
+        "importance",
+        (log_ref - log_q).gather(1, samples),
+    )
+    same(
+        torch.autograd.grad(loss, r)[0],
+        minus_gradient(r, log_ref, demo, beta),
+        "the gradient from samples of q",
+    )
     loss = my.irl_loss(r.gather(1, demo)[:, 0], r.gather(1, samples), beta)
-    same(torch.autograd.grad(loss, r)[0], minus_gradient(r, log_q.expand(2, 3), demo, beta), "the gradient from samples of pi_ref itself")
+    same(
+        torch.autograd.grad(loss, r)[0],
+        minus_gradient(r, log_q.expand(2, 3), demo, beta),
+        "the gradient from samples of pi_ref itself",
+    )
 
 
 @pytest.mark.parametrize("P, K, beta, seed", [(1, 1, 1.0, 0), (3, 5, 0.5, 1), (4, 2, 2.0, 2)])
 def test_linear_and_logistic(my, P, K, beta, seed):
     demo, samples = world(P, 1, seed)[0][:, 0].detach(), world(P, K, seed + 9)[0].detach()
     gaps = [[(d - r) / beta for r in row] for d, row in zip(demo.tolist(), samples.tolist())]
-    same(my.irl_loss(demo, samples, beta, "linear"), torch.tensor(-sum(map(sum, gaps)) / P / K, dtype=torch.float64), "linear")
-    same(my.irl_loss(demo, samples, beta, "logistic"), torch.tensor(sum(math.log(1 + math.exp(-x)) for row in gaps for x in row) / P / K, dtype=torch.float64), "logistic")
+    same(
+        my.irl_loss(demo, samples, beta, "linear"),
+        torch.tensor(-sum(map(sum, gaps)) / P / K, dtype=torch.float64),
+        "linear",
+    )
+    same(
+        my.irl_loss(demo, samples, beta, "logistic"),
+        torch.tensor(
+            sum(math.log(1 + math.exp(-x)) for row in gaps for x in row) / P / K,
+            dtype=torch.float64,
+        ),
+        "logistic",
+    )
 
 
 def test_large_rewards(my):
     for estimator, want in (("importance", [[1.0, 0.0]]), ("logistic", [[0.5, 0.0]])):
         r = torch.tensor([[1e4, -1e4]], requires_grad=True)
-        same(torch.autograd.grad(my.irl_loss(torch.zeros(1), r, 1.0, estimator), r)[0], torch.tensor(want), f"{estimator}: gradient at rewards of 10^4")
+        same(
+            torch.autograd.grad(my.irl_loss(torch.zeros(1), r, 1.0, estimator), r)[0],
+            torch.tensor(want),
+            f"{estimator}: gradient at rewards of 10^4",
+        )
     refuses(my.irl_loss, torch.zeros(1), torch.zeros(1, 2), 1.0, "magic")

@@ -1,4 +1,5 @@
 """Exercise 13: the same tokens as reading everything again, for less work."""
+
 import pytest
 import torch
 from grading import same
@@ -11,8 +12,20 @@ V = 53
 
 def network(seed):
     """Three blocks, four query heads on two key heads, every weight random."""
-    model = Transformer(Config.from_dict(dict(model_type="qwen3", vocab_size=V, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
-                                              num_key_value_heads=2, head_dim=10)))
+    model = Transformer(
+        Config.from_dict(
+            dict(
+                model_type="qwen3",
+                vocab_size=V,
+                hidden_size=24,
+                intermediate_size=40,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=10,
+            )
+        )
+    )
     g = torch.Generator().manual_seed(seed)
     for name, p in model.requires_grad_(False).named_parameters():
         p.copy_(0.25 * torch.randn(p.shape, generator=g) + ("norm" in name))
@@ -32,18 +45,27 @@ def prompts_of(lengths, seed):
     return [torch.randint(V, (n,), generator=g).tolist() for n in lengths]
 
 
-@pytest.mark.parametrize("lengths, samples, count, seed", [((1,), 1, 9, 0), ((3, 7, 1, 5), 1, 8, 1), ((4, 4), 2, 6, 2), ((9, 2, 6), 1, 12, 3)])
+@pytest.mark.parametrize(
+    "lengths, samples, count, seed",
+    [((1,), 1, 9, 0), ((3, 7, 1, 5), 1, 8, 1), ((4, 4), 2, 6, 2), ((9, 2, 6), 1, 12, 3)],
+)
 def test_same_tokens_less_work(my, lengths, samples, count, seed):
     model, prompts, work = network(seed), prompts_of(lengths, seed), []
     want = [reread(model, p, count, ()) for p in prompts for _ in range(samples)]
-    handle = model.layers[0].register_forward_pre_hook(lambda block, args: work.append(len(args[0])))
+    handle = model.layers[0].register_forward_pre_hook(
+        lambda block, args: work.append(len(args[0]))
+    )
     got = my.generate(model, prompts, samples, max_new_tokens=count, temperature=0)
     handle.remove()
     same(got.rows(), want, f"tokens for the prompts {prompts}")
     same(tuple(got.tokens.shape), (len(want), count), "shape of tokens")
     same(got.logps, torch.zeros(len(want), count), "log-probs of a greedy choice")
     most = samples * sum(lengths) + len(want) * (count - 1)
-    same(0 < sum(work) <= most + len(want), True, f"{sum(work)} tokens went through the first block; the prompts and the new tokens are {most}")
+    same(
+        0 < sum(work) <= most + len(want),
+        True,
+        f"{sum(work)} tokens went through the first block; the prompts and the new tokens are {most}",
+    )
 
 
 @pytest.mark.parametrize("seed", (4, 5))
