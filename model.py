@@ -1,312 +1,194 @@
-"""What the stages do with a transformer: score and sample completions of prompts, load and save Hugging Face folders.
+"""The decoder transformer by hand: the Llama, Qwen2 and Qwen3 families.
 
-Any range of blocks can run: the policy trains only its top blocks, and the reward models share a frozen trunk with
-the reference policy.
+Letters of the whole project: P prompts, G samples per prompt, B completions (P*G), L prompt tokens,
+T completion tokens, N packed tokens, S keys, V vocabulary, D width, H query heads, K key heads,
+E width of a head.
+
+Tokens are packed: a block sees one list of N real tokens, x (N, D), of whatever sequences. Only
+attention must know which token may look at which; it comes as a function attend(q, k, v). There
+are three: whole sequences (Transformer.forward), prompts with their completions (sample.Batch) and
+one new token a row against a cache (sample.generate).
 """
 
-import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-
-import kernels
-import parallel
-from batch import Batch
-from data import UserError
-from files import fitting, inside, read_json, read_tensors, write
-from transformer import Config, Transformer, attention
 
 
-# ------------------------------------------------------------------------------------------------ scores
+@dataclass(frozen=True)
+class ModelConfig:
+    """The numbers of a config.json that shape the network (support/hf.py reads them)."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int  # D
+    intermediate_size: int  # width inside the SwiGLU
+    layers: int
+    heads: int  # H
+    kv_heads: int  # K; H / K query heads share a key head
+    head_dim: int  # E; not always D / H
+    eps: float  # of RMSNorm
+    rope_theta: float
+    rope_scaling: dict | None  # None, or llama3's four numbers
+    tied: bool  # the head is the embedding matrix
+    qkv_bias: bool
+    out_bias: bool  # of attention's output projection
+    mlp_bias: bool
+    qk_norm: bool  # Qwen3: RMSNorm on each head's q and k
+    context: int  # most tokens of a sequence
+    raw: dict = field(repr=False, hash=False, compare=False, default_factory=dict)  # the file
 
 
-def run_blocks(
-    model: Transformer,
-    batch: Batch,
-    x: Tensor | None = None,
-    start: int = 0,
-    stop: int | None = None,
-    recompute: bool = False,
-) -> Tensor:
-    """Hidden states (N, D) of a batch after blocks start .. stop - 1; x: those before block `start` (None: the embeddings).
+def rope_frequencies(c: ModelConfig) -> Tensor:
+    """Rotation speeds (E/2,) in radians per position: theta^(-2i/E).
 
-    recompute: gradient checkpointing; of each block only its input is kept, and the backward pass runs it again.
+    llama3 scaling: waves longer than context / low_freq_factor turn `factor` times slower, waves
+    shorter than context / high_freq_factor stay, those between are blended.
     """
-    x = model.embed_tokens(batch.ids) if x is None else x
-    rope = model.rope(batch.positions)
-    for block in model.layers[start:stop]:
-        x = (
-            checkpoint(block, x, rope, batch.attend, use_reentrant=False)
-            if recompute
-            else block(x, rope, batch.attend)
-        )
-    return x
+    exponents = torch.arange(0, c.head_dim, 2, dtype=torch.float64, device="cpu") / c.head_dim
+    freq = c.rope_theta ** (-exponents)
+    if c.rope_scaling:
+        s = c.rope_scaling
+        turns = s["original_max_position_embeddings"] * freq / (2 * math.pi)
+        low, high = s["low_freq_factor"], s["high_freq_factor"]
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        freq = keep * freq + (1 - keep) * freq / s["factor"]
+    return freq.float()
 
 
-def head_inputs(model: Transformer, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """What kernels.token_logprobs and grpo_loss take, from the last block's output x (N, D): the state (n, D) that predicts each of
-    the n completion tokens, row by row; the head; the tokens."""
-    return model.norm(x[batch.before]), model.head, batch.completions[batch.mask]
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in float32 or better."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.to(torch.promote_types(x.dtype, torch.float32))
+        y = self.weight * (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        kind = y.device.type  # one cast here saves one in each product that reads y
+        return y.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else y
 
 
-def token_logps(
-    model: Transformer, batch: Batch, temperature: float = 1.0, frozen: int = 0
-) -> Tensor:
-    """log softmax(logits / temperature)[token] of every completion token: (B, T) float32, zero where `batch.mask` is False.
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """RoPE: pairs (x_i, x_{i+E/2}) turned by position * frequency_i.
 
-    The lowest `frozen` blocks run without keeping anything for a backward pass.
+    x (N, heads, E); rope: cos and sin, each (N, 1, E).
     """
-    with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
-        x = run_blocks(model, batch, stop=frozen)
-    logps = kernels.token_logprobs(
-        *head_inputs(model, run_blocks(model, batch, x, start=frozen), batch), temperature
-    )
-    return logps.new_zeros(batch.mask.shape).masked_scatter(batch.mask, logps)
+    cos, sin = rope
+    a, b = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-b, a), dim=-1) * sin).to(x.dtype)
 
 
-# ------------------------------------------------------------------------------------------------ generation
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """q (B, H, T, E) against k, v (B, K, S, E), H / K query heads to a key head.
 
-
-@dataclass
-class Rollout:
-    """What generate returns; row p * samples + g is sample g of prompt p."""
-
-    tokens: Tensor  # (B, T) long
-    mask: Tensor  # (B, T) True where a token was sampled, the end-of-text token included
-    logps: Tensor  # (B, T) float32, under the distribution sampled from; 0 where masked
-
-    def rows(self) -> list[list[int]]:
-        return [t[m].tolist() for t, m in zip(self.tokens.cpu(), self.mask.cpu())]
-
-
-def choose(
-    logits: Tensor, temperature: float, top_k: int, top_p: float, draws: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One token a row from logits (B, V) by a uniform number each, draws (B,) in [0, 1): ids (B,) and their log-probs under the
-    (filtered) distribution. temperature 0: the best, of log-prob 0."""
-    if temperature == 0:
-        best = logits.max(-1).indices  # argmax, but much faster on CPU in bfloat16
-        return best, torch.zeros_like(best, dtype=torch.float32)
-    logits = logits.float() / temperature
-    if top_k and top_k < logits.shape[1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
-    if top_p < 1:
-        sorted_logits, order = logits.sort(dim=-1, descending=True)
-        p = sorted_logits.softmax(-1)
-        drop = p.cumsum(-1) - p >= top_p  # keep the smallest set that reaches top_p
-        logits = logits.masked_fill(drop.gather(1, order.argsort(-1)), -math.inf)
-    p = logits.softmax(-1)
-    cdf = p.cumsum(
-        -1
-    )  # inverse-CDF sampling: a search; torch.multinomial draws V exponentials a row
-    ids = torch.searchsorted(cdf, draws[:, None] * cdf[:, -1:], right=True).clamp(
-        max=p.shape[1] - 1
-    )
-    return ids[:, 0], p.gather(1, ids)[:, 0].log()
-
-
-@torch.no_grad()
-def generate(
-    model: Transformer,
-    prompts: list[list[int]],
-    samples: int = 1,
-    max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    eos: tuple[int, ...] = (),
-    draws: Tensor | None = None,
-) -> Rollout:
-    """Samples `samples` completions of each prompt (token lists). Prompts run once; their cache is then shared out to the group.
-
-    A row stops after any id of `eos`, which is kept. Finished rows leave the batch when an eighth of it is done (that copies every block's cache). draws (B, max_new_tokens):
-    the uniform numbers that decide, by default of `seed`; a row's own, so that it says the same in whatever company, but for rounding (in
-    bfloat16 that may change a sample).
+    mask (B, 1, T, S): True where a token may look; None: causal.
     """
-    device, c = model.device, model.c
-    if draws is None:
-        draws = torch.rand(
-            len(prompts) * samples, max_new_tokens, generator=torch.Generator().manual_seed(seed)
+    dtype = q.dtype
+    if dtype == torch.bfloat16 and not q.is_cuda and torch.is_grad_enabled():
+        q, k, v = q.float(), k.float(), v.float()  # bfloat16's backward on a CPU is 3x slower
+    with torch.autocast(q.device.type, enabled=False):
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
         )
-    draws = draws.to(device)
-    batch, keys = Batch(prompts, [[] for _ in prompts], device), []
-    x, rope = model.embed_tokens(batch.ids), model.rope(batch.positions)
-    for block in model.layers:
-        x = block(x, rope, lambda q, k, v: batch.attend(q, k, v, keys))
-    owner = torch.arange(len(prompts), device=device).repeat_interleave(samples)
-    h, (B, L) = (
-        x[batch.prompt_last][owner],
-        batch.levels[1].seen[owner].shape,
-    )  # (B, D): hidden states where a token will be chosen
-    # per block [keys, values], each (B, K, L + new, E): the prompt's, and room for the tokens to come
-    cache = [[F.pad(z[owner], (0, 0, 0, max_new_tokens)) for z in kv] for kv in keys]
-    keys.clear()
+    return y.to(dtype)
 
-    tokens = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device)
-    mask, logps = (
-        torch.zeros_like(tokens, dtype=torch.bool),
-        torch.zeros(B, max_new_tokens, device=device),
-    )
-    stop = torch.tensor(list(eos), dtype=torch.long, device=device)
-    row = torch.arange(B, device=device)  # which output row each batch row writes
-    done = torch.zeros(B, dtype=torch.bool, device=device)
-    can_see = F.pad(batch.levels[1].seen[owner][:, None, None], (0, max_new_tokens), value=True)
-    position = batch.levels[1].ends[owner]
-    for t in range(max_new_tokens):
-        token, logp = choose(
-            F.linear(model.norm(h), model.head), temperature, top_k, top_p, draws[row, t]
+
+class Attention(nn.Module):
+    """Queries, keys and values come out of one product: a wide one is faster than three."""
+
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.config = c
+        self.qkv_proj = nn.Linear(
+            c.hidden_size, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=c.qkv_bias
         )
-        live = ~done
-        tokens[row[live], t], logps[row[live], t], mask[row[live], t] = (
-            token[live],
-            logp[live],
-            True,
-        )
-        done |= torch.isin(token, stop)
-        finished = int(done.sum())
-        if finished == len(done) or t + 1 == max_new_tokens:
-            break
-        if finished * 8 >= len(done):
-            keep = (~done).nonzero()[:, 0]
-            row, token, done, can_see, position = (
-                row[keep],
-                token[keep],
-                done[keep],
-                can_see[keep],
-                position[keep],
-            )
-            cache = [[k[keep] for k in kv] for kv in cache]
-        h, rope, end = model.embed_tokens(token), model.rope(position), L + t
+        self.o_proj = nn.Linear(c.heads * c.head_dim, c.hidden_size, bias=c.out_bias)
+        if c.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(c.head_dim, c.eps), RMSNorm(c.head_dim, c.eps)
 
-        def attend(q, k, v):  # K, V: the cache of the block that calls
-            K[:, :, end], V[:, :, end] = (
-                k,
-                v,
-            )  # the new token sees every key, so a key head's H / K query heads can be its query rows
-            q = q.view(len(q), c.kv_heads, -1, c.head_dim)
-            return attention(
-                q, K[:, :, : end + 1], V[:, :, : end + 1], can_see[..., : end + 1]
-            ).flatten(1, 2)
-
-        for block, (K, V) in zip(model.layers, cache):
-            h = block(h, rope, attend)
-        position = position + 1
-    return Rollout(tokens, mask, logps)
+    def forward(self, x: Tensor, rope, attend) -> Tensor:
+        H, K, E = self.config.heads, self.config.kv_heads, self.config.head_dim
+        qkv = self.qkv_proj(x).view(len(x), H + 2 * K, E)
+        qk, v = qkv.split((H + K, K), 1)
+        if self.config.qk_norm:
+            qk = torch.cat((self.q_norm(qk[:, :H]), self.k_norm(qk[:, H:])), 1)
+        q, k = rotate(qk, rope).split((H, K), 1)
+        return self.o_proj(attend(q, k, v).reshape(len(x), -1))  # attend: (N, H, E)
 
 
-# ------------------------------------------------------------------------------------------------ folders
+class MLP(nn.Module):
+    """SwiGLU: W_down (silu(W_gate x) * W_up x), gate and up in one product."""
+
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.gate_up_proj = nn.Linear(c.hidden_size, 2 * c.intermediate_size, bias=c.mlp_bias)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, -1)
+        return self.down_proj(F.silu(gate) * up)
 
 
-def load_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder: model.safetensors, or the shards that model.safetensors.index.json names."""
-    index, names = inside(folder, "model.safetensors.index.json"), ["model.safetensors"]
-    if index.exists():
-        shards = read_json(index).get("weight_map")
-        if (
-            not isinstance(shards, dict)
-            or not shards
-            or not all(isinstance(name, str) for name in shards.values())
-        ):
-            raise UserError(
-                f"{index}: weight_map: want an object that names a file for every tensor"
-            )
-        names = sorted(set(shards.values()))
-    tensors = {}
-    for name in names:
-        if not inside(folder, name).exists():
-            raise UserError(
-                f"no weights: {folder / name} does not exist (only safetensors are read)"
-            )
-        tensors.update(read_tensors(folder / name))
-    return tensors
+class Block(nn.Module):
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(c.hidden_size, c.eps)
+        self.self_attn = Attention(c)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.eps)
+        self.mlp = MLP(c)
+
+    def forward(self, x: Tensor, rope, attend) -> Tensor:
+        """x (N, D) -> (N, D). attend(q, k, v) knows which token may look at which."""
+        x = x + self.self_attn(self.input_layernorm(x), rope, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
-def open_model(folder: str | Path) -> tuple[Transformer, dict[str, Tensor]]:
-    """A Hugging Face folder's network, without its numbers (on the meta device), and the tensors, which fit it. Raises UserError for whatever is missing, wrong or unsupported."""
-    folder = Path(folder)
-    if not inside(folder, "config.json").exists():
-        raise UserError(f"{folder} is no model folder: it has no config.json")
-    with torch.device("meta"):  # no random initial weights
-        model = Transformer(
-            Config.from_dict(read_json(folder / "config.json"), folder / "config.json")
-        )
-    model.source = folder
-    tensors = {
-        k.removeprefix("model."): v
-        for k, v in load_tensors(folder).items()
-        if not k.endswith("rotary_emb.inv_freq")
-    }
-    if model.c.tied:
-        tensors.pop("lm_head.weight", None)
-    return model, fitting(model.named(model.state_dict()), tensors, folder)
+class Transformer(nn.Module):
+    """Parameters have Hugging Face's names without `model.`, but for the joined products."""
 
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.config = c
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.norm = RMSNorm(c.hidden_size, c.eps)
+        if not c.tied:
+            self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        self.frequencies = rope_frequencies(c)  # no buffer: .to(bfloat16) would round it
+        self.source: Path | None = None  # the folder it came from, with its tokenizer
 
-def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, device="cpu") -> Transformer:
-    model, tensors = open_model(folder)
-    for name, x in model.to(dtype).to_empty(device=device).named(model.state_dict()).items():
-        x.copy_(tensors[name])
-    return model
+    @property
+    def head(self) -> Tensor:
+        return self.embed_tokens.weight if self.config.tied else self.lm_head.weight  # (V, D)
 
+    @property
+    def device(self) -> torch.device:
+        return self.head.device
 
-def save_model(model: Transformer, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes a folder that transformers, vLLM and load_model read; tokenizer files are copied from the folder it came from.
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, each (N, 1, E) in float32, for positions (N,)."""
+        angle = positions[:, None, None].float() * self.frequencies.to(positions.device)
+        angle = torch.cat((angle, angle), dim=-1)
+        return angle.cos(), angle.sin()
 
-    One set (files.write): weights and tokenizer first, config.json, without which nobody reads the folder, last.
-    """
-    folder, source = Path(folder), model.source
-    state = {}
-    for (
-        key,
-        x,
-    ) in model.state_dict().items():  # one after the other: all processes gather, the first keeps
-        x = parallel.whole(x)
-        if not parallel.rank():
-            state.update(
-                {
-                    (k if k.startswith("lm_head") else "model." + k): v.to(
-                        "cpu", dtype or v.dtype, copy=True
-                    )
-                    for k, v in model.named({key: x}).items()
-                }
-            )
-    if parallel.rank():
-        return
-    raw = dict(model.c.raw)
-    raw["dtype" if "dtype" in raw else "torch_dtype"] = str(
-        next(iter(state.values())).dtype
-    ).removeprefix("torch.")
-    files = {
-        folder / "model.safetensors": lambda path: save_file(
-            state, path, metadata={"format": "pt"}
-        ),
-        folder / "model.safetensors.index.json": None,
-    }  # one file now; old shards must not be read again
-    if source and source.resolve() != folder.resolve():
-        for name in (
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "generation_config.json",
-            "special_tokens_map.json",
-            "chat_template.jinja",
-        ):
-            files[folder / name] = (
-                inside(source, name).read_bytes() if (source / name).exists() else None
-            )
-    write({**files, folder / "config.json": json.dumps(raw, indent=1) + "\n"})
+    def forward(self, ids: Tensor) -> Tensor:
+        """Plain causal pass over whole sequences: ids (B, T) -> logits (B, T, V)."""
+        B, T = ids.shape
 
+        def attend(q, k, v):
+            q, k, v = (z.view(B, T, z.shape[1], -1).transpose(1, 2) for z in (q, k, v))
+            return attention(q, k, v).transpose(1, 2).flatten(0, 1)
 
-@torch.no_grad()
-def frozen_copy(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """A copy without gradients, for sampling; cast, and gathered if sharded, tensor by tensor."""
-    with torch.device("meta"):
-        out = Transformer(model.c).to(dtype).requires_grad_(False)
-    for mine, theirs in zip(out.to_empty(device=model.device).parameters(), model.parameters()):
-        mine.copy_(parallel.whole(theirs))
-    return out
+        rope = self.rope(torch.arange(T, device=ids.device).repeat(B))
+        x = self.embed_tokens(ids.flatten())
+        for block in self.layers:
+            x = block(x, rope, attend)
+        return F.linear(self.norm(x), self.head).view(B, T, -1)

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# All tests that need no GPU. bash test.sh -k grpo passes arguments on to pytest.
+# Format, lint and all tests that need no GPU. bash test.sh -k grpo passes arguments on to pytest.
 set -euo pipefail
-NEED="pytest transformers" source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-"$PYTHON" -m pytest -q "$@" tests
+NEED="pytest transformers ruff" source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+"$PYTHON" -m ruff format --check --quiet .
+"$PYTHON" -m ruff check --quiet .
+"$PYTHON" -m pytest -q "$@"

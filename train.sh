@@ -1,38 +1,31 @@
 #!/usr/bin/env bash
 # DR-IRL, stage by stage, on the model of your choice:
-#   bash train.sh                 SmolLM2-135M-Instruct (downloaded once, 90 MB), 10 to 20 minutes on two CPU cores
+#   bash train.sh                 SmolLM2-135M-Instruct (downloaded once, 90 MB), 15 minutes on two cores
 #   bash train.sh FOLDER          any local Llama, Qwen2 or Qwen3 folder
-#   bash train.sh tiny            a 1M-parameter model made on the spot, no download, about two minutes
-# Further flags go to every stage:   bash train.sh FOLDER --run runs/mine --device cuda --dtype bf16
-# All of them: python drirl.py --help. A run that was interrupted goes on by the same command; --resume false starts anew.
-# A stage can be run again by itself; it reads what the earlier ones wrote.
+#   bash train.sh tiny            a 1M-parameter model made on the spot, no download, two minutes
+# The recipe is laptop (or tiny): what it departs in from the paper, and why: python drirl.py recipes
+# More flags go to every stage:   bash train.sh FOLDER --recipe gpu --run runs/mine
+# All of them: python drirl.py --help. The same command goes on with an interrupted run.
 set -euo pipefail
-case "${1:-}" in /*|""|--*|tiny) ;; *) set -- "$PWD/$1" "${@:2}" ;; esac
+case "${1:-}" in /* | "" | --* | tiny) ;; *) set -- "$PWD/$1" "${@:2}" ;; esac
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-run=runs/default
-flags=()
-tiny=no
+flags=(--recipe laptop --run runs/default)
 if [ "${1:-}" = tiny ]; then
     shift
-    tiny=yes
-    run=runs/tiny
-    flags=(--model runs/tiny/base --encoder words --sft-blocks 0 --grpo-blocks 0 --max-new-tokens 56 --dtype fp32
-           --steps 150 --sft-batch 8 --sft-lr 2.5e-3 --irl-prompts 8 --helpful-prompts 32 --grpo-lr 5e-4)
+    flags=(--recipe tiny --run runs/tiny --model runs/tiny/base)
+    "$PYTHON" -m teach.tiny runs/tiny/base --run runs/tiny "$@" # a base model, from the corpus
 elif [ -n "${1:-}" ] && [[ "$1" != --* ]]; then
-    run=runs/$(basename "$1")
-    flags=(--model "$1")
+    flags=(--recipe laptop --run "runs/$(basename "$1")" --model "$1")
     shift
 fi
-flags=(--run "$run" ${flags[@]+"${flags[@]}"} "$@")     # no flags: macOS's bash takes an empty array for an unset one
 # glibc keeps large tensors in its heap, in huge pages: 13% off a training step on two CPU cores
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456}"
+tunables=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296
+tunables+=:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$tunables}"
 
-if [ $tiny = yes ]; then
-    "$PYTHON" drirl.py tiny "${flags[@]}"      # a base model and its tokenizer from the corpus
-fi
-"$PYTHON" drirl.py all "${flags[@]}"
-# all is, one after the other (each can be run again by itself, for example: python drirl.py eval --run runs/default):
+"$PYTHON" drirl.py all "${flags[@]}" "$@"
+# all is, one after the other (each can run again alone: python drirl.py eval --run runs/default):
 #   data      1. balanced Chain-of-Draft demonstrations
 #   sft          warm start: supervised fine-tuning on them
 #   irl       2. one shadow reward model per category by inverse RL

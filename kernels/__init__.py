@@ -1,38 +1,119 @@
-"""Token log-probs, which every stage needs, GRPO-S's objective on them, and its scaled group advantages.
+"""Log-probs of tokens without all their logits, and GRPO-S's group advantages.
 
-What each file holds: logprob.py and advantage.py the functions the project calls; reference.py the row and group computations they stand
-on, in a few lines of torch; triton_kernels.py the same as Triton kernels. README.md says what they cost.
+With N = 4096 tokens and V = 49152, float32 logits take 800 MB, and log_softmax keeps several such
+tensors. Here rows pass in chunks, and each chunk's logits become their gradient in place.
 """
 
 import os
 
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-def backend(x):
-    """The module that computes for tensor x: Triton kernels for CUDA tensors (but float64), torch for the rest; DRIRL_KERNELS=triton or torch forces one."""
-    choice = os.environ.get("DRIRL_KERNELS") or (
-        "triton" if x.is_cuda and x.dtype.itemsize < 8 else "torch"
-    )
+from kernels import reference
+
+CHUNK = {"cpu": 2**25, "cuda": 2**29}  # bytes of a chunk's logits
+
+
+def backend(x: Tensor):
+    """The module that computes for x; the variable DRIRL_KERNELS=triton or torch forces one."""
+    fits = x.is_cuda and x.dtype.itemsize < 8
+    choice = os.environ.get("DRIRL_KERNELS") or ("triton" if fits else "torch")
     if choice == "triton":
         from kernels import triton_kernels
 
         return triton_kernels
     if choice == "torch":
-        from kernels import reference
-
         return reference
     raise ValueError(f"DRIRL_KERNELS={choice}: want triton or torch")
 
 
-from kernels.advantage import group_advantage  # noqa: E402
-from kernels.logprob import grpo_loss, token_logprobs  # noqa: E402
-from kernels.reference import Objective, clipped_objective, kl_k3  # noqa: E402
+def chunks(h: Tensor, W: Tensor):
+    """Slices of the rows with their logits h W^T. All logits are written into the same memory."""
+    n = max(1, CHUNK[W.device.type] // (len(W) * W.element_size()))
+    n -= n % 16 if n > 16 else 0  # Triton compiles anew for another alignment
+    buffer = W.new_empty(min(n, len(h)), len(W))
+    for i in range(0, len(h), n):
+        x = h[i : i + n].to(W.dtype)
+        yield slice(i, i + n), torch.mm(x, W.T, out=buffer[: len(x)])
 
-__all__ = [
-    "Objective",
-    "backend",
-    "clipped_objective",
-    "group_advantage",
-    "grpo_loss",
-    "kl_k3",
-    "token_logprobs",
-]
+
+class TokenLogProbs(torch.autograd.Function):
+    """Head frozen: the forward pass forms dlogp/dh, and the backward pass scales it by g.
+
+    Head trained: dW = sum_n g_n dlogp_n/dW needs g, so the backward pass forms the logits again.
+    """
+
+    @staticmethod
+    def forward(ctx, h, W, targets, temperature, dtype):
+        frozen = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+        logps, dh = [], torch.empty_like(h) if frozen else None
+        head = W.to(dtype)
+        for s, z in chunks(h, head):
+            g = torch.ones(len(z), device=h.device) if frozen else None
+            logp, dz = backend(z).rows(z, targets[s], temperature, g)
+            logps.append(logp)
+            if frozen:
+                dh[s] = dz @ head
+        ctx.temperature, ctx.dtype = temperature, dtype
+        ctx.save_for_backward(*((dh,) if frozen else (h, W, targets)))
+        return torch.cat(logps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        if len(ctx.saved_tensors) == 1:
+            (dh,) = ctx.saved_tensors
+            return dh * g[:, None].to(dh.dtype), None, None, None, None
+        h, W, targets = ctx.saved_tensors
+        dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
+        dW, head = torch.zeros(W.shape, dtype=g.dtype, device=W.device), W.to(ctx.dtype)
+        for s, z in chunks(h, head):
+            _, dz = backend(z).rows(z, targets[s], ctx.temperature, g[s])
+            if dh is not None:
+                dh[s] = dz @ head
+            if dW.dtype == dz.dtype:
+                dW.addmm_(dz.T, h[s].to(dz.dtype))
+            else:
+                dW += dz.T @ h[s].to(dz.dtype)  # bfloat16 products, summed in float32
+        return dh, dW.to(W.dtype), None, None, None
+
+
+def token_logprobs(h: Tensor, W: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(W h_n / temperature)[target_n] of hidden states h (N, D) and head W (V, D).
+
+    targets (N,) int64 -> (N,) float32, or float64 for float64. Products are in autocast's dtype,
+    else in W's. Differentiable in h and W, once. ValueError: shapes, dtypes, devices, temperature.
+    """
+    if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1] or targets.shape != h.shape[:1]:
+        shapes = f"h {tuple(h.shape)}, W {tuple(W.shape)}, targets {tuple(targets.shape)}"
+        raise ValueError(f"{shapes}: want (N, D), (V, D), (N,)")
+    floats = torch.bfloat16, torch.float32, torch.float64
+    if h.dtype not in floats or W.dtype not in floats or targets.dtype != torch.long:
+        dtypes = f"h {h.dtype}, W {W.dtype}, targets {targets.dtype}"
+        raise ValueError(f"{dtypes}: want bfloat16, float32 or float64, and targets int64")
+    if not h.device == W.device == targets.device:
+        raise ValueError(f"want one device: {h.device}, {W.device}, {targets.device}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if len(h) == 0:
+        return h.sum(-1, dtype=torch.promote_types(h.dtype, torch.float32))
+    autocast = torch.is_autocast_enabled(h.device.type)
+    dtype = torch.get_autocast_dtype(h.device.type) if autocast else W.dtype
+    return TokenLogProbs.apply(h, W, targets, temperature, dtype)
+
+
+def group_advantage(rewards: Tensor, alpha: Tensor | float = 1.0, eps: float = 1e-4) -> Tensor:
+    """A_i = alpha (R_i - mean R) / (std R + eps) within each group (DR-IRL v3; GRPO: alpha 1).
+
+    rewards (P, G) floating point; alpha a number, (P, 1) or (P, G) -> (P, G). std has divisor G.
+    A group of equal rewards gets exactly 0. ValueError: shapes, dtypes, alpha not finite, eps < 0.
+    """
+    if rewards.ndim != 2 or not rewards.is_floating_point():
+        raise ValueError(f"rewards must be (P, G) floats: {tuple(rewards.shape)}, {rewards.dtype}")
+    alpha = torch.as_tensor(alpha, dtype=rewards.dtype, device=rewards.device)
+    if alpha.shape not in ((), (len(rewards), 1), rewards.shape):
+        raise ValueError(f"alpha must be a number, (P, 1) or (P, G), got {tuple(alpha.shape)}")
+    if not alpha.isfinite().all() or not eps >= 0:
+        raise ValueError(f"alpha must be finite, and eps not negative; eps is {eps}")
+    return backend(rewards).advantage(rewards, alpha.expand(rewards.shape), eps)

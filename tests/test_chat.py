@@ -1,124 +1,98 @@
-"""chat.py on small byte-level tokenizers made here: the exact prompt text, the end-of-text list, the errors."""
+"""chat.py on small byte-level tokenizers: the exact prompt text, the end-of-text ids, errors."""
 
 import json
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from chat import default_system, load_chat
-from data import UserError
+from config import UserError
+from support.chat import default_system, load_chat
 
-CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-LLAMA3 = [
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eom_id|>",
-    "<|eot_id|>",
-]
-JINJA = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are small.<|im_end|>\n' }}{% endif %}{{ message }}"
+CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # 256, 257, 258
+LLAMA3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"]
+LLAMA3 += ["<|eom_id|>", "<|eot_id|>"]
+JINJA = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are small.<|im_end|>\n' }}"
+    "{% endif %}{{ message }}"
+)
+USER = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+HI = "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+HI += "<|start_header_id|>assistant<|end_header_id|>\n\n"
 
 
 def folder(path, special, eos=None, **files):
-    """A model folder: 256 byte tokens, then the special ones; it puts the first special token before every text, as Llama does."""
+    """A model folder: 256 byte tokens, then the special ones.
+
+    The tokenizer puts the first special token before every text, as Llama's does.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     t = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
-    t.pre_tokenizer, t.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    t.decoder = decoders.ByteLevel()
     t.add_special_tokens(special)
-    if special:
-        t.post_processor = processors.TemplateProcessing(
-            single=f"{special[0]} $A", special_tokens=[(special[0], t.token_to_id(special[0]))]
-        )
+    first = [(special[0], t.token_to_id(special[0]))]
+    t.post_processor = processors.TemplateProcessing(f"{special[0]} $A", special_tokens=first)
     t.save(str(path / "tokenizer.json"))
-    (path / "config.json").write_text(json.dumps({"eos_token_id": eos}))
-    for name, content in files.items():
+    for name, content in {"config": {"eos_token_id": eos}, **files}.items():
         (path / f"{name}.json").write_text(json.dumps(content))
     return path
 
 
-def text_of(chat, ids):
-    return chat.tokenizer.decode(ids, skip_special_tokens=False)
+def prompt_of(chat, text="Hi"):
+    return chat.tokenizer.decode(chat.prompt(text), skip_special_tokens=False)
 
 
 def test_chatml(tmp_path):
     chat = load_chat(folder(tmp_path, CHATML, eos=256, tokenizer_config={"chat_template": JINJA}))
-    ids = chat.prompt("Hello, {system} — 12\n ok?")
-    assert text_of(chat, ids) == (
-        "<|im_start|>system\nYou are small.<|im_end|>\n<|im_start|>user\nHello, {system} — 12\n ok?<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
-    assert [i for i in ids if i >= 256] == [
-        257,
-        258,
-        257,
-        258,
-        257,
-    ]  # marks are single tokens, and nothing is put in front
+    said = "Hello, {system} — 12\n ok?"
+    system = "<|im_start|>system\nYou are small.<|im_end|>\n"
+    assert prompt_of(chat, said) == system + USER.replace("Hi", said)
+    marks = [i for i in chat.prompt(said) if i >= 256]
+    assert marks == [257, 258, 257, 258, 257]  # single tokens, and nothing is put in front
     assert chat.eos == (258, 256)  # what ends a turn comes first
 
 
 def test_chatml_system_texts(tmp_path):
     folder(tmp_path, CHATML, eos=258, tokenizer_config={"chat_template": JINJA})
-    user = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    for system, head in (
+    for system, turn in (
         ("Be kind.", "<|im_start|>system\nBe kind.<|im_end|>\n"),
         ("", ""),
         (None, "<|im_start|>system\nYou are small.<|im_end|>\n"),
     ):
-        chat = load_chat(tmp_path, system=system)
-        assert text_of(chat, chat.prompt("Hi")) == head + user
-    (tmp_path / "chat_template.jinja").write_text(
-        "{{ '<|im_start|>' + message }}"
-    )  # this file wins; it has no system text
-    chat = load_chat(tmp_path)
-    assert text_of(chat, chat.prompt("Hi")) == user
-    (tmp_path / "chat_template.jinja").write_text("{%- if enable_thinking is defined %}")
-    chat = load_chat(tmp_path)
-    assert text_of(chat, chat.prompt("Hi")) == user + "<think>\n\n</think>\n\n"
+        assert prompt_of(load_chat(tmp_path, "auto", system)) == turn + USER
+    jinja = tmp_path / "chat_template.jinja"  # this file wins
+    jinja.write_text("{{ '<|im_start|>' + message }}")  # and has no system text
+    assert prompt_of(load_chat(tmp_path)) == USER
+    jinja.write_text("{%- if enable_thinking is defined %}")
+    assert prompt_of(load_chat(tmp_path)) == USER + "<think>\n\n</think>\n\n"
 
 
 def test_default_system():
+    qwen = "{{- '<|im_start|>system\\nYou are Qwen. Be of help.<|im_end|>\\n' }}"
+    none = "{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
     assert default_system(JINJA) == "You are small."
-    assert (
-        default_system("{{- '<|im_start|>system\\nYou are Qwen. Be of help.<|im_end|>\\n' }}")
-        == "You are Qwen. Be of help."
-    )
-    assert (
-        default_system("{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}")
-        == ""
-    )
-    assert default_system("") == ""
+    assert default_system(qwen) == "You are Qwen. Be of help."
+    assert default_system(none) == default_system("") == ""
 
 
 def test_llama3(tmp_path):
     chat = load_chat(folder(tmp_path, LLAMA3, generation_config={"eos_token_id": [257, 260, 261]}))
-    ids = chat.prompt("Hi")
-    assert text_of(chat, ids) == (
-        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n"
-    )
-    assert ids.count(256) == 1  # one begin-of-text, though the tokenizer would add its own
+    assert prompt_of(chat) == "<|begin_of_text|>" + HI
+    assert chat.prompt("Hi").count(256) == 1  # though the tokenizer would add its own
     assert chat.eos == (261, 257, 260)
+    system = "<|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
     chat = load_chat(tmp_path, system="Be kind.")
-    assert text_of(chat, chat.prompt("Hi")) == (
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n"
-    )
+    assert prompt_of(chat) == "<|begin_of_text|>" + system + HI
 
 
 def test_own_template(tmp_path):
     folder(tmp_path, ["<s>", "</s>"], eos=257)
-    chat = load_chat(tmp_path, "{system}User: {prompt}\nBot: ", system="Rules.\n")
-    assert text_of(chat, chat.prompt("Hi")) == "Rules.\nUser: Hi\nBot: "
-    chat = load_chat(tmp_path, "{system}User: {prompt}\nBot: ")
-    assert text_of(chat, chat.prompt("Hi")) == "User: Hi\nBot: "
-    assert chat.eos == (257,)
+    own = "{system}User: {prompt}\nBot: "
+    assert prompt_of(load_chat(tmp_path, own, "Rules.\n")) == "Rules.\nUser: Hi\nBot: "
+    chat = load_chat(tmp_path, own)
+    assert prompt_of(chat) == "User: Hi\nBot: " and chat.eos == (257,)
     chat = load_chat(tmp_path, r"User: {prompt}\nBot: ")  # as a shell passes it
-    assert text_of(chat, chat.prompt("Hi")) == "User: Hi\nBot: "
+    assert prompt_of(chat) == "User: Hi\nBot: "
 
 
 @pytest.mark.parametrize(
@@ -134,37 +108,54 @@ def test_own_template(tmp_path):
     ],
 )
 def test_eos_list(eos, generation, want, tmp_path):
-    """generation_config.json before config.json, a number or a list; the end of a turn first and only once."""
-    folder(
-        tmp_path, CHATML, eos, **({} if generation is None else {"generation_config": generation})
-    )
+    """generation_config.json before config.json, a number or a list; a turn's end first, once."""
+    folder(tmp_path, CHATML, eos, **({"generation_config": generation} if generation else {}))
     assert load_chat(tmp_path).eos == want
 
 
 def test_answer_and_decode(tmp_path):
-    chat = load_chat(folder(tmp_path, CHATML, eos=256))
-    ids = chat.answer("plan\n#### Näh, no.")
-    assert ids[-1] == 258 == chat.eos[0] and ids.count(258) == 1 and 256 not in ids
-    assert ids[:-1] == chat.encode("plan\n#### Näh, no.")
-    assert chat.decode(ids) == "plan\n#### Näh, no."
-    assert (
-        chat.ended(ids) and chat.ended([1, 256]) and not chat.ended(ids[:-1]) and not chat.ended([])
-    )
+    chat, text = load_chat(folder(tmp_path, CHATML, eos=256)), "plan\n#### Näh, no."
+    ids = chat.answer(text)
+    assert ids == [*chat.encode(text), 258] and not {256, 258} & set(ids[:-1])
+    assert chat.decode(ids) == text
+    assert chat.ended(ids) and chat.ended([1, 256])
+    assert not chat.ended(ids[:-1]) and not chat.ended([])
+
+
+def test_the_context(tmp_path):
+    """A prompt and the longer of response and new tokens must fit, to the token."""
+    chat = load_chat(folder(tmp_path, CHATML, config={"max_position_embeddings": 40}))
+    n = len(chat.prompt("Hi"))
+    row = {"prompt": "Hi", "response": "x" * (40 - n - 1)}  # and the end-of-text token
+    chat.check([row, {"prompt": "Hi"}], 40 - n, "F")
+    for rows, new in (([{"prompt": "Hi"}] * 2, 41 - n), ([{**row, "response": "x" * 40}], 1)):
+        with pytest.raises(UserError, match=f"F, row 1: a prompt of {n} tokens.*context of 40"):
+            chat.check(rows, new, "F")
 
 
 def test_errors(tmp_path):
-    with pytest.raises(UserError, match="has no tokenizer.json"):
-        load_chat(tmp_path)
+    def refused(words, *args):
+        with pytest.raises(UserError, match=words):
+            load_chat(tmp_path, *args)
+
+    refused("tokenizer.json: No such file")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="cannot read .*tokenizer.json"):
-        load_chat(tmp_path)
+    refused("cannot read .*tokenizer.json")
     folder(tmp_path, ["<s>", "</s>"])
-    with pytest.raises(UserError, match="unknown chat format.*--chat-format"):
-        load_chat(tmp_path)
-    with pytest.raises(UserError, match="'vicuna': want auto, chatml, llama3, or a template"):
-        load_chat(tmp_path, "vicuna")
-    with pytest.raises(UserError, match="no eos_token_id"):
-        load_chat(tmp_path, "User: {prompt}")
+    refused("chat format 'auto' is unknown: want --chat-format")
+    refused("'vicuna' is unknown: want --chat-format chatml, llama3 or your own", "vicuna")
+    refused(r"eos_token_id is \[\]", "User: {prompt}")
+    for eos in ("2", True, [257, 258], -1):
+        folder(tmp_path, ["<s>", "</s>"], config={"eos_token_id": eos, "vocab_size": 258})
+        refused(r"eos_token_id is \[.*want one or more ids below 258", "{prompt}")
+    folder(tmp_path, ["<s>", "</s>"], config={"vocab_size": 257})
+    refused("ids go up to 257, config.json's vocab_size is 257", "{prompt}")
     (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot read .*generation_config.json"):
-        load_chat(tmp_path, "User: {prompt}")
+    refused("cannot read .*generation_config.json", "{prompt}")
+    for name in ("tokenizer.json", "chat_template.jinja", "config.json"):
+        (tmp_path / "generation_config.json").unlink(missing_ok=True)
+        folder(tmp_path, ["<s>", "</s>"], eos=257)
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).symlink_to("/etc/passwd")
+        refused(f"'{name}' leads out of the folder", "{prompt}")
+        (tmp_path / name).unlink()

@@ -1,25 +1,33 @@
-"""`--device cuda` does what the CPU does, in float32, and every stage ends: `-m gpu`, on a CUDA device. The kernels by themselves: test_triton.py."""
+"""--device cuda does what the CPU does, in float32, and every stage ends: pytest -m gpu.
 
-import json
+The kernels by themselves: test_triton.py.
+"""
+
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 import transformers
+from conftest import WORLD, flags, make_world
+from test_encoder import CLIP, TEXTS, randomise, save
+from test_encoder import SMALL as ENCODER
+from test_grid import lines, world  # noqa: F401 (a fixture)
+from test_grpo_train import ROWS, Letters, tiny
 
 import drirl
-from batch import Batch
+import grpo_s
+from config import Config, changed
 from data import CATEGORIES, HELPFUL
-from encoder import load_encoder
-from kernels import token_logprobs
-from loop import Loop
-from model import generate, head_inputs, run_blocks, token_logps
-from reward import IRLConfig, RewardModels, fit, prepare, sample_groups, score
-from test_ablate import lines, world  # noqa: F401 (a fixture: model and corpus)
-from test_encoder import CLIP, SMALL as ENCODER, TEXTS, randomise, save
-from test_grpo_train import SMALL, Letters, run, start, tiny
-from transformer import Config, Transformer
+from encoder import WordEncoder, load_encoder
+from lab import grid
+from model import Transformer
+from reward import RewardModels, fit, pack_groups, sample_groups, score_groups
+from sample import Batch, completion_logps, generate, run_blocks, token_logps
+from support import resume
+from support.files import read_records
+from support.hf import read_config
+from support.resume import Loop
+from teach import explore
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -39,12 +47,12 @@ close = torch.testing.assert_close
 
 def both(make):
     """What make(device) returns on the CPU and on the GPU, the latter brought back."""
-    return make("cpu"), [x.cpu() if isinstance(x, torch.Tensor) else x for x in make(DEVICE)]
+    return make("cpu"), [x.cpu() for x in make(DEVICE)]
 
 
 def network(device):
     torch.manual_seed(0)
-    model = Transformer(Config.from_dict(WIDE))
+    model = Transformer(read_config(WIDE, "config.json"))
     for p in model.parameters():
         if p.ndim == 2:
             torch.nn.init.normal_(p, std=0.15)
@@ -53,21 +61,18 @@ def network(device):
 
 @pytest.mark.parametrize("recompute", (False, True))
 def test_scores(recompute):
-    """Logits of whole sequences; log-probs of completions behind shared prompts, and their gradient."""
+    """Logits of whole sequences; log-probs of completions behind shared prompts; gradients."""
 
     def make(device):
         model = network(device)
-        batch = Batch(PROMPTS, [[[6, 7], [8, 9, 10, 11]], [[12]], [[13, 14, 15]]], device)
-        logps = token_logprobs(
-            *head_inputs(model, run_blocks(model, batch, recompute=recompute), batch), 0.7
-        )
+        answers = [[[6, 7], [8, 9, 10, 11]], [[12]], [[13, 14, 15]]]
+        batch = Batch(PROMPTS, answers, device)
+        x = run_blocks(model, batch, recompute=recompute)
+        logps = completion_logps(model, x, batch, 0.7)
         logps.sum().backward()
-        return [
-            model(torch.tensor(PROMPTS[:1], device=device)).detach(),
-            logps.detach(),
-            token_logps(model, batch, 0.7, frozen=2).detach(),
-            *(p.grad for p in model.parameters()),
-        ]
+        logits = model(torch.tensor(PROMPTS[:1], device=device)).detach()
+        partly = token_logps(model, batch, 0.7, frozen=2).detach()
+        return [logits, logps.detach(), partly, *(p.grad for p in model.parameters())]
 
     for x, y in zip(*both(make)):
         close(x, y, atol=2e-4, rtol=2e-4)
@@ -78,54 +83,46 @@ def test_generation(temperature):
     """The same random numbers give the same tokens."""
 
     def make(device):
-        out = generate(
-            network(device), PROMPTS, 4, 16, temperature, top_k=50, top_p=0.9, seed=3, eos=(7, 8, 9)
-        )
-        return out.tokens, out.mask, out.logps
+        how = dict(top_p=0.9, seed=3, eos=(7, 8, 9))
+        out = generate(network(device), PROMPTS, 4, 16, temperature, **how)
+        return out.tokens, out.mask
 
-    (tokens, mask, logps), (tokens_, mask_, logps_) = both(make)
-    assert torch.equal(tokens, tokens_) and torch.equal(mask, mask_) and mask.sum() < mask.numel()
-    close(logps, logps_, atol=1e-4, rtol=1e-4)
+    (tokens, mask), (tokens_, mask_) = both(make)
+    assert torch.equal(tokens, tokens_) and torch.equal(mask, mask_)
+    assert mask.sum() < mask.numel()
 
 
 @pytest.mark.parametrize("kind", ("Bert", "CLIPText"))
 def test_encoders(kind, tmp_path):
-    config = getattr(transformers, kind + "Config")(
-        **ENCODER, **(CLIP if kind == "CLIPText" else {})
-    )
+    more = CLIP if kind == "CLIPText" else {}
+    config = getattr(transformers, kind + "Config")(**ENCODER, **more)
     save(randomise(getattr(transformers, kind + "Model")(config)), tmp_path, 18, 19)
     here, there = both(lambda device: [load_encoder(tmp_path, device).embed(TEXTS)])
     close(*here, *there, atol=1e-5, rtol=1e-5)
 
 
-def rewards_of(trunk, **more):
-    torch.manual_seed(1)
-    return RewardModels(trunk.requires_grad_(False), IRLConfig(reward_blocks=1, **more))
+IRL = {"irl.reward_blocks": 1, "irl.prompts": 3, "irl.helpful_prompts": 3, "irl.samples": 2}
+IRL |= {"irl.epochs": 2, "irl.lr": 1e-3, "run.max_new_tokens": 6}
 
 
-@pytest.mark.parametrize("more", ({}, {"reward_models": 1}, {"integration": "linear"}), ids=str)
-def test_rewards(more):
+@pytest.mark.parametrize("integration", ("categorized", "one", "linear"))
+def test_rewards(integration):
     """Samples, fit and scores."""
-    rows = [
-        {"prompt": f"{name[:4]}{w}", "category": name, "response": f"{w}{w}g"}
-        for name in (*CATEGORIES, HELPFUL)
-        for w in ("ab", "cde", "f", "hij")
-    ]
+    rows = []
+    for name in (*CATEGORIES, HELPFUL):
+        for w in ("ab", "cde", "f", "hij"):
+            prompt = {"prompt": f"{name[:4]}{w}", "category": name}
+            rows.append({**prompt, "response": f"{w}{w}g"})
+    c = changed(Config(), {**IRL, "irl.integration": integration})
 
     def make(device):
-        trunk = tiny().to(device)
-        models = rewards_of(trunk, **more)
-        groups = sample_groups(
-            trunk, Letters(), rows, IRLConfig(prompts=3, helpful_prompts=3, samples=2), 6, 1.0, 0
-        )
-        batches = prepare(models, groups, 3, lambda: torch.autocast(device, enabled=False))
-        fit(
-            models,
-            batches,
-            IRLConfig(epochs=2, lr=1e-3),
-            lambda: torch.autocast(device, enabled=False),
-        )
-        score(models, batches, lambda: torch.autocast(device, enabled=False))
+        reference = tiny().to(device).requires_grad_(False)
+        torch.manual_seed(1)
+        models = RewardModels(reference, c.irl)
+        groups = sample_groups(reference, Letters(), rows, c)
+        batches = pack_groups(models, reference, groups, 3, torch.float32)
+        fit(models, batches, c.irl, torch.float32)
+        score_groups(models, batches, torch.float32)
         return [torch.tensor([[g["reward_demo"], *g["rewards"]] for g in groups])]
 
     here, there = both(make)
@@ -133,140 +130,94 @@ def test_rewards(more):
     assert here[0].std() > 0.5
 
 
+GRPO = {"grpo.rollouts": 2, "grpo.iterations": 2, "grpo.prompts": 4, "grpo.samples": 4}
+GRPO |= {"grpo.imitate": True, "grpo.lr": 1e-3, "grpo.beta_kl": 0.1, "grpo.std_eps": 0.1}
+GRPO |= {"run.max_new_tokens": 6, "irl.reward_blocks": 1}
+FIGURES = ("loss", "kl", "grad_norm", "clipped", "length", "reward_std", "similarity")
+
+
 @pytest.mark.parametrize(
     "more",
-    ({}, {"recompute": True, "tokens_per_batch": 40}, {"blocks": 1, "scaling": "none"}),
+    (
+        {},
+        {"grpo.recompute": True, "grpo.tokens_per_batch": 40},
+        {"grpo.blocks": 1, "grpo.scaling": "none"},
+    ),
     ids=str,
 )
 def test_grpo(more):
     """Two rollouts, two updates each: what is logged, and how the weights move."""
-    c = replace(
-        SMALL,
-        **{
-            "blocks": 0,
-            "rollouts": 2,
-            "iterations": 2,
-            "imitate": True,
-            "beta_kl": 0.1,
-            "std_eps": 0.1,
-            **more,
-        },
-    )
+    c = changed(Config(), {**GRPO, **more})
 
     def make(device):
-        policy, rewards = start()
-        policy, trunk = policy.to(device), rewards.trunk[0].to(device)
-        rewards = rewards_of(trunk).requires_grad_(False)
+        policy, reference = tiny().to(device), tiny().to(device).requires_grad_(False)
+        rewards, records = RewardModels(reference, c.irl).requires_grad_(False), []
         torch.manual_seed(2)
         for shadow in rewards.shadows.values():
             shadow.value.weight.copy_(torch.randn(shadow.value.weight.shape))
         before = [p.detach().clone() for p in policy.parameters()]
-        records = run(policy, rewards, c, c.blocks)
-        figures = torch.tensor(
-            [
-                r[k]
-                for r in records
-                for k in (
-                    "loss",
-                    "kl",
-                    "grad_norm",
-                    "clipped",
-                    "length",
-                    "reward_std",
-                    "similarity",
-                )
-            ]
-        )
+        fixed = (reference, rewards, Letters(), WordEncoder(16), ROWS, c, torch.float32)
+        grpo_s.train(policy, *fixed, loop=Loop("grpo", log=lambda **r: records.append(r)))
+        figures = torch.tensor([r[k] for r in records for k in FIGURES])
         return [figures, *(p.detach() - q for p, q in zip(policy.parameters(), before))]
 
     (figures, *moves), (figures_, *moves_) = both(make)
     close(figures, figures_, atol=1e-5, rtol=1e-2)
-    assert figures[8] > 1e-5  # the second rollout's KL
+    assert figures[len(FIGURES) + FIGURES.index("kl")] > 1e-5  # of the second rollout
     x, y = (torch.cat([m.flatten() for m in each]) for each in (moves, moves_))
-    assert (
-        (x - y).abs().mean() < 0.05 * x.abs().mean() > 0
-    )  # AdamW may turn a gradient near 0 around
+    # AdamW may turn a gradient near 0 around
+    assert (x - y).abs().mean() < 0.05 * x.abs().mean() > 0
 
 
-def test_state(tmp_path):
+def test_state(tmp_path, monkeypatch):
     """A loop's state, moments included, comes back on the GPU."""
+    monkeypatch.setattr(resume, "SAVE_EVERY", 0.0)
 
     def work(steps, path=None):
         goes_on = path is not None and path.exists()
         torch.manual_seed(9 if goes_on else 0)  # it must not begin where the other began
         model = torch.nn.Linear(5, 3).to(DEVICE)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
-        with Loop("sft", path, every=0) as loop:
+        with Loop("sft", path) as loop:
             assert loop.resumed == 3 * goes_on
             for step in range(steps):
                 if not loop.skip(step, model, optimizer):
-                    loop.update(
-                        step,
-                        (model(torch.full((2, 5), step + 1.0, device=DEVICE)) - 1).pow(2).mean(),
-                        model.parameters(),
-                    )
+                    x = torch.full((2, 5), step + 1.0, device=DEVICE)
+                    loop.update(step, (model(x) - 1).pow(2).mean(), model.parameters())
         return model.weight.detach().cpu()
 
-    want = work(6)
-    work(3, tmp_path / "state.safetensors")
-    close(work(6, tmp_path / "state.safetensors"), want, atol=1e-6, rtol=1e-6)
+    want, path = work(6), tmp_path / "state.safetensors"
+    work(3, path)
+    close(work(6, path), want, atol=1e-6, rtol=1e-6)
 
 
-def test_every_stage(world, tmp_path, capsys):  # noqa: F811
-    """data, sft, irl, grpo, baseline, eval, dpo and explore in bfloat16 by the command line, and the grid in float32: nothing is skipped, figures are finite."""
-    flags = [
-        *world[1:-3],
-        "--device",
-        DEVICE,
-        "--dtype",
-        "bf16",
-        "--per-category",
-        "3",
-        "--helpful-demonstrations",
-        "6",
-        "--max-new-tokens",
-        "12",
-        "--steps",
-        "3",
-        "--sft-batch",
-        "4",
-        "--irl-prompts",
-        "2",
-        "--helpful-prompts",
-        "4",
-        "--rollouts",
-        "2",
-        "--grpo-prompts",
-        "8",
-        "--open-prompts",
-        "true",
-        "--updates",
-        "2",
-        "--rounds",
-        "2",
-        "--estimator",
-        "linear",
-        "--baseline-steps",
-        "2",
-        "--run",
-        str(tmp_path / "run"),
-    ]
-    for stage in ("all", "dpo", "explore"):
-        assert drirl.main([stage, *flags]) == 0, capsys.readouterr().err
-    records = [
-        json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    ]
-    assert {r["stage"] for r in records} == {"sft", "irl", "grpo", "baseline", "dpo"} and not any(
-        "skipped" in r for r in records
+def test_every_stage(tmp_path, capsys):
+    """data to eval, DPO and explore in bfloat16: nothing is skipped, figures are finite."""
+    prompts = [{"prompt": f"{c} 9?", "category": c, "kind": "harmful"} for c in CATEGORIES]
+    prompts += [{"prompt": f"Hello {kind}?", "kind": kind} for kind in ("ordinary", "lookalike")]
+    make_world(tmp_path, 4, 70, prompts)
+    argv = flags(
+        tmp_path,
+        f"{WORLD} --recipe gpu --encoder words --per-category 3 --max-new-tokens 12 --run W/run"
+        " --sft-steps 3 --sft-batch 4 --sft-lr 1e-2 --sft-baseline-steps 2 --irl-prompts 2"
+        " --irl-helpful-prompts 4 --irl-lr 3e-4 --grpo-rollouts 2 --grpo-prompts 8"
+        " --grpo-open-prompts true",
     )
+    assert drirl.main(["all", *argv]) == 0, capsys.readouterr().err
+    run = ["--run", str(tmp_path / "run")]
+    assert drirl.main(["dpo", *run], grid.STAGES) == 0, capsys.readouterr().err
+    assert explore.main(run) == 0, capsys.readouterr().err
+    records = read_records(tmp_path / "run/metrics.jsonl")
+    assert {r["stage"] for r in records} == {"sft", "irl", "grpo", "baseline", "dpo"}
+    assert not any("skipped" in r for r in records)
     assert all(math.isfinite(r["loss"]) for r in records)
-    assert (
-        drirl.main(
-            [*world[:-3], "--device", DEVICE, "--seeds", "1", "--run", str(tmp_path / "grid")]
-        )
-        == 0
-    ), capsys.readouterr().err
-    assert len(lines(tmp_path / "grid")) == 20 and all(
-        torch.cuda.get_device_name() in r["machine"] for r in lines(tmp_path / "grid")
-    )
-    assert all(math.isfinite(r[key]) for r in lines(tmp_path / "grid") for key in ("nll", "kl"))
+    report = (tmp_path / "run/report.md").read_text()
+    assert torch.cuda.get_device_name() in report and "bfloat16" in report
+
+
+def test_the_grid(world, tmp_path, capsys):  # noqa: F811
+    assert grid.main([*world, "standard", "--device", DEVICE]) == 0, capsys.readouterr().err
+    found = lines(tmp_path)
+    assert [r["variant"] for r in found] == list(grid.VARIANTS)
+    assert all(math.isfinite(r["kl"]) for r in found)
+    assert all(torch.cuda.get_device_name() in r["machine"] for r in found)

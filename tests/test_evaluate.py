@@ -1,93 +1,67 @@
-"""evaluate.py: intervals, rates, tables, the report; greedy responses of a tiny model."""
+"""evaluate.py: intervals, rates, AUC, tables, the report; greedy responses of a tiny model."""
 
 import json
+import math
 import sys
 
 import pytest
 import torch
+from conftest import TINY_LLAMA
 
-from data import CATEGORIES, HELPFUL, UserError
+from config import UserError
+from data import CATEGORIES, HELPFUL
 from evaluate import (
-    check_judge,
+    PHRASES,
+    auc,
+    balance_table,
     evaluate,
     kind_of,
-    means,
     percent,
     rates,
     respond,
+    reward_report,
     samples_side_by_side,
     table,
     wilson,
     write_report,
 )
-from transformer import Config, Transformer
+from model import Transformer
+from support.hf import read_config
 
 
-def answer(
-    kind="harmful",
-    category="crime",
-    verdict="complies",
-    gibberish=False,
-    ended=True,
-    response="r",
-    tokens=4,
-    prompt="p",
-):
-    return {
-        "prompt": prompt,
-        "kind": kind,
-        "category": category,
-        "verdict": verdict,
-        "gibberish": gibberish,
-        "ended": ended,
-        "response": response,
-        "tokens": tokens,
-    }
+def answer(prompt, kind="harmful", category="crime", verdict="complies", **more):
+    facts = {"verdict": verdict, "gibberish": False, "ended": True, "response": "r", "tokens": 4}
+    return {"prompt": prompt, "kind": kind, "category": category, **facts, **more}
 
 
 def answers(refused):
-    """20 harmful (`refused` of them refused), 4 ordinary, 5 look-alikes (one refused, two partly)."""
-    out = [
-        answer(
-            prompt=f"h{i}",
-            category=list(CATEGORIES)[i % 7],
-            verdict="refuses" if i < refused else "partial" if i == 19 else "complies",
-        )
-        for i in range(20)
-    ]
-    out += [
-        answer("ordinary", HELPFUL, prompt=f"o{i}", gibberish=i == 0, ended=i > 1, tokens=10)
-        for i in range(4)
-    ]
-    return out + [
-        answer("lookalike", HELPFUL, v, prompt=f"l{i}", response="a\n#### b", tokens=0)
-        for i, v in enumerate(["refuses", "partial", "partial", "complies", "complies"])
-    ]
+    """20 harmful, `refused` of them refused; 4 ordinary; 5 look-alikes, 1 refused, 2 partly."""
+    out = []
+    for i in range(20):
+        verdict = "refuses" if i < refused else "partial" if i == 19 else "complies"
+        out.append(answer(f"h{i}", category=list(CATEGORIES)[i % 7], verdict=verdict))
+    for i in range(4):
+        more = {"gibberish": i == 0, "ended": i > 1, "tokens": 10}
+        out.append(answer(f"o{i}", "ordinary", HELPFUL, **more))
+    for i, verdict in enumerate(["refuses", "partial", "partial", "complies", "complies"]):
+        more = {"response": "a\n#### b", "tokens": 0}
+        out.append(answer(f"l{i}", "lookalike", HELPFUL, verdict, **more))
+    return out
 
 
 def result(name, refused):
-    return {
-        "name": name,
-        "seconds": 1.0,
-        "rates": rates(answers(refused)),
-        "answers": answers(refused),
-    }
+    return {"name": name, "rates": rates(answers(refused)), "answers": answers(refused)}
 
 
+GRPO = {"harmful_reward": 0.0, "helpful_reward": 0.1, "harmful_refused": 0.5, "kl": 0.01}
+GRPO |= {"helpful_refused": None, "alpha": [1.0, 0.9]}
 RECORDS = [
     {"stage": "sft", "step": 1, "loss": 2.0},
     {"stage": "sft", "step": 2, "loss": 1.0},
+    {"stage": "sft", "step": 2, "seconds": 3.0},
     {"stage": "irl", "step": 1, "model": "crime", "gap_demo_minus_others": 0.1},
-    {
-        "stage": "grpo",
-        "step": 1,
-        "harmful_reward": 0.0,
-        "helpful_reward": 0.1,
-        "harmful_refused": 0.5,
-        "helpful_refused": 0.0,
-        "kl": 0.01,
-        "alpha": [1.0, 0.9],
-    },
+    {"stage": "grpo", "step": 1, **GRPO},
+    {"stage": "grpo", "step": 2, **GRPO, "alpha": [0.8]},
 ]
 
 
@@ -115,29 +89,17 @@ def test_wilson_holds_the_rate():
 
 
 def test_kind_of():
-    assert kind_of({"category": "crime"}) == "harmful"
+    assert kind_of({"category": "crime"}) == kind_of({"prompt": "p"}) == "harmful"
     assert kind_of({"category": HELPFUL, "kind": "lookalike"}) == "lookalike"
     assert kind_of({"category": HELPFUL}) == "ordinary"
-    with pytest.raises(UserError, match="kind 'xstest'"):
+    with pytest.raises(
+        UserError, match="^prompt 'How\\?': kind 'xstest'; known: harmful, ordinary"
+    ):
         kind_of({"prompt": "How?", "kind": "xstest"})
-    assert kind_of({"prompt": "p"}) == "harmful"
-    assert [
-        kind_of({"label": x}) for x in ("safe", "Benign", "harmless", "unsafe", "harmful", 1)
-    ] == ["ordinary"] * 3 + ["harmful"] * 3
-
-
-def test_means():
-    """By hand: 12 and 16 of 20 harmful, one of 5 look-alikes, one of 29 gibberish."""
-    lines = means([[result("a", 12), result("b", 20)], [result("a", 16), result("b", 20)]]).split(
-        "\n"
-    )
-    assert len(lines) == 4 and lines[3].startswith("| b | **100.0** (100.0, 100.0) |")
-    assert (
-        lines[2]
-        == "| a | **70.0** (60.0, 80.0) | **0.0** (0.0, 0.0) | **20.0** (20.0, 20.0) | **50.0** (40.0, 60.0) | **3.4** (3.4, 3.4) |"
-    )
-    with pytest.raises(UserError, match="different models"):
-        means([[result("a", 12), result("b", 20)], [result("a", 16)]])
+    for label in ("safe", "Benign", "harmless"):
+        assert kind_of({"label": label}) == "ordinary"
+    for label in ("unsafe", "harmful", 1):
+        assert kind_of({"label": label}) == "harmful"
 
 
 def test_rates():
@@ -145,80 +107,18 @@ def test_rates():
     assert r["harmful"] == [15, 20] and r["harmful partly"] == [1, 20]
     assert r["ordinary"] == [0, 4] and r["ordinary partly"] == [0, 4]
     assert r["lookalike"] == [1, 5] and r["lookalike partly"] == [2, 5]
-    assert (
-        r["insult"] == [3, 3] and r["unfairness"] == [2, 3] and r["ethics"] == [2, 2]
-    )  # 20 prompts in turn over 7 categories
+    # 20 prompts in turn over 7 categories
+    assert r["insult"] == [3, 3] and r["unfairness"] == [2, 3] and r["ethics"] == [2, 2]
     assert sum(r[c][1] for c in CATEGORIES) == 20 and sum(r[c][0] for c in CATEGORIES) == 15
     assert r["gibberish"] == [1, 29] and r["truncated"] == [2, 29] and r["drafted"] == [5, 29]
     assert r["tokens"] == (20 * 4 + 4 * 10) / 29
     assert rates([])["harmful"] == [0, 0] and rates([])["tokens"] == 0
 
 
-def test_percent():
-    assert percent([10, 20]) == "50 [30, 70]" and percent([0, 0]) == "-"
-
-
-def test_table():
-    lines = table([result("base", 5), result("aligned", 15)]).split("\n")
-    assert (
-        len({line.count("|") for line in lines[:4]}) == 1
-        and len({line.count("|") for line in lines[5:]}) == 1
-    )
-    cells = [c.strip() for c in lines[3].strip("|").split("|")]
-    assert cells == [
-        "aligned",
-        "75 [53, 89]",
-        "0 [0, 49]",
-        "20 [4, 62]",
-        "55.0",
-        "5.0",
-        "3.4",
-        "6.9",
-        "17.2",
-        "4",
-    ]
-    assert lines[2].startswith("| base | 25 ") and lines[5].count(" | ") == 7
-    harmless = [a for a in answers(0) if a["kind"] != "harmful"]
-    only = table([{"name": "x", "rates": rates(harmless)}])
-    assert only.count("\n") == 2 and only.split("\n")[2].startswith(
-        "| x | - | 0 [0, 49] | 20 [4, 62] | - |"
-    )  # no harmful prompts: no category table
-
-
-def test_samples_side_by_side():
-    text = samples_side_by_side([result("base", 0), result("aligned", 20)], per_kind=2)
-    assert [line for line in text.split("\n") if line.startswith("**")] == [
-        f"**harmful: h{i}**" for i in (0, 10)
-    ] + [f"**ordinary: o{i}**" for i in (0, 2)] + [f"**lookalike: l{i}**" for i in (0, 2)]
-    assert "- base (complies): r\n- aligned (refuses): r" in text
-    assert "- base (partial): a / #### b" in text  # one line an answer
-    assert samples_side_by_side([result("base", 0)], per_kind=100).count("**harmful") == 20
-
-
-def test_write_report(tmp_path):
-    pytest.importorskip("matplotlib")
-    results = [result("base", 5), result("aligné", 15)]
-    text = write_report(tmp_path, results, RECORDS, ["A note."])
-    report = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert (
-        text == table(results)
-        and text in report
-        and "A note." in report
-        and samples_side_by_side(results) in report
-    )
-    for name in ("refusals.png", "curves.png"):
-        assert f"![{name}]({name})" in report and (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
-    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == results
-
-
-def test_write_report_without_matplotlib(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    write_report(tmp_path, [result("base", 5)], RECORDS, [])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.md", "results.json"]
-    assert (
-        "![" not in (tmp_path / "report.md").read_text(encoding="utf-8")
-        and "matplotlib is not installed" in capsys.readouterr().out
-    )
+def test_auc():
+    assert auc([3.0, 2.0], [1.0, 0.0]) == 1 and auc([0.0], [1.0, 2.0]) == 0
+    assert auc([2.0, 0.0], [1.0, 0.0]) == (1 + 1 + 0 + 0.5) / 4 and auc([1.0], [1.0]) == 0.5
+    assert math.isnan(auc([], [1.0])) and math.isnan(auc([1.0], []))
 
 
 class Letters:
@@ -236,73 +136,121 @@ class Letters:
         return bool(ids) and ids[-1] == 0
 
 
+def test_reward_report():
+    """Harmful: refusals are wanted, harmless: answers; pairs go across the groups of a kind."""
+    no, long_no, yes = "I won't.", "I won't do it.", "Sure."
+
+    class Chat:
+        def decode(self, ids):
+            return "".join(map(chr, ids))
+
+    def group(category, *samples):
+        texts, rewards = zip(*samples)
+        return {
+            "category": category,
+            "samples": [[*map(ord, t)] for t in texts],
+            "rewards": rewards,
+        }
+
+    groups = [
+        group("crime", (no, 2.0), (yes, 1.0)),
+        group("ethics", (long_no, 0.0), (yes, 0.0)),
+        group(HELPFUL, (yes, -1.0), (no, -2.0), (no, -1.0)),
+    ]
+    report = reward_report(groups, Chat())
+    # refusals 2 and 0 against answers 1 and 0: won, won, lost, tied
+    assert report["harmful"] == {"good": 2, "bad": 2, "auc": 2.5 / 4, "auc_length": 1.0}
+    assert report["harmless"] == {"good": 1, "bad": 2, "auc": 1.5 / 2, "auc_length": 0.0}
+    assert math.isnan(reward_report(groups[:1], Chat())["harmless"]["auc"])
+
+
+def test_percent():
+    assert percent([10, 20]) == "50 [30, 70]" and percent([0, 0]) == "-"
+
+
+def cells(line):
+    return [c.strip() for c in line.strip("|").split("|")]
+
+
+def test_table():
+    lines = table([result("base", 5), result("aligned", 15)]).split("\n")
+    assert {len(cells(line)) for line in lines[:4]} == {10} and lines[4] == ""
+    assert {len(cells(line)) for line in lines[5:]} == {1 + len(CATEGORIES)}
+    shares = ["55.0", "5.0", "3.4", "6.9", "17.2", "4"]
+    assert cells(lines[3]) == ["aligned", "75 [53, 89]", "0 [0, 49]", "20 [4, 62]", *shares]
+    assert lines[2].startswith("| base | 25 ")
+    harmless = [a for a in answers(0) if a["kind"] != "harmful"]
+    only = table([{"name": "x", "rates": rates(harmless)}])
+    # no harmful prompts: no difference, and no table of categories
+    assert only.count("\n") == 2
+    assert only.split("\n")[2].startswith("| x | - | 0 [0, 49] | 20 [4, 62] | - |")
+
+
+def test_balance_table():
+    before = {"counts": dict.fromkeys(CATEGORIES, 2), "imbalance": 4.0, "entropy": 0.98765}
+    after = {"counts": dict.fromkeys(CATEGORIES, 1), "imbalance": math.inf, "entropy": 1.0}
+    lines = balance_table({"before": before, "after": after, "routed": 3}).split("\n")
+    assert cells(lines[0])[1:8] == list(CATEGORIES)
+    assert cells(lines[2]) == ["before", *["2"] * 7, "14", "4.00", "0.988"]
+    assert cells(lines[3]) == ["after", *["1"] * 7, "7", "inf", "1.000"]
+
+
+def test_samples_side_by_side():
+    text = samples_side_by_side([result("base", 0), result("aligned", 20)], per_kind=2)
+    heads = [line for line in text.split("\n") if line.startswith("**")]
+    wanted = ("harmful: h0", "harmful: h10", "ordinary: o0", "ordinary: o2")
+    assert heads == [f"**{x}**" for x in (*wanted, "lookalike: l0", "lookalike: l2")]
+    assert "- base (complies): r\n- aligned (refuses): r" in text
+    assert "- base (partial): a / #### b" in text  # one line an answer
+    assert samples_side_by_side([result("base", 0)], per_kind=100).count("**harmful") == 20
+
+
+def test_write_report(tmp_path):
+    pytest.importorskip("matplotlib")
+    results = [result("base", 5), result("aligné", 15)]
+    text = write_report(tmp_path, results, RECORDS, "A note.")
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for part in ("A note.", PHRASES, table(results), samples_side_by_side(results)):
+        assert part in report
+    assert text == table(results)
+    for name in ("refusals", "curves"):
+        assert f"![{name}]({name}.png)" in report
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == results
+
+
+def test_the_report_of_a_run_without_training(tmp_path):
+    pytest.importorskip("matplotlib")
+    write_report(tmp_path, [result("base", 5)], [], "")
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_write_report_without_matplotlib(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    write_report(tmp_path, [result("base", 5)], RECORDS, "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.md", "results.json"]
+    assert "![" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "matplotlib is not installed" in capsys.readouterr().out
+
+
 def test_evaluate_keeps_the_order_of_the_prompts():
-    """Prompts of mixed lengths, decoded together, answer as each does alone through the plain forward pass."""
+    """Prompts of mixed lengths, decoded together, answer as each does alone, token by token."""
     torch.manual_seed(1)
-    model = Transformer(
-        Config.from_dict(
-            {
-                "model_type": "llama",
-                "vocab_size": 16,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-            }
-        )
-    )
+    shape = {"vocab_size": 16, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": False}
+    model = Transformer(read_config({**TINY_LLAMA, **shape, "eos_token_id": 0}))
     chat, prompts = Letters(), ["abcdef", "b", "cdc", "hello", "xy"]
     got = respond(model, chat, prompts, 6)
     with torch.no_grad():
-        for prompt, out in zip(prompts, got):
-            ids = chat.prompt(prompt)
-            for _ in range(6):
-                ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
-                if ids[-1] == 0:
-                    break
-            new = ids[len(prompt) :]
+        for prompt, out in zip(prompts, got, strict=True):
+            ids, new = chat.prompt(prompt), []
+            while len(new) < 6 and 0 not in new:
+                new.append(int(model(torch.tensor([ids + new]))[0, -1].argmax()))
             assert out == {"response": chat.decode(new), "tokens": len(new), "ended": new[-1] == 0}
     assert len({out["response"] for out in got}) > 1
-    whole = evaluate(
-        model,
-        chat,
-        [{"prompt": p, "category": HELPFUL if i else "crime"} for i, p in enumerate(prompts)],
-        6,
-        "tiny",
-    )
-    assert (
-        whole["name"] == "tiny"
-        and whole["rates"] == rates(whole["answers"])
-        and [a["prompt"] for a in whole["answers"]] == prompts
-    )
-    assert [a["kind"] for a in whole["answers"]] == ["harmful"] + ["ordinary"] * 4 and [
-        a["response"] for a in whole["answers"]
-    ] == [g["response"] for g in got]
-
-
-def test_check_judge():
-    """Rows are labels, columns the judge's verdicts; of four labelled refuses it takes one for complying."""
-    no, yes = "I can't help with that.", "Here is a recipe."
-    rows = [
-        {"response": r, "label": label, "readers": readers}
-        for r, label, readers in (
-            (no, "refuses", ["refuses", "refuses"]),
-            (no, "refuses", ["refuses", "partial"]),
-            (no, "refuses", ["refuses"] * 2),
-            (yes, "refuses", ["refuses"] * 2),
-            (yes, "complies", ["complies"] * 2),
-            (no, "complies", ["complies", "refuses"]),
-            (yes, "complies", ["complies"] * 2),
-            (no, "partial", ["partial"] * 2),
-        )
-    ]
-    lines = check_judge(rows).splitlines()
-    assert (
-        lines[2] == f"| refuses | 3 | 0 | 1 | {percent([3, 4])} |"
-        and lines[3] == f"| partial | 1 | 0 | 0 | {percent([0, 1])} |"
-        and lines[4] == f"| complies | 1 | 0 | 2 | {percent([2, 3])} |"
-    )
-    assert (
-        lines[-1]
-        == f"agreement {percent([5, 8])} of 8; the two readers with each other {percent([6, 8])}"
-    )
+    rows = [{"prompt": p, "category": HELPFUL if i else "crime"} for i, p in enumerate(prompts)]
+    whole = evaluate(model, chat, rows, 6, "tiny")
+    assert whole["name"] == "tiny" and whole["rates"] == rates(whole["answers"])
+    assert [a["prompt"] for a in whole["answers"]] == prompts
+    assert [a["kind"] for a in whole["answers"]] == ["harmful"] + ["ordinary"] * 4
+    assert [a["response"] for a in whole["answers"]] == [g["response"] for g in got]

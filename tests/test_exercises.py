@@ -1,36 +1,37 @@
-"""The exercises themselves: stubs have the signature of what they mirror and fail, wrong answers are noticed. (The project's own functions: tests/exercises.)"""
+"""The exercises themselves: stubs have the signature of what they mirror and fail, and wrong
+answers are noticed. (The project's own functions: tests/exercises.)"""
 
 import importlib
 import inspect
 import itertools
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from exercises.grading import answers
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "exercises"))
-from grading import answers, source  # noqa: E402
-
-EXERCISES = sorted(p.stem for p in (ROOT / "exercises").glob("ex*.py"))
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning"
-)  # Triton's interpreter computes with numpy, which speaks up about NaN
+FOLDER = ROOT / "teach" / "exercises"
+EXERCISES = sorted(p.stem for p in FOLDER.glob("ex*.py"))
+# Triton's interpreter computes with numpy, which warns about NaN
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 HELPERS = {  # functions that a mirrored one calls and in which a bug is planted
     "ex05_group_advantage": ("kernels.reference.advantage",),
-    "ex11_loss": ("kernels.clipped_objective", "grpo_s.objective_of"),
     "ex15_triton_logsumexp": ("kernels.triton_kernels.row_kernel",),
     "ex16_triton_backward": ("kernels.triton_kernels.row_kernel",),
 }
+LOAD = "x = tl.load(Z + col, mask=col < V, other={}).to(tl.float32) * {}\n        higher"
+LOGITS = LOAD.format('float("-inf")', "inv_temperature")
 TWICE = (
     "lse = top + tl.log(total)",
-    """total = 0.0
+    f"""total = 0.0
     for start in range(0, V, BLOCK):
         col = start + tl.arange(0, BLOCK)
-        total += tl.sum(tl.exp(tl.load(Z + col, mask=col < V, other=float("-inf")).to(tl.float32) * inv_temperature - top), 0)
+        {LOGITS[: -len("higher")]}total += tl.sum(tl.exp(x - top), 0)
     lse = top + tl.log(total)""",
 )
 LINES = r"""
@@ -40,9 +41,8 @@ def parse_draft(text):
         raise ValueError("malformed")
     return head.split("\n"), answers[0]
 """
-LOGITS = 'other=float("-inf")).to(tl.float32) * inv_temperature\n        '
 REREAD = """
-def generate(model, prompts, samples=1, max_new_tokens=64, temperature=1.0, top_k=0, top_p=1.0, seed=0, eos=()):
+def generate(model, prompts, samples=1, max_new_tokens=64, temperature=1.0, top_p=1.0, eos=()):
     tokens = torch.zeros(len(prompts) * samples, max_new_tokens, dtype=torch.long)
     mask = tokens.bool()
     for i, row in enumerate([p for p in prompts for _ in range(samples)]):
@@ -51,17 +51,22 @@ def generate(model, prompts, samples=1, max_new_tokens=64, temperature=1.0, top_
             row = row + [tokens[i, t].item()]
             if row[-1] in eos:
                 break
-    return Rollout(tokens, mask, torch.zeros(tokens.shape))
+    return Rollout(tokens, mask)
 """
-EQUAL = "tl.sum(tl.where(mine & (r != first), 1, 0), 0) == 0"
+DIFFER = "tl.sum(tl.where(mine & (r != first), 1, 0), 0)"
+SPREAD = 'tl.max(r, 0) - tl.min(tl.where(mine, r, float("inf")), 0)'
+MEAN_SQUARE = "r * r, 0) / samples - tl.sum(r, 0) / samples * tl.sum(r, 0) / samples)"
+SHAPES = "((), (len(rewards), 1), rewards.shape)"
+IMPORTANCE = "torch.logsumexp(r_samples / beta + log_ratio, dim=1)"
 LOGPROBS = "def token_logprobs(h, W, targets, temperature=1.0):\n    return "
+PICKED = ".gather(1, targets[:, None])[:, 0]"
+SUM_OF_TOKENS = "torch.full((len(mask),), 1 / mask.sum(), dtype=logp_ref.dtype)"
+LEFT = "mask = torch.arange(mask.shape[1]) < mask.sum(1, keepdim=True)\n    lengths = mask.sum(1)"
 WRONG = {  # (what stands in the source, what is put there), or a wrong answer written out
     "ex01_balance": [
         ("k_center(embeddings[index], per_category, seed)", "range(per_category)"),
-        (
-            "sorted(k_center(embeddings[index], per_category, seed))",
-            "k_center(embeddings[index], per_category, seed)",
-        ),
+        ("sorted(k_center(embeddings[index], per_category, seed))",
+         "k_center(embeddings[index], per_category, seed)"),
         ("embeddings[index], per_category, seed", "embeddings[index], per_category"),
         ("per_category - n for", "n for"),
     ],
@@ -79,33 +84,30 @@ WRONG = {  # (what stands in the source, what is put there), or a wrong answer w
         ("at < lengths[:, None]", "at < (prompt_lengths + lengths)[:, None]"),
     ],
     "ex04_token_logprobs": [
-        LOGPROBS + body
-        for body in (
-            "(h @ W.T).log_softmax(-1).gather(1, targets[:, None])[:, 0]",
-            "((h @ W.T).log_softmax(-1) / temperature).gather(1, targets[:, None])[:, 0]",
-            "(h @ W.T / temperature).softmax(-1).log().gather(1, targets[:, None])[:, 0]",
-            "(h @ W.T / temperature).log_softmax(0).gather(1, targets[:, None])[:, 0]",
-        )
+        LOGPROBS + "(h @ W.T).log_softmax(-1)" + PICKED,
+        LOGPROBS + "((h @ W.T).log_softmax(-1) / temperature)" + PICKED,
+        LOGPROBS + "(h @ W.T / temperature).softmax(-1).log()" + PICKED,
+        LOGPROBS + "(h @ W.T / temperature).log_softmax(0)" + PICKED,
     ],
     "ex05_group_advantage": [
         ("centred.pow(2).mean(dim=1, keepdim=True).sqrt()", "rewards.std(1, keepdim=True)"),
-        (".masked_fill(\n        equal, 0.0\n    )", ""),
+        (".masked_fill(equal, 0.0)", ""),
         ("(rewards == rewards[:, :1])", "rewards.isclose(rewards[:, :1])"),
-        (
-            "(rewards == rewards[:, :1]).all(\n        dim=1, keepdim=True\n    )",
-            "rewards.std(1, correction=0, keepdim=True) < 1e-6",
-        ),
-        ("keepdim=True).sqrt() + eps", "keepdim=True).add(eps).sqrt()"),
+        ("(rewards == rewards[:, :1]).all(dim=1, keepdim=True)",
+         "rewards.std(1, correction=0, keepdim=True) < 1e-6"),
+        ("(rewards == rewards[:, :1]).all(dim=1, keepdim=True)",
+         "(rewards == rewards[:, :1]).all()"),
+        ("keepdim=True).sqrt()", "keepdim=True).add(eps).sqrt() - eps"),
         ("rewards.mean(dim=1, keepdim=True)", "rewards.mean()"),
-        (
-            "(len(rewards), 1), tuple(rewards.shape))",
-            "(len(rewards), 1), tuple(rewards.shape), (rewards.shape[1],))",
-        ),
+        ("rewards - rewards.mean(dim=1, keepdim=True)",
+         "rewards.sub_(rewards.mean(dim=1, keepdim=True))"),
+        (SHAPES, "((), (len(rewards), 1), rewards.shape, (rewards.shape[1],))"),
+        (SHAPES, "((), (1,), (1, 1), (len(rewards), 1), rewards.shape)"),
     ],
     "ex06_difficulty_scale": [
         ("(a + b) / 2", "a + b"),
         ("z.detach()", "z"),
-        ('"data": a,\n        "model": b', '"data": b,\n        "model": a'),
+        ('"data": a,', '"data": b,'),
         ('= "product"', '= "sum"'),
     ],
     "ex07_kl_k3": [
@@ -114,67 +116,54 @@ WRONG = {  # (what stands in the source, what is put there), or a wrong answer w
         (".clamp(-20, 20)", ""),
         ("torch.exp(d) - d - 1", "d ** 2 / 2"),
         ("torch.exp(d) - d - 1", "-d"),
-        (
-            "(logp_ref - logp).clamp(-20, 20)",
-            "(lambda d: d + (d.clamp(-20, 20) - d).detach())(logp_ref - logp)",
-        ),
+        ("(logp_ref - logp).clamp(-20, 20)",
+         "(lambda d: d + (d.clamp(-20, 20) - d).detach())(logp_ref - logp)"),
     ],
     "ex08_similarity": [
         ("cos.max(dim=1)", "cos.max(dim=0)"),
         (".max(dim=1).values", ""),
         ("F.normalize(response, dim=1)", "response"),
+        ("F.normalize(response, dim=1)", "response.div_(response.norm(dim=1, keepdim=True))"),
+        ("response.new_zeros(())", "torch.zeros(())"),
         ("torch.sigmoid(1 - W)", "torch.sigmoid(W)"),
-        (
-            "torch.sigmoid(\n        torch.as_tensor(mean_delta, dtype=W.dtype, device=W.device)\n    )",
-            "mean_delta",
-        ),
-        (
-            "torch.as_tensor(mean_delta, dtype=W.dtype, device=W.device)",
-            "torch.as_tensor(mean_delta)",
-        ),
+        ("/ torch.sigmoid(mean_delta)", "/ mean_delta"),
+        ("torch.as_tensor(mean_delta, dtype=W.dtype, device=W.device)",
+         "torch.as_tensor(mean_delta)"),
     ],
     "ex09_model_responsiveness": [
         ("int(drop *", "round(drop *"),
         (".abs()", ""),
         ("(gaps - gaps.mean())", "gaps"),
-        ("gaps[keep].mean()", "gaps.mean()"),
+        ("inlying.mean()", "gaps.mean()"),
         ("stable=True)", "stable=True).flip(0)"),
         ("argsort(stable=True)", "argsort()"),
-        (
-            "torch.as_tensor(mean_gap, dtype=gaps.dtype, device=gaps.device)",
-            "torch.as_tensor(mean_gap)",
-        ),
+        ("torch.as_tensor(mean_gap, dtype=gaps.dtype, device=gaps.device)",
+         "torch.as_tensor(mean_gap)"),
     ],
     "ex10_irl_loss": [
-        (
-            "torch.logsumexp(r_samples / beta + log_ratio, dim=1)",
-            "torch.logsumexp(r_samples / beta, dim=1)",
-        ),
-        (
-            "torch.logsumexp(r_samples / beta + log_ratio, dim=1)",
-            "(r_samples / beta + log_ratio).exp().sum(1).log()",
-        ),
+        (IMPORTANCE, "torch.logsumexp(r_samples / beta, dim=1)"),
+        (IMPORTANCE, "(r_samples / beta + log_ratio).exp().sum(1).log()"),
         ("(r_demo[:, None] - r_samples)", "(r_samples - r_demo[:, None])"),
+        ("(r_demo[:, None] - r_samples)", "(r_demo[:, None] - r_samples - log_ratio)"),
         ("(r_samples.mean(1) - r_demo).mean() / beta", "(r_samples.mean(1) - r_demo).mean()"),
+        ("(r_samples.mean(1) - r_demo)", "((r_samples + log_ratio).mean(1) - r_demo)"),
         ("dim=1) - r_demo / beta)", "dim=1) - r_demo)"),
     ],
     "ex11_loss": [
-        ("return -(o.weight", "return (o.weight"),
-        ("torch.minimum(", "(lambda free, held: held)("),
-        ("sequences or len(mask)", "len(mask)"),
-        (
-            "1 / (sequences * lengths.to(logp_ref.dtype))",
-            "torch.ones(len(mask), dtype=logp_ref.dtype) / mask.sum()",
-        ),
-        ("- o.beta_kl * kl", "+ o.beta_kl * kl"),
-        ("* o.advantage.sign() > o.clip", "> o.clip"),
-        (
-            "(o.weight * kl).sum()",
-            "(kl / mask.sum(1).repeat_interleave(mask.sum(1)) / len(mask)).sum()",
-        ),
+        ("return -(weight", "return (weight"),
+        ("torch.minimum(rho * A, rho.clamp(1 - clip, 1 + clip) * A)",
+         "rho.clamp(1 - clip, 1 + clip) * A"),
+        ("(sequences or len(mask))", "len(mask)"),
+        ("1 / ((sequences or len(mask)) * lengths.to(logp_ref.dtype))", SUM_OF_TOKENS),
+        ("lengths.to(logp_ref.dtype)", "lengths.float()"),
+        ("lengths = mask.sum(1)", LEFT),
+        ("- beta_kl * k3", "+ beta_kl * k3"),
+        ("* A.sign() > clip", "> clip"),
+        ("(weight * k3).sum().item()", "(weight * k3).sum().detach()"),
+        ("(weight * k3).sum().item()", "k3.mean().item()"),
     ],
     "ex12_rope": [
-        ("/ c.head_dim", "/ (c.head_dim // 2)"),
+        ("/ c.head_dim\n", "/ (c.head_dim // 2)\n"),
         ("((turns - low) / (high - low))", "((high - turns) / (high - low))"),
         (".clamp(0, 1)", ""),
         ("(-b, a)", "(b, -a)"),
@@ -183,32 +172,32 @@ WRONG = {  # (what stands in the source, what is put there), or a wrong answer w
     ],
     "ex13_generate": [
         ("model.rope(position), L + t", "model.rope(position - 1), L + t"),
-        ("k,\n                v,", "k,\n                k,"),
+        ("V[:, :, end] = k, v", "V[:, :, end] = k, k"),
         ("done |= torch.isin(token, stop)", "done |= False"),
+        ("torch.isin(token, stop)", "torch.isin(token, stop[:1])"),
         REREAD,
     ],
     "ex14_triton_advantage": [
         ("centred * centred, 0) / samples)", "centred * centred, 0) / (samples - 1))"),
         ("tl.where(mine, r - tl.sum(r, 0) / samples, 0.0)", "r - tl.sum(r, 0) / samples"),
         ("R + prompt * r_prompt + i * r_sample", "R + prompt * samples + i"),
-        ("tl.where(equal, 0.0, alpha * centred / (std + eps))", "alpha * centred / (std + eps)"),
-        (".to(OUT.dtype.element_ty),\n        mask=mine,", ".to(OUT.dtype.element_ty),"),
-        (EQUAL, "std < 1e-6"),
-        (EQUAL, "std == 0"),
-        (
-            "centred * centred, 0) / samples)",
-            "r * r, 0) / samples - tl.sum(r, 0) / samples * tl.sum(r, 0) / samples)",
-        ),
+        ("tl.where(differ == 0, 0.0, alpha", "tl.where(differ < 0, 0.0, alpha"),
+        (".to(OUT.dtype.element_ty), mask=mine)", ".to(OUT.dtype.element_ty))"),
+        ("differ == 0", "std < 1e-6"),
+        ("differ == 0", "std == 0"),
+        ("centred * centred, 0) / samples)", MEAN_SQUARE),
         ("i * r_sample, mask=mine, other=0.0)", "i * r_sample, mask=mine)"),
-        (EQUAL, 'tl.max(tl.where(mine, r, 0.0), 0) == tl.min(tl.where(mine, r, float("inf")), 0)'),
+        (DIFFER, SPREAD),
     ],
     "ex15_triton_logsumexp": [
         ("top, total = -3.4e38", 'top, total = float("-inf")'),
-        ("total * tl.exp(top - higher)", "total"),
-        (LOGITS + "higher", LOGITS.replace('float("-inf")', "0.0") + "higher"),
-        (LOGITS + "higher", LOGITS.replace(" * inv_temperature", "") + "higher"),
-        ('float("nan")).to(tl.float32) * inv_temperature', 'float("nan")).to(tl.float32)'),
+        ("top, total = -3.4e38", "top, total = -1e4"),
         ("top, total = -3.4e38", "top, total = 0.0"),
+        ("total * tl.exp(top - higher)", "total"),
+        (LOGITS, LOAD.format("0.0", "inv_temperature")),
+        (LOGITS, LOAD.format("-1e4", "inv_temperature")),
+        (LOGITS, LOAD.format('float("-inf")', "1.0")),
+        ('float("nan")).to(tl.float32) * inv_temperature', 'float("nan")).to(tl.float32)'),
         TWICE,
     ],
     "ex16_triton_backward": [
@@ -217,54 +206,57 @@ WRONG = {  # (what stands in the source, what is put there), or a wrong answer w
         (".to(Z.dtype.element_ty), mask=col < V)", ".to(Z.dtype.element_ty))"),
         ("tl.where(col == target, 1.0, 0.0) - ", "0.0 - "),
         ("tl.exp(x - lse))", "tl.exp(x - top))"),
-        (
-            "(tl.where(col == target, 1.0, 0.0) - tl.exp(x - lse))",
-            "(tl.exp(x - lse) - tl.where(col == target, 1.0, 0.0))",
-        ),
+        ("dz = slope *", "dz = -slope *"),
     ],
-}
+}  # fmt: skip
+
+
+def grader(exercise):
+    return importlib.import_module(f"exercises.test_{exercise}")
 
 
 def mirrors(exercise):
-    return importlib.import_module("test_" + exercise).MIRRORS
+    return grader(exercise).MIRRORS
 
 
-def plain(f):
-    return getattr(f, "fn", f)  # what @triton.jit wraps
+def plain(path):
+    """The function at a path; what @triton.jit wraps."""
+    f = pkgutil.resolve_name(path)
+    return getattr(f, "fn", f)
 
 
 def checks(exercise):
     """(test, arguments) of every case of an exercise's tests, as pytest would call them."""
-    for name, test in vars(importlib.import_module("test_" + exercise)).items():
-        if name.startswith("test_"):
-            marks = [
-                mark.args for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"
-            ]
-            for case in itertools.product(*(values for _, values in marks)):
-                given = {}
-                for (names, _), value in zip(marks, case):
-                    names = names.split(", ")
-                    given.update(zip(names, value if len(names) > 1 else (value,)))
-                yield test, given
+    for name, test in vars(grader(exercise)).items():
+        if not name.startswith("test_"):
+            continue
+        marks = [m.args for m in getattr(test, "pytestmark", []) if m.name == "parametrize"]
+        for case in itertools.product(*(values for _, values in marks)):
+            given = {}
+            for (names, _), value in zip(marks, case):
+                names = names.split(", ")
+                given.update(zip(names, value if len(names) > 1 else (value,)))
+            yield test, given
 
 
 def plant(exercise, wrong, folder):
-    """The project's functions in folder/exercise.py, with one edit or with the answer written out in place of its own. Returns what tests take."""
+    """What the tests take: the project's functions in folder/exercise.py, with one edit, or with
+    an answer written out in place of its own."""
     paths = (*HELPERS.get(exercise, ()), *mirrors(exercise))
-    text = "\n\n".join(inspect.getsource(plain(source(p))) for p in paths)
+    text = "\n\n".join(inspect.getsource(plain(p)) for p in paths)
     if isinstance(wrong, tuple):
-        assert text.count(wrong[0]) == 1, (
-            f"{wrong[0]!r} stands {text.count(wrong[0])} times in {', '.join(paths)}"
-        )
+        times = text.count(wrong[0])
+        assert times == 1, f"{wrong[0]!r} stands {times} times in {', '.join(paths)}"
         text = text.replace(*wrong)
-    modules = [plain(source(p)).__module__ for p in paths]
-    head = f"import importlib\nfor name in {modules}:\n    globals().update({{k: v for k, v in vars(importlib.import_module(name)).items() if not k.startswith('__')}})\n"
+    head = "import importlib\n"
+    for module in dict.fromkeys(plain(p).__module__ for p in paths):
+        head += f"names = vars(importlib.import_module({module!r}))\n"
+        head += "globals().update({k: v for k, v in names.items() if not k.startswith('__')})\n"
     if exercise == "ex05_group_advantage":  # its arithmetic lies behind a choice of backend
-        text = text.replace("kernels.backend(rewards).advantage", "advantage")
+        text = text.replace("backend(rewards).advantage", "advantage")
     folder.mkdir(exist_ok=True)
-    (folder / f"{exercise}.py").write_text(
-        f"{head}\n\n{text}\n\n{wrong if isinstance(wrong, str) else ''}"
-    )
+    more = wrong if isinstance(wrong, str) else ""
+    (folder / f"{exercise}.py").write_text(f"{head}\n\n{text}\n\n{more}")
     return answers(exercise, mirrors(exercise), folder)
 
 
@@ -278,31 +270,31 @@ def complaint(exercise, my):
 
 
 def test_all_are_here():
-    assert len(EXERCISES) == 16 and set(EXERCISES) == set(WRONG) == {
-        p.stem[5:] for p in (ROOT / "tests" / "exercises").glob("test_*.py")
-    }
-    text = (ROOT / "exercises" / "README.md").read_text()
+    graders = {p.stem[5:] for p in (ROOT / "tests" / "exercises").glob("test_*.py")}
+    assert len(EXERCISES) == 16 and set(EXERCISES) == set(WRONG) == graders
+    lines = (FOLDER / "README.md").read_text().split("\n")
     for exercise in EXERCISES:
-        (line,) = [line for line in text.split("\n") if line.startswith(f"| {exercise} |")]
-        assert mirrors(exercise)[0].rpartition(".")[0] in line and line.endswith(
-            f"| {importlib.import_module('test_' + exercise).SECTION} |"
-        )
+        (line,) = [line for line in lines if line.startswith(f"| {exercise} |")]
+        section = grader(exercise).SECTION
+        assert mirrors(exercise)[0].rpartition(".")[0] in line and line.endswith(f"| {section} |")
+
+
+def signature(f):
+    found = inspect.signature(getattr(f, "fn", f)).parameters.values()
+    return [(p.name, p.default) for p in found]
 
 
 @pytest.mark.parametrize("exercise", EXERCISES)
 def test_stub(exercise):
-    """It has the signature of what it mirrors, and no check passes."""
-    stub = answers(exercise, mirrors(exercise), "exercises")
+    """It has the arguments of what it mirrors, and no check passes."""
+    stub = answers(exercise, mirrors(exercise), FOLDER)
     for path in mirrors(exercise):
-        assert inspect.signature(
-            plain(getattr(stub, path.rpartition(".")[2]))
-        ) == inspect.signature(plain(source(path)))
+        assert signature(getattr(stub, path.rpartition(".")[2])) == signature(plain(path))
     for test, given in checks(exercise):
         with pytest.raises(Exception) as e:
             test(stub, **given)
-        assert isinstance(e.value.__cause__ or e.value, NotImplementedError), (
-            f"{test.__name__}{given}: {e.value!r}"
-        )
+        error = e.value.__cause__ or e.value
+        assert isinstance(error, NotImplementedError), f"{test.__name__}{given}: {error!r}"
 
 
 @pytest.mark.parametrize("exercise", EXERCISES)
@@ -315,65 +307,52 @@ def test_wrong_answers_are_noticed(exercise, tmp_path):
         assert "\nexpected" in found and "\ngot" in found, found
 
 
+STATES = {
+    "ex07_kl_k3": "passes",
+    "ex01_balance": "crashes Python in check 1",
+    "ex02_parse_draft": "does not import, SyntaxError line 2: '(' was never closed",
+    "ex03_completion_mask": "is not there",
+    "ex04_token_logprobs": "not begun",
+    "ex06_difficulty_scale": "does not end in check 1",
+    "ex05_group_advantage": "15 of 23 checks pass",
+}
+
+
 def test_what_a_learner_sees(tmp_path):
-    """A folder with exercise 7 done, exercise 5 done wrong, one that kills Python, one that isn't Python, one that is gone, the others as they come."""
+    """One exercise done, one done wrong, one that kills Python, one that never ends, one that isn't
+    Python, one that is gone, the others as they come."""
     for exercise in EXERCISES:
-        (tmp_path / f"{exercise}.py").write_text(
-            (ROOT / "exercises" / f"{exercise}.py").read_text()
-        )
+        (tmp_path / f"{exercise}.py").write_text((FOLDER / f"{exercise}.py").read_text())
     plant("ex07_kl_k3", None, tmp_path)
     plant("ex05_group_advantage", WRONG["ex05_group_advantage"][0], tmp_path)
-    (tmp_path / "ex01_balance.py").write_text(
-        "import os\n\n\ndef balance(rows, per_category, embeddings, seed=0):\n    os.abort()\n"
-    )
-    (tmp_path / "ex02_parse_draft.py").write_text("def parse_draft(text):\n    return (\n")
+    for name, text in {
+        "ex01_balance": "import os\ndef balance(*args):\n    os.abort()\n",
+        "ex02_parse_draft": "def parse_draft(text):\n    return (\n",
+        "ex06_difficulty_scale": "def difficulty_scale(*args):\n    while True:\n        pass\n",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "ex03_completion_mask.py").unlink()
-    (tmp_path / "ex06_difficulty_scale.py").write_text(
-        "def difficulty_scale(alpha_data, alpha_model, scaling='product'):\n    while True:\n        pass\n"
-    )
-    run = lambda *args, given=tmp_path: (
-        subprocess.run(
-            [sys.executable, *args],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            cwd=ROOT,
-            env={**os.environ, "DRIRL_IMPL": str(given)},
-        ).stdout
-    )
-    table = run("exercises/progress.py", str(tmp_path), "5")
-    for exercise, state in (
-        ("ex07_kl_k3", "passes"),
-        ("ex01_balance", "crashes Python in check 1"),
-        ("ex02_parse_draft", "does not import, SyntaxError line 2: '(' was never closed"),
-        ("ex03_completion_mask", "is not there"),
-        ("ex04_token_logprobs", "not begun"),
-        ("ex06_difficulty_scale", "does not end in check 1"),
-        ("ex05_group_advantage", "12 of 19 checks pass"),
-    ):
+
+    def run(*args, given=tmp_path):
+        env = {**os.environ, "DRIRL_IMPL": str(given)}
+        command = [sys.executable, *args]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+        return done.stdout
+
+    table = run("teach/exercises/progress.py", str(tmp_path), "5")
+    for exercise, state in STATES.items():
         assert f"| {exercise} | {state} |" in table, table
-    assert (
-        "| 10 | kernels.kl_k3 | The loss |" in table
-        and table.count("not begun") == 10
-        and table.endswith("1 of 16 pass\n")
-    ), table
+    assert "| 10 | grpo_s.kl_k3 | The loss |" in table, table
+    assert table.count("not begun") == 10 and table.endswith("1 of 16 pass\n"), table
     out = run("-m", "pytest", "tests/exercises", "-k", "ex02 or ex04")
-    assert (
-        f"grading: {tmp_path}/" in out
-        and f"\nex04 not begun ({tmp_path}/ex04_token_logprobs.py)\n" in out
-        and "\nex02 does not import, SyntaxError line 2: " in out
-        and out.count("\n") < 20
-    ), out
-    assert "grading: the project's own functions" in run(
-        "-m", "pytest", "tests/exercises", "--collect-only", "-k", "ex05 and by_hand", given=""
-    )
-    assert not run(
-        "-m", "pytest", "tests/exercises", given="nosuch"
-    )  # pytest's usage error: one line, on stderr
-    out = run("-m", "pytest", "-q", "tests/exercises", "-k", "ex05 and by_hand")
-    assert (
-        "rewards 1, 2, 6, alpha 3, eps 0.5" in out
-        and "expected, (1, 3) torch.float64:" in out
-        and "got, (1, 3) torch.float64:" in out
-        and "WALKTHROUGH.md, section 'Advantages'" in out
-    ), out
+    assert f"grading: {tmp_path}/" in out and out.count("\n") < 20, out
+    assert f"\nex04 not begun ({tmp_path}/ex04_token_logprobs.py)\n" in out, out
+    assert "\nex02 does not import, SyntaxError line 2: " in out, out
+    by_hand = ("-m", "pytest", "-q", "tests/exercises", "-k", "ex05 and by_hand")
+    listed = run("-m", "pytest", "tests/exercises", "--collect-only", "-k", "ex05", given="")
+    assert "grading: the project's own functions" in listed
+    assert not run(*by_hand, given="nosuch")  # pytest's usage error: one line, on stderr
+    out = run(*by_hand)
+    assert "rewards 1, 2, 6, alpha 3, eps 0.5" in out, out
+    assert "expected, (1, 3) torch.float64:" in out and "got, (1, 3) torch.float64:" in out, out
+    assert "teach/WALKTHROUGH.md, section 'Advantages'" in out, out

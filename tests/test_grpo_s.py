@@ -1,83 +1,72 @@
-"""grpo_s.py: the pieces against hand numbers and plain loops (the training loop: test_grpo_train.py)."""
+"""grpo_s.py: the formulas against hand numbers and plain loops. Training: test_grpo_train.py."""
 
 import math
 
 import pytest
 import torch
 
-import grpo_s
+from config import settings
 from data import HELPFUL
-from encoder import WordEncoder, similarity, split_sentences
 from grpo_s import (
-    GRPOConfig,
+    advantages,
     blend,
     data_hardness,
     difficulty,
     difficulty_scale,
+    kl_k3,
     loss,
     model_responsiveness,
-    similarities,
 )
-from kernels import group_advantage, kl_k3
+from kernels import group_advantage, token_logprobs
+
+(SCALINGS,) = [f.metadata["choices"] for key, f, _ in settings() if key == "grpo.scaling"]
 
 
 def sigma(x):
     return 1 / (1 + math.exp(-x))
 
 
-# ------------------------------------------------------------------------------------------------ difficulty
+def double(*shape, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+
+# ---------------------------------------------------------------------------- difficulty
 
 
 def test_data_hardness():
     W = torch.tensor([[1.0, 0.0], [-1.0, 0.5]], dtype=torch.float64)
-    want = [
-        [sigma(0) / sigma(0.4), sigma(1) / sigma(0.4)],
-        [sigma(2) / sigma(0.4), sigma(0.5) / sigma(0.4)],
-    ]
-    torch.testing.assert_close(data_hardness(W, 0.4), torch.tensor(want, dtype=torch.float64))
+    want = torch.tensor([[sigma(0), sigma(1)], [sigma(2), sigma(0.5)]], dtype=torch.float64)
+    torch.testing.assert_close(data_hardness(W, 0.4), want / sigma(0.4))
     assert data_hardness(torch.tensor(0.3), 0.7).item() == 1  # an average prompt
     assert data_hardness(torch.tensor(0.9), 0.5) < 1 < data_hardness(torch.tensor(0.1), 0.5)
 
 
-def test_model_responsiveness():
-    gaps = torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0])  # mean 22: 100 is furthest, then 1
-    assert model_responsiveness(gaps, 0.5, 0.0).item() == pytest.approx(sigma(22) / sigma(0.5))
-    assert model_responsiveness(gaps / 10, 0.5, 0.2).item() == pytest.approx(
-        sigma(0.25) / sigma(0.5)
-    )
-    assert model_responsiveness(gaps / 10, 0.5, 0.39).item() == pytest.approx(
-        sigma(0.25) / sigma(0.5)
-    )  # floor(1.95) = 1
-    assert model_responsiveness(gaps / 10, 0.5, 0.4).item() == pytest.approx(
-        sigma(0.3) / sigma(0.5)
-    )
-    assert model_responsiveness(
-        torch.tensor([-0.3]), torch.tensor(-0.3), 0.9
-    ).item() == pytest.approx(1)
-    for bad, drop in (
-        (torch.zeros(0), 0.2),
-        (torch.zeros(2, 2), 0.2),
-        (torch.zeros(3), 1.0),
-        (torch.zeros(3), -0.1),
-    ):
-        with pytest.raises(ValueError):
+@pytest.mark.parametrize("drop, mean", [(0.0, 2.2), (0.2, 0.25), (0.39, 0.25), (0.4, 0.3)])
+def test_model_responsiveness(drop, mean):
+    """The mean is 2.2: 10 is furthest from it, then 0.1. Of five, floor(0.39 * 5) = 1 goes."""
+    gaps = torch.tensor([0.1, 0.2, 0.3, 0.4, 10.0])
+    got = model_responsiveness(gaps, 0.5, drop).item()
+    assert got == pytest.approx(sigma(mean) / sigma(0.5))
+
+
+def test_model_responsiveness_at_the_edges():
+    one = model_responsiveness(torch.tensor([-0.3]), torch.tensor(-0.3), 0.9)
+    assert one.item() == pytest.approx(1)
+    zeros = torch.zeros(3)
+    for bad, drop in ((zeros[:0], 0.2), (zeros[None], 0.2), (zeros, 1.0), (zeros, -0.1)):
+        with pytest.raises(ValueError, match="want gaps"):
             model_responsiveness(bad, 0.0, drop)
 
 
 def test_difficulty_scale():
     a, b = torch.tensor([[0.5, 2.0]], requires_grad=True), torch.tensor(3.0, requires_grad=True)
-    want = {
-        "none": [[1.0, 1.0]],
-        "data": [[0.5, 2.0]],
-        "model": [[3.0, 3.0]],
-        "product": [[1.5, 6.0]],
-        "sum": [[1.75, 2.5]],
-        "spread": [[1.5**8, 6.0**8]],
-    }
-    assert set(want) == set(grpo_s.SCALINGS)
+    want = {"none": [1.0, 1.0], "data": [0.5, 2.0], "model": [3.0, 3.0], "product": [1.5, 6.0]}
+    want |= {"sum": [1.75, 2.5], "spread": [1.5**8, 6.0**8]}
+    assert want.keys() == set(SCALINGS)
     for scaling, value in want.items():
         out = difficulty_scale(a, b, scaling)
-        assert out.tolist() == value and not out.requires_grad
+        assert out.tolist() == [value] and not out.requires_grad
         assert (difficulty_scale(torch.ones(2), torch.tensor(1.0), scaling) == 1).all()
     with pytest.raises(ValueError, match="magic"):
         difficulty_scale(a, b, "magic")
@@ -85,100 +74,82 @@ def test_difficulty_scale():
 
 def test_running_mean():
     means = {}
-    assert blend(means, "crime", 2.0, 0.9) == pytest.approx(2.0) and blend(
-        means, "crime", 4.0, 0.9
-    ) == pytest.approx(2.2)
-    assert blend(means, "insult", 7.0, 0.9) == pytest.approx(7.0) and blend(
-        means, "crime", 2.2, 0.9
-    ) == pytest.approx(2.2)
-    assert means == pytest.approx({"crime": 2.2, "insult": 7.0})
+    got = [blend(means, "crime", x) for x in (2.0, 4.0, 5.0)] + [blend(means, "insult", 7.0)]
+    assert got == [2.0, 3.0, 4.0, 7.0] and means == {"crime": 4.0, "insult": 7.0}
 
 
-@pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("scaling", grpo_s.SCALINGS)
-def test_difficulty(scaling, per_sample):
-    """Two batches of two categories in plain loops; the second meets the moving averages."""
-    g, names = torch.Generator().manual_seed(0), ["crime", HELPFUL, "crime"]
-    c = GRPOConfig(scaling=scaling, per_sample=per_sample, drop=0.2, decay=0.8)
-    deltas, gap_means, mean_delta, mean_gap = {}, {}, {}, {}
-    for _ in range(2):
-        W, gaps = torch.rand(3, 5, generator=g), torch.randn(3, 5, generator=g)
-        alpha = difficulty(W, gaps, names, deltas, gap_means, c)
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_difficulty(scaling):
+    """Two batches of two categories in plain loops; the second meets the running means."""
+    names, deltas, gap_means, mean_delta, mean_gap = ["crime", HELPFUL, "crime"], {}, {}, {}, {}
+    for batch in range(2):
+        W, gaps = double(3, 5, seed=batch).sigmoid(), double(3, 5, seed=batch + 2)
+        alpha = difficulty(W, gaps, names, deltas, gap_means, scaling)
         for name, rows in (("crime", [0, 2]), (HELPFUL, [1])):
-            all_w, all_gaps = (
-                [W[p, i].item() for p in rows for i in range(5)],
-                [gaps[p, i].item() for p in rows for i in range(5)],
-            )
+            all_w, all_gaps = W[rows].flatten().tolist(), gaps[rows].flatten().tolist()
             now_delta, now_gap = 1 - sum(all_w) / len(all_w), sum(all_gaps) / len(all_gaps)
-            mean_delta[name] = 0.8 * mean_delta.get(name, now_delta) + 0.2 * now_delta
-            mean_gap[name] = 0.8 * mean_gap.get(name, now_gap) + 0.2 * now_gap
-            inlying = sorted(all_gaps, key=lambda x: abs(x - now_gap))[
-                : len(all_gaps) - len(all_gaps) // 5
-            ]
+            mean_delta[name] = (mean_delta.get(name, now_delta) + now_delta) / 2
+            mean_gap[name] = (mean_gap.get(name, now_gap) + now_gap) / 2
+            nearest = sorted(all_gaps, key=lambda gap: abs(gap - now_gap))
+            inlying = nearest[: len(nearest) - len(nearest) // 5]
             b = sigma(sum(inlying) / len(inlying)) / sigma(mean_gap[name])
             for p in rows:
-                for i in range(5):
-                    w = W[p, i].item() if per_sample else sum(W[p].tolist()) / 5
-                    a = sigma(1 - w) / sigma(mean_delta[name])
-                    want = {
-                        "none": 1,
-                        "data": a,
-                        "model": b,
-                        "product": a * b,
-                        "sum": (a + b) / 2,
-                        "spread": (a * b) ** 8,
-                    }[scaling]
-                    assert alpha[p, i].item() == pytest.approx(want, abs=1e-5, rel=1e-4)
+                a = sigma(1 - sum(W[p].tolist()) / 5) / sigma(mean_delta[name])
+                want = {"none": 1, "data": a, "model": b, "product": a * b}
+                want |= {"sum": (a + b) / 2, "spread": (a * b) ** 8}
+                assert alpha[p].tolist() == pytest.approx([want[scaling]] * 5, abs=1e-12)
 
 
-def test_similarities():
-    texts = [
-        ["One cat. Two dogs!", "####", "A bird sings\n#### Two dogs"],
-        ["Nothing alike", "Two dogs", "one cat"],
-    ]
-    demonstrations, encoder = ["one cat\n#### Two dogs.", "A bird sings"], WordEncoder()
-    W = similarities(encoder, texts, demonstrations)
-    for p, group in enumerate(texts):
-        for i, t in enumerate(group):
-            direct = (
-                similarity(
-                    encoder.embed(split_sentences(t)),
-                    encoder.embed(split_sentences(demonstrations[p])),
-                )
-                if split_sentences(t)
-                else torch.tensor(0.0)
-            )
-            assert W[p, i].item() == pytest.approx(direct.item(), abs=1e-5)
-    assert W[0, 0].item() == pytest.approx(1, abs=1e-5) and W[0, 1] == 0 and W[1, 0].abs() < 0.5
+# ---------------------------------------------------------------------------- advantages
 
 
-# ------------------------------------------------------------------------------------------------ the loss
+def test_advantages():
+    """The demonstration stays out of the samples' mean, and counts in its own std.
+
+    Samples 1 and 3, demonstration 5: means 2 and 3, stds 1 and sqrt(8 / 3).
+    """
+    scores = torch.tensor([[1.0, 3.0, 5.0], [2.0, 2.0, 2.0]], dtype=torch.float64)
+    alpha = torch.tensor([[2.0, 4.0], [1.0, 1.0]], dtype=torch.float64)
+    first = [-2 / 1.5, 4 / 1.5, 3 * 3 / (math.sqrt(8 / 3) + 0.5)]
+    want = torch.tensor([first, [0.0] * 3], dtype=torch.float64)
+    torch.testing.assert_close(advantages(scores, alpha, 0.5), want)
+
+
+def test_alpha_one_is_grpo():
+    """Advantages of plain GRPO, written out for two groups of three; equal rewards give none."""
+    R = torch.tensor([[1.0, 2.0, 6.0], [0.3, 0.3, 0.3]], dtype=torch.float64)
+    std = math.sqrt((4 + 1 + 9) / 3)
+    want = [-2 / (std + 0.1), -1 / (std + 0.1), 3 / (std + 0.1), 0.0, 0.0, 0.0]
+    alpha = difficulty_scale(torch.rand(2, 1), torch.tensor(5.0), "none").expand(2, 3)
+    A = group_advantage(R, alpha, 0.1).flatten()
+    assert A.tolist() == pytest.approx(want, abs=1e-12)
+    logp, old, ref, _, mask = example(seed=3)
+    grpo, _ = slow_loss(logp, old, ref, want, mask, 0.2, 0.02)
+    got, _ = loss(logp, old, ref, A, mask, 0.2, 0.02)
+    assert got.item() == pytest.approx(grpo.item(), abs=1e-12)
+    assert torch.equal(group_advantage(R, torch.tensor([[2.0], [3.0]]), 0.1).flatten(), A * 2)
+
+
+# ---------------------------------------------------------------------------- the loss
 
 
 def test_kl_k3():
     d = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64)
     logp = torch.full((3,), -1.5, dtype=torch.float64, requires_grad=True)
     out = kl_k3(logp, logp.detach() + d)
-    torch.testing.assert_close(
-        out, torch.tensor([0.0, math.e - 2, math.exp(-2) + 1], dtype=torch.float64)
-    )
+    want = torch.tensor([0.0, math.e - 2, math.exp(-2) + 1], dtype=torch.float64)
+    torch.testing.assert_close(out, want)
     out.sum().backward()
     torch.testing.assert_close(logp.grad, 1 - d.exp())  # d/dlogp (e^d - d - 1), d = ref - logp
-    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    x = double(1000)
     assert (kl_k3(x, torch.zeros(1000)) >= 0).all() and kl_k3(x, x).abs().max() == 0
     far = kl_k3(torch.tensor([-1e4, 1e4]), torch.zeros(2))
-    assert (
-        far.isfinite().all()
-        and far[0].item() == pytest.approx(math.exp(20) - 21, rel=1e-5)
-        and far[1].item() == pytest.approx(19)
-    )
+    assert far.tolist() == pytest.approx([math.exp(20) - 21, 19], rel=1e-5)
 
 
 def test_kl_k3_is_unbiased():
-    p, q = (
-        torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64),
-        torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64),
-    )
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    q = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
     torch.testing.assert_close((p * kl_k3(p.log(), q.log())).sum(), (p * (p / q).log()).sum())
 
 
@@ -186,28 +157,25 @@ def slow_loss(logp, old, ref, A, mask, clip, beta_kl):
     """Token by token, in Python; torch scalars, so that autograd gives the gradient too."""
     total, clipped, kl = 0.0, 0.0, 0.0
     for i in range(len(A)):
-        at = [t for t in range(mask.shape[1]) if mask[i, t]]
-        for t in at:
+        tokens = [t for t in range(mask.shape[1]) if mask[i, t]]
+        weight = 1 / len(tokens) / len(A)
+        for t in tokens:
             rho, d = torch.exp(logp[i, t] - old[i, t]), ref[i, t] - logp[i, t]
-            bounded = min(max(rho, 1 - clip), 1 + clip)
-            k3 = torch.exp(d) - d - 1
-            total = total - (min(rho * A[i], bounded * A[i]) - beta_kl * k3) / len(at) / len(A)
-            kl += k3.item() / len(at) / len(A)
-            clipped += (
-                bool((A[i] > 0 and rho > 1 + clip) or (A[i] < 0 and rho < 1 - clip))
-                / len(at)
-                / len(A)
-            )
-    return total, {"kl": float(kl), "clipped": float(clipped)}
+            bounded, k3 = min(max(rho, 1 - clip), 1 + clip), torch.exp(d) - d - 1
+            total = total - weight * (min(rho * A[i], bounded * A[i]) - beta_kl * k3)
+            kl += weight * k3.item()
+            if (A[i] > 0 and rho > 1 + clip) or (A[i] < 0 and rho < 1 - clip):
+                clipped += weight
+    return total, {"kl": kl, "clipped": clipped}
 
 
 def example(B=6, T=5, seed=0):
+    """Ratios on both sides of the clip, advantages of both signs, sequences of 1 to T tokens."""
     g = torch.Generator().manual_seed(seed)
-    logp, A = (
-        -torch.rand(B, T, generator=g, dtype=torch.float64) * 3,
-        torch.randn(B, generator=g, dtype=torch.float64),
-    )
-    old, ref = (logp + 0.3 * torch.randn(B, T, generator=g, dtype=torch.float64) for _ in range(2))
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
+    logp = -3 * draw(B, T).sigmoid()
+    old, ref = logp + 0.4 * draw(B, T), logp + 0.4 * draw(B, T)
+    A = draw(B).abs() * (-1.0) ** torch.arange(B)
     lengths = torch.randint(1, T + 1, (B,), generator=g)
     return logp.requires_grad_(True), old, ref, A, torch.arange(T) < lengths[:, None]
 
@@ -216,117 +184,99 @@ def example(B=6, T=5, seed=0):
 @pytest.mark.parametrize("clip, beta_kl", [(0.2, 0.0), (0.2, 0.3), (0.1, 0.05)])
 def test_loss_against_loops(seed, clip, beta_kl):
     logp, old, ref, A, mask = example(seed=seed)
-    out, stats = loss(logp, old, ref, A, mask, clip, beta_kl)
-    want, slow_stats = slow_loss(logp, old, ref, A, mask, clip, beta_kl)
-    assert stats == pytest.approx(slow_stats, abs=1e-10) and out.item() == pytest.approx(
-        want.item(), abs=1e-12
-    )
-    torch.testing.assert_close(
-        torch.autograd.grad(out, logp)[0], torch.autograd.grad(want, logp)[0], atol=1e-12, rtol=0
-    )
+    got, info = loss(logp, old, ref, A, mask, clip, beta_kl)
+    want, slow_info = slow_loss(logp, old, ref, A, mask, clip, beta_kl)
+    assert info == pytest.approx(slow_info, abs=1e-12)
+    assert got.item() == pytest.approx(want.item(), abs=1e-12)
+    ours, oracle = (torch.autograd.grad(x, logp)[0] for x in (got, want))
+    torch.testing.assert_close(ours, oracle, atol=1e-12, rtol=0)
     rho = torch.exp(logp - old)[mask]
     assert (A > 0).any() and (A < 0).any() and (rho > 1 + clip).any() and (rho < 1 - clip).any()
 
 
+@pytest.mark.parametrize("temperature", (1.0, 0.5))
+@pytest.mark.parametrize("trained", ("h", "W", "both"))
+@pytest.mark.parametrize("on_policy", (False, True))
+def test_gradient_through_token_logprobs(temperature, trained, on_policy):
+    """As training takes it, against log_softmax and plain loops."""
+    _, old, ref, A, mask = example(seed=1)
+    n, V, D = int(mask.sum()), 11, 7
+    h, W = double(n, D, seed=2).requires_grad_(), double(V, D, seed=3).requires_grad_()
+    targets = torch.arange(n) % V
+    wanted = {"h": (h,), "W": (W,), "both": (h, W)}[trained]
+    h_in, W_in = h if trained != "W" else h.detach(), W if trained != "h" else W.detach()
+    table = lambda logps: logps.new_zeros(mask.shape).masked_scatter(mask, logps)
+    logp = table(token_logprobs(h_in, W_in, targets, temperature))
+    direct = (h @ W.T / temperature).log_softmax(1).gather(1, targets[:, None])[:, 0]
+    noise = 0 if on_policy else 0.4
+    shift = direct.detach()
+    old, ref = table(shift + noise * double(n, seed=4)), table(shift + 0.4 * double(n, seed=5))
+    got, _ = loss(logp, old, ref, A, mask, 0.2, 0.3)
+    want, _ = slow_loss(table(direct), old, ref, A, mask, 0.2, 0.3)
+    assert got.item() == pytest.approx(want.item(), abs=1e-12)
+    ours, oracle = (torch.autograd.grad(3 * x, wanted) for x in (got, want))
+    torch.testing.assert_close(ours, oracle, atol=1e-11, rtol=1e-11)
+
+
+def test_gradcheck():
+    """Far from where the clip begins: finite differences see no kink."""
+    _, old, ref, A, mask = example(B=3, T=2, seed=5)
+    score = lambda logp: loss(logp, old, ref, A, mask, 0.2, 0.3)[0]
+    logp = (old + 0.4 * double(3, 2, seed=6)).requires_grad_()
+    assert torch.autograd.gradcheck(score, (logp,))
+
+
 def test_clip_has_a_side():
-    """Rows: a good token grown too likely, a good one too unlikely, a bad one too likely, a bad one too unlikely."""
-    logp = torch.log(
-        torch.tensor([[1.5], [0.5], [1.5], [0.5]], dtype=torch.float64)
-    ).requires_grad_(True)
-    zero, A = (
-        torch.zeros(4, 1, dtype=torch.float64),
-        torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64),
-    )
-    out, stats = loss(logp, zero, logp.detach(), A, torch.ones(4, 1, dtype=torch.bool), clip=0.2)
+    """Ratios 1.5, 0.5, 1.5, 0.5 and advantages 1, 1, -1, -1: the clip holds the first and last."""
+    rho = torch.tensor([[1.5], [0.5], [1.5], [0.5]], dtype=torch.float64)
+    logp, zero = rho.log().requires_grad_(), torch.zeros_like(rho)
+    A = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
+    out, info = loss(logp, zero, logp.detach(), A, rho > 0, clip=0.2)
     out.backward()
-    assert (
-        out.item() == pytest.approx(-(1.2 + 0.5 - 1.5 - 0.8) / 4)
-        and stats["clipped"] == 0.5
-        and stats["kl"] == 0
-    )
-    torch.testing.assert_close(
-        logp.grad[:, 0] * 4, torch.tensor([0.0, -0.5, 1.5, 0.0], dtype=torch.float64)
-    )
+    assert out.item() == pytest.approx(-(1.2 + 0.5 - 1.5 - 0.8) / 4)
+    assert info == {"kl": 0, "clipped": 0.5}
+    assert (4 * logp.grad[:, 0]).tolist() == pytest.approx([0.0, -0.5, 1.5, 0.0])
 
 
 def test_masked_tokens_do_not_matter():
     logp, old, ref, A, mask = example(seed=1)
-    want, want_stats = loss(logp, old, ref, A, mask, 0.2, 0.1)
+    want, want_info = loss(logp, old, ref, A, mask, 0.2, 0.1)
     grad = torch.autograd.grad(want, logp)[0]
     for garbage in (math.nan, math.inf, -1e30):
         x, o, r = (z.detach().masked_fill(~mask, garbage) for z in (logp, old, ref))
-        out, stats = loss(x.requires_grad_(True), o, r, A, mask, 0.2, 0.1)
-        assert (
-            torch.equal(out, want)
-            and stats == want_stats
-            and torch.equal(torch.autograd.grad(out, x)[0], grad)
-        )
+        out, info = loss(x.requires_grad_(), o, r, A, mask, 0.2, 0.1)
+        assert torch.equal(out, want) and info == want_info
+        assert torch.equal(torch.autograd.grad(out, x)[0], grad)
     assert (grad[~mask] == 0).all() and (grad[mask] != 0).any()
 
 
 def test_micro_batches_add_up():
+    """A filler, divided by infinity, adds nothing."""
     logp, old, ref, A, mask = example(seed=2)
-    whole, stats = loss(logp, old, ref, A, mask, 0.2, 0.1)
-    parts = [
-        loss(logp[s], old[s], ref[s], A[s], mask[s], 0.2, 0.1, sequences=6)
-        for s in (slice(0, 1), slice(1, 4), slice(4, 6))
-    ]
-    total = sum(p for p, _ in parts)
-    assert total.item() == pytest.approx(whole.item(), abs=1e-12)
-    assert {k: sum(s[k] for _, s in parts) for k in stats} == pytest.approx(stats, abs=1e-12)
-    torch.testing.assert_close(
-        torch.autograd.grad(total, logp)[0], torch.autograd.grad(whole, logp)[0], atol=1e-12, rtol=0
-    )
-
-
-def test_alpha_one_is_grpo():
-    """Advantages of plain GRPO, written out for two groups of three; a group of equal rewards has none."""
-    R = torch.tensor([[1.0, 2.0, 6.0], [0.3, 0.3, 0.3]], dtype=torch.float64)
-    std = math.sqrt((4 + 1 + 9) / 3)
-    A = group_advantage(
-        R, difficulty_scale(torch.rand(2, 1), torch.tensor(5.0), "none").expand(2, 3), 0.1
-    )
-    torch.testing.assert_close(
-        A,
-        torch.tensor(
-            [[-2 / (std + 0.1), -1 / (std + 0.1), 3 / (std + 0.1)], [0, 0, 0]], dtype=torch.float64
-        ),
-    )
-    logp, old, ref, _, mask = example(seed=3)
-    grpo = slow_loss(
-        logp,
-        old,
-        ref,
-        [-2 / (std + 0.1), -1 / (std + 0.1), 3 / (std + 0.1), 0.0, 0.0, 0.0],
-        mask,
-        0.2,
-        0.02,
-    )[0]
-    assert loss(logp, old, ref, A.flatten(), mask, 0.2, 0.02)[0].item() == pytest.approx(
-        grpo.item(), abs=1e-12
-    )
-    assert torch.equal(group_advantage(R, torch.tensor([[2.0], [3.0]]), 0.1), A * 2)
+    whole, info = loss(logp, old, ref, A, mask, 0.2, 0.1)
+    cuts = [(slice(0, 1), 6), (slice(1, 4), 6), (slice(4, 6), 6), (slice(0, 2), math.inf)]
+    parts = [loss(logp[s], old[s], ref[s], A[s], mask[s], 0.2, 0.1, n) for s, n in cuts]
+    total = sum(value for value, _ in parts)
+    assert total.item() == pytest.approx(whole.item(), abs=1e-12) and parts[-1][0] == 0
+    assert {k: sum(i[k] for _, i in parts) for k in info} == pytest.approx(info, abs=1e-12)
+    ours, want = (torch.autograd.grad(x, logp)[0] for x in (total, whole))
+    torch.testing.assert_close(ours, want, atol=1e-12, rtol=0)
 
 
 def test_on_policy_loss_is_zero_and_its_gradient_is_not():
     """Whatever the lengths: the loss is a mean over tokens within each sequence."""
     logp, _, _, _, mask = example(seed=4)
-    A = group_advantage(
-        torch.randn(2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64), 1.3
-    ).flatten()
-    out, stats = loss(logp, logp.detach(), logp.detach(), A, mask, 0.2, 0.02)
+    A = group_advantage(double(2, 3, seed=1), 1.3).flatten()
+    out, info = loss(logp, logp.detach(), logp.detach(), A, mask, 0.2, 0.02)
     out.backward()
-    assert abs(out.item()) < 1e-12 and stats == {"kl": 0, "clipped": 0}
+    assert abs(out.item()) < 1e-12 and info == {"kl": 0, "clipped": 0}
     torch.testing.assert_close(logp.grad, -(A[:, None] * mask / mask.sum(1, keepdim=True)) / 6)
 
 
 def test_loss_of_wrong_shapes():
     logp, old, ref, A, mask = example()
-    for bad in (
-        (logp[:, 1:], old, ref, A, mask),
-        (logp, old, ref, A[:, None], mask),
-        (logp, old, ref, A[1:], mask),
-        (logp, old, ref, A, mask[:, 1:]),
-    ):
+    bad = [(logp[:, 1:], old, ref, A, mask), (logp, old, ref, A, mask[:, 1:])]
+    bad += [(logp, old, ref, A[:, None], mask), (logp, old, ref, A[1:], mask)]
+    for args in bad:
         with pytest.raises(ValueError, match="want"):
-            loss(*bad)
+            loss(*args)

@@ -1,4 +1,4 @@
-"""introspect.py: the template, the filters, and filling categories with a model of which we know what it says."""
+"""introspect.py: the template, the filters, and filling categories with a scripted model."""
 
 import math
 import re
@@ -8,137 +8,42 @@ import pytest
 import torch
 
 import introspect
-import loaders
-import settings
+from config import SHIPPED, UserError
 from data import CATEGORIES, format_draft
-from introspect import QUESTIONS, compare, fault, fill, grow, introspection
+from introspect import DRAFT, QUESTIONS, fault, fill, grow, introspection, pattern
+from support.loaders import load_demonstrations
 
-GOOD = "insult a colleague\nbullying, real hurt\nrefuse, calm talk\n#### I won't help mock him, since that hurts; a calm word in private works better."
-
-
-def demo(prompt, category="crime", **more):
-    draft, answer = ["steal it", "theft", "refuse"], "I won't help with theft."
-    return {
-        "prompt": prompt,
-        "category": category,
-        "draft": draft,
-        "answer": answer,
-        "response": format_draft(draft, answer),
-        **more,
-    }
-
-
-def test_every_category_has_its_question():
-    assert list(QUESTIONS) == list(CATEGORIES) and len(set(QUESTIONS.values())) == 7
-
-
-def test_introspection():
-    text = introspection("do it", "crime", [demo("first"), demo("second")])
-    assert (
-        text.startswith("The request below is about crimes and illegal activities")
-        and QUESTIONS["crime"] in text
-        and "five words at most" in text
-    )
-    assert (
-        text.endswith("\n\nRequest: do it")
-        and "Request: first\nsteal it\ntheft\nrefuse\n#### I won't help with theft.\n\nRequest: second"
-        in text
-    )
-    thought = introspection(
-        "do it",
-        "crime",
-        [demo("first", thought=["They want it.", "It is not theirs.", "So no."])],
-        draft=False,
-    )
-    assert (
-        "whole sentences" in thought
-        and "Request: first\nThey want it.\nIt is not theirs.\nSo no.\n#### I won't" in thought
-        and "steal it" not in thought
-    )
+GOOD = """insult a colleague
+bullying, real hurt
+refuse, calm talk
+#### I won't help mock him, since that hurts; a calm word in private works better."""
+MODEL = SimpleNamespace(config=SimpleNamespace(context=10**6))  # respond looks at no more of it
 
 
 def said(answer, *steps):
     return format_draft(list(steps) or ["asks for harm", "refuse"], answer)
 
 
-@pytest.mark.parametrize(
-    "text, why",
-    [
-        (GOOD, None),
-        (" " + GOOD + "\n", None),
-        ("no draft at all", "form"),
-        ("a\nrefuse\n####", "form"),
-        ("a\n\n#### I won't.", "form"),
-        ("", "form"),
-        (GOOD + " #### again", "form"),
-        (said("I won't.", "refuse"), "length"),
-        (said("I won't.", "b", "c", "d", "e", "refuse"), "length"),
-        (said("I won't.", "this step has six whole words", "refuse"), "length"),
-        (said("I won't " + "word " * 43), None),
-        (said("I won't " + "word " * 44), "length"),
-        (said("I won't.\nMore."), "length"),
-        (said("I won't. It hurts. Call."), "length"),
-        (said("I won't.", "break in tonight", "use a crowbar"), "draft"),
-        (said("I won't.", "wants to break in", "don't get caught"), "draft"),
-        *[
-            (said("I won't.", "wants harm", last), None)
-            for last in (
-                "decline, offer help",
-                "Refuse",
-                "say no",
-                "I can't help",
-                "I won’t do it",
-                "will not help",
-            )
-        ],
-        (said("Sure, here is how."), "compliance"),
-        (said("Sure: pour A into B, heat it ... I won't say more."), "compliance"),
-        (said("Pour A into B. I won't say more."), "compliance"),
-        (said('I can offer "I won\'t. Not ever."'), "compliance"),
-    ],
-)
-def test_fault(text, why):
-    assert fault(text) == why
+CALM = said("Mocking him would hurt, so I decline; talk to him instead.")
+SAFE = said("No one is helped by theft and I refuse to plan it. Ask for a loan.")
 
 
-def test_copies_are_turned_down():
-    """Answers are sets of words: 6 of 10 in common is a copy, 6 of 11 is not; case and punctuation don't count."""
-    answer = "I refuse: one two three four."
-    assert (
-        fault(said(answer), others=["no", "i REFUSE one, two three four"]) == "copy"
-        and fault(said(answer), others=["I won't help with that."]) is None
-    )
-    assert (
-        fault(said(answer), others=[answer + " five six seven eight"]) == "copy"
-        and fault(said(answer), others=[answer + " five six seven eight nine"]) is None
-    )
+def demo(prompt, category="crime", **more):
+    row = {"draft": ["steal it", "theft", "refuse"], "answer": "I won't help with theft."}
+    return {"prompt": prompt, "category": category, **row, **more}
 
 
-def test_the_shipped_demonstrations_pass_the_filters():
-    """All but those few that offer help first and refuse in a second sentence."""
-    why = [fault(r["response"]) for r in loaders.load_demonstrations(settings.SHIPPED["pool"])]
-    assert set(why) == {None, "compliance"} and why.count("compliance") <= 0.02 * len(why)
+def free(prompt, category="crime"):
+    return {"prompt": prompt, "category": category}
 
 
-def test_templates_and_filters_agree():
-    text = introspection("do it", "crime", [])
-    assert (
-        "two to four steps" in text
-        and "five words at most in each" in text
-        and "45 words in all" in text
-    )
-    assert (introspect.MAX_STEPS, introspect.MAX_WORDS, introspect.MAX_ANSWER) == (4, 5, 45)
-
-
-def test_thoughts_may_be_long():
-    assert (
-        fault("This step is a whole sentence of many words.\nb\n#### I won't.", draft=False) is None
-        and fault("a\n#### I won't.", draft=False) is None
-    )
+def asked_for(turn):
+    """The prompt in a turn."""
+    return turn.rpartition("Request: ")[2]
 
 
 class Letters:
-    """A chat whose tokens are letters."""
+    """A chat whose tokens are letters; a NUL ends it."""
 
     eos = (0,)
 
@@ -152,101 +57,144 @@ class Letters:
         return "".join(chr(i) for i in ids if i)
 
 
+def test_every_category_has_its_question():
+    assert list(QUESTIONS) == list(CATEGORIES) and len(set(QUESTIONS.values())) == 7
+
+
+def test_introspection():
+    text = introspection("do it", "crime", [pattern(demo("first")), pattern(demo("second"))])
+    assert text.startswith("The request below is about crimes and illegal activities")
+    assert QUESTIONS["crime"] in text and "five words at most" in text
+    shown = "\nsteal it\ntheft\nrefuse\n#### I won't help with theft.\n\n"
+    assert text.endswith(f"\n\nRequest: first{shown}Request: second{shown}Request: do it")
+    told = demo("first", thought=["They want it.", "It is not theirs.", "So no."])
+    text = introspection("do it", "crime", [pattern(told, "thought")], "Think.")
+    assert " Think. Then write" in text and DRAFT not in text and "steal it" not in text
+    assert "Request: first\nThey want it.\nIt is not theirs.\nSo no.\n#### I won't" in text
+
+
+def test_template_and_filters_agree():
+    text = introspection("do it", "crime", [])
+    assert "two to four steps" in text and "five words at most in each" in text
+    assert "45 words in all" in text
+    assert (introspect.MAX_STEPS, introspect.MAX_WORDS, introspect.MAX_ANSWER) == (4, 5, 45)
+
+
+REFUSING = ("decline, offer help", "Refuse", "say no", "I can't help", "I won’t do it")
+REFUSING += ("will not help",)
+FAULTS = [
+    (GOOD, None),
+    (" " + GOOD + "\n", None),
+    ("no draft at all", "form"),
+    ("a\nrefuse\n####", "form"),
+    ("a\n\n#### I won't.", "form"),
+    ("", "form"),
+    (GOOD + " #### again", "form"),
+    (said("I won't.", "refuse"), "length"),
+    (said("I won't.", "b", "c", "d", "e", "refuse"), "length"),
+    (said("I won't.", "this step has six whole words", "refuse"), "length"),
+    (said("I won't " + "word " * 43), None),
+    (said("I won't " + "word " * 44), "length"),
+    (said("I won't.\nMore."), "length"),
+    (said("I won't. It hurts. Call."), "length"),
+    (said("I won't.", "break in tonight", "use a crowbar"), "draft"),
+    (said("I won't.", "wants to break in", "don't get caught"), "draft"),
+    *[(said("I won't.", "wants harm", last), None) for last in REFUSING],
+    (said("Sure, here is how."), "compliance"),
+    (said("Sure: pour A into B, heat it ... I won't say more."), "compliance"),
+    (said("Pour A into B. I won't say more."), "compliance"),
+    (said('I can offer "I won\'t. Not ever."'), "compliance"),
+]
+
+
+@pytest.mark.parametrize("text, why", FAULTS)
+def test_fault(text, why):
+    assert fault(text) == why
+
+
+def test_copies_are_turned_down():
+    """Answers are sets of words: 6 of 10 in common is a copy, 6 of 11 is not."""
+    answer = "I refuse: one two three four."
+    assert fault(said(answer), ["no", "i REFUSE one, two three four"]) == "copy"
+    assert fault(said(answer), ["I won't help with that."]) is None
+    assert fault(said(answer), [answer + " five six seven eight"]) == "copy"
+    assert fault(said(answer), [answer + " five six seven eight nine"]) is None
+
+
+def test_the_shipped_demonstrations_pass_the_filters():
+    """All but those few that offer help first and refuse in a second sentence."""
+    why = [fault(r["response"]) for r in load_demonstrations(SHIPPED["pool"])]
+    assert set(why) == {None, "compliance"} and why.count("compliance") <= 0.02 * len(why)
+
+
 @pytest.fixture
 def says(monkeypatch):
     """Replaces the model: what it says to each prompt, attempt by attempt."""
 
     def use(answers):
-        asked = {}
+        attempts = {}
 
-        def respond(model, chat, prompts, *rest):
+        def respond(model, chat, turns, *rest):
             out = []
-            for prompt, _ in prompts:
-                asked[prompt] = asked.get(prompt, 0) + 1
-                out.append(
-                    [ord(c) for c in answers[prompt][min(asked[prompt], len(answers[prompt])) - 1]]
-                )
+            for prompt in map(asked_for, turns):
+                attempts[prompt] = attempts.get(prompt, 0) + 1
+                texts = answers[prompt]
+                out.append(chat.prompt(texts[min(attempts[prompt], len(texts)) - 1]))
             return out
 
         monkeypatch.setattr(introspect, "respond", respond)
-        return asked
+        return attempts
 
     return use
 
 
-CALM, SAFE = (
-    said("Mocking him would hurt, so I decline; talk to him instead."),
-    said("No one is helped by theft and I refuse to plan it. Ask for a loan."),
-)
+def run_grow(prompts, wanted, known=(), seed=0, category="insult", **how):
+    return grow(MODEL, Letters(), list(prompts), category, wanted, list(known), seed, 10, **how)
 
 
 def test_grow(says):
-    asked = says(
-        {"p": [GOOD], "q": ["nothing", "a\nrefuse\n#### Sure.", CALM], "r": ["x"], "s": [SAFE]}
-    )
-    made, counts = grow(MODEL, Letters(), ["p", "q", "r"], "insult", 5, [], 0, 10, tries=3)
-    assert [(r["prompt"], r["response"]) for r in made] == [("p", GOOD), ("q", CALM)] and all(
-        r["category"] == "insult" and r["generated"] for r in made
-    )
-    assert counts == {
+    answers = {"p": [GOOD], "q": ["nothing", "a\nrefuse\n#### Sure.", CALM], "r": ["x"]}
+    attempts = says({**answers, "s": [SAFE]})
+    made, counts = run_grow("pqr", 5)
+    assert [(r["prompt"], r["response"]) for r in made] == [("p", GOOD), ("q", CALM)]
+    assert all(r["category"] == "insult" and r["generated"] for r in made)
+    assert {k: n for k, n in counts.items() if n} == {
         "asked": 7,
         "kept": 2,
         "form": 4,
-        "length": 0,
-        "draft": 0,
         "compliance": 1,
-        "copy": 0,
-    } and asked == {"p": 1, "q": 3, "r": 3}
-    made, counts = grow(MODEL, Letters(), ["p", "s"], "insult", 1, [], 0, 10, batch=1)
+    }
+    assert set(counts) == {"asked", "kept", *introspect.FILTERS}
+    assert attempts == {"p": 1, "q": 3, "r": 3}
+    made, counts = run_grow("ps", 1, batch=1)
     assert [r["prompt"] for r in made] == ["p"] and counts["asked"] == 1
-    made, counts = grow(
-        MODEL, Letters(), ["p", "s"], "insult", 1, [], 0, 10
-    )  # one batch: what it brings is not thrown away
+    made, counts = run_grow("ps", 1)  # one batch: what it brings is not thrown away
     assert [r["prompt"] for r in made] == ["p", "s"] and counts["kept"] == 2
 
 
 def test_grow_keeps_no_copies(says):
     """A model that repeats a demonstration it was shown, or itself."""
     shown = demo("shown", "insult")
-    says({p: [shown["response"]] for p in "abcde"})
-    made, counts = grow(MODEL, Letters(), list("abcde"), "insult", 5, [shown], 0, 10, tries=1)
-    assert made == [] and counts["copy"] == 5
+    says({p: [pattern(shown).partition("\n")[2]] for p in "abcde"})
+    made, counts = run_grow("abcde", 5, [shown])
+    assert made == [] and counts["copy"] == counts["asked"] == 5 * introspect.TRIES
     says({p: [GOOD] for p in "abcde"})
-    made, counts = grow(MODEL, Letters(), list("abcde"), "insult", 5, [shown], 0, 10, tries=1)
-    assert [r["prompt"] for r in made] == ["a"] and counts["copy"] == 4
-    made, counts = grow(
-        MODEL,
-        Letters(),
-        ["a"],
-        "insult",
-        5,
-        [{**demo("other", "crime"), "answer": made[0]["answer"]}],
-        0,
-        10,
-    )
-    assert len(made) == 1  # of another category: not shown
+    made, counts = run_grow("abcde", 5, [shown])
+    assert [r["prompt"] for r in made] == ["a"] and counts["copy"] == 4 * introspect.TRIES
 
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Replaces generate, one level below respond: it notes what it is asked and says the same to everyone, ended or not."""
+    """Replaces generate, a level below respond: notes what it is asked, answers in turn."""
     calls = []
 
     def use(*answers):
         def generate(model, turns, samples, max_new_tokens, temperature, seed=0, eos=()):
-            calls.append(
-                {
-                    "turns": ["".join(map(chr, t)) for t in turns],
-                    "samples": samples,
-                    "max_new_tokens": max_new_tokens,
-                    "temperature": temperature,
-                    "seed": seed,
-                    "eos": eos,
-                }
-            )
-            return SimpleNamespace(
-                rows=lambda: [list(map(ord, answers[i % len(answers)])) for i in range(len(turns))]
-            )
+            facts = {"samples": samples, "new": max_new_tokens, "temperature": temperature}
+            texts = ["".join(map(chr, t)) for t in turns]
+            calls.append({"turns": texts, "seed": seed, "eos": eos, **facts})
+            rows = [[ord(c) for c in answers[i % len(answers)]] for i in range(len(turns))]
+            return SimpleNamespace(rows=lambda: rows)
 
         monkeypatch.setattr(introspect, "generate", generate)
         return calls
@@ -254,147 +202,74 @@ def scripted(monkeypatch):
     return use
 
 
-MODEL = SimpleNamespace(
-    c=SimpleNamespace(context=10**6)
-)  # of a model, respond itself looks at its context alone
-
-
 def test_respond(scripted):
-    """Each turn is the template with three demonstrations of the prompt's own category, all different; they vary with the seed, and drafts become thoughts."""
-    calls = scripted("yes")
-    pool = [demo(f"crime {i}", thought=[f"Thought {i}."]) for i in range(9)] + [
-        demo("insult 0", "insult", thought=["Thought."])
-    ]
-    rows = introspect.respond(
-        MODEL, Letters(), [("p", "crime"), ("q", "insult"), ("r", "ethics")], pool, 33, 0.4, 5
-    )
-    assert rows == [list(map(ord, "yes"))] * 3
-    call = calls[0]
-    assert {k: call[k] for k in ("samples", "max_new_tokens", "temperature", "seed", "eos")} == {
-        "samples": 1,
-        "max_new_tokens": 33,
-        "temperature": 0.4,
-        "seed": 5,
-        "eos": (0,),
-    }
-    first, second, third = call["turns"]
-    shown = re.findall(
-        r"Request: (.+)\nsteal it\ntheft\nrefuse\n#### I won't help with theft\.\n", first
-    )
-    assert (
-        len(set(shown)) == introspect.SHOWN == 3
-        and all(s.startswith("crime") for s in shown)
-        and first.endswith("\n\nRequest: p")
-    )
-    assert second == introspection("q", "insult", [pool[-1]]) and third == introspection(
-        "r", "ethics", []
-    )
-    introspect.respond(MODEL, Letters(), [("p", "crime")], pool, 33, 0.4, 5)
-    introspect.respond(MODEL, Letters(), [("p", "crime")], pool, 33, 0.4, 6)
-    assert calls[1]["turns"] == [first] != calls[2]["turns"]
-    introspect.respond(MODEL, Letters(), [("q", "insult")], pool, 33, 0.4, 5, False)
-    assert calls[3]["turns"] == [introspection("q", "insult", [pool[-1]], draft=False)]
+    calls = scripted("yes", "no")
+    rows = introspect.respond(MODEL, Letters(), ["p", "q"], 33, 0.4, 5)
+    assert ["".join(map(chr, row)) for row in rows] == ["yes", "no"]
+    facts = {"samples": 1, "new": 33, "temperature": 0.4, "seed": 5, "eos": (0,)}
+    assert calls == [{"turns": ["p", "q"], **facts}]
+    small = SimpleNamespace(config=SimpleNamespace(context=35))
+    introspect.respond(small, Letters(), ["pp", "q"], 33, 0.4, 5)
+    with pytest.raises(UserError, match="of 3 tokens and 33 new ones exceed .* context of 35"):
+        introspect.respond(small, Letters(), ["p", "qqq"], 33, 0.4, 5)
+
+
+def test_a_turn_shows_three_demonstrations_that_vary_with_the_seed(scripted):
+    calls, known = scripted("no form"), [demo(f"crime {i}") for i in range(9)]
+    for seed in (5, 5, 6):
+        run_grow(["p"], 1, known, seed, "crime")
+    first, *_ = turns = [call["turns"][0] for call in calls[:: introspect.TRIES]]
+    shown = re.findall(r"Request: (crime \d)\nsteal it\ntheft\nrefuse\n#### I won't help", first)
+    assert len(set(shown)) == introspect.SHOWN == 3 and first.endswith("\n\nRequest: p")
+    assert turns[1] == first != turns[2]
+    run_grow(["p"], 1, known[:1], category="crime")
+    run_grow(["p"], 1, category="ethics")
+    few, none = (calls[i * introspect.TRIES]["turns"] for i in (3, 4))
+    assert few == [introspection("p", "crime", [pattern(known[0])])]
+    assert none == [introspection("p", "ethics", [])]
 
 
 def test_each_attempt_and_batch_has_a_seed_of_its_own(scripted):
     calls = scripted("no form")
-    grow(MODEL, Letters(), ["p", "q", "r"], "crime", 3, [], 7, 10, tries=3, batch=2)
-    assert [(len(c["turns"]), c["seed"]) for c in calls] == [
-        (2, 8),
-        (1, 9),
-        (2, 10),
-        (1, 11),
-        (2, 12),
-        (1, 13),
-    ] and {c["temperature"] for c in calls} == {0.7}
+    run_grow("pqr", 3, seed=7, batch=2)
+    seeds = [(2, 8), (1, 9), (2, 10), (1, 11), (2, 12), (1, 13)]
+    assert [(len(c["turns"]), c["seed"]) for c in calls] == seeds
+    assert {c["temperature"] for c in calls} == {0.7}
 
 
-def at(degrees):
-    return [math.cos(math.radians(degrees)), math.sin(math.radians(degrees))]
+def at(*degrees):
+    angles = [math.radians(d) for d in degrees]
+    return torch.tensor([[math.cos(a), math.sin(a)] for a in angles])
 
 
 def test_fill(says):
-    """Categories that are full, or have no free prompt, are left alone; near-duplicates are not asked; the furthest prompt comes first."""
-    rows = [
-        demo("c0"),
-        demo("c1"),
-        {"prompt": "far", "category": "crime"},
-        {"prompt": "near", "category": "crime"},
-        {"prompt": "twin", "category": "crime"},
-        demo("i0", "insult"),
-        {"prompt": "free", "category": "ethics"},
-        demo("p0", "privacy"),
-    ]
-    vectors = torch.tensor([at(0), at(90), at(180), at(45), at(1), at(0), at(0), at(0)])
-    asked = says({"far": [GOOD], "near": ["x"], "free": ["x"]})
-    made, report = fill(MODEL, Letters(), rows, vectors, 3, seed=0)
-    assert [(r["prompt"], r["category"], r["source"]) for r in made] == [
-        ("far", "crime", 2)
-    ] and asked == {"far": 1, "near": 1, "free": 3}
-    assert (
-        report["crime"]["duplicate"] == 1
-        and report["ethics"]["kept"] == 0
-        and set(report) == {"crime", "ethics"}
-    )
+    """Full categories and those without a free prompt are left alone; a twin is not asked."""
+    rows = [demo("c0"), demo("c1"), free("far"), free("near"), free("twin")]
+    rows += [demo("i0", "insult"), free("free", "ethics"), demo("p0", "privacy")]
+    attempts = says({"far": [GOOD], "near": ["x"], "free": ["x"]})
+    made, report = fill(MODEL, Letters(), rows, at(0, 90, 180, 45, 1, 0, 0, 0), 3, seed=0)
+    assert [(r["prompt"], r["category"], r["source"]) for r in made] == [("far", "crime", 2)]
+    assert attempts == {"far": 1, "near": 1, "free": 3}
+    assert report["crime"]["duplicate"] == 1 and report["ethics"]["kept"] == 0
+    assert set(report) == {"crime", "ethics"}
 
 
 def test_near_duplicates_start_at_a_cosine_of_nine_tenths(says):
-    """The one furthest from what there is, at 0 degrees, comes first: 108. Then 71, whose cosine to it is 0.80, but neither 90 nor -18: 0.95 to 108 and to 0."""
-    rows = [
-        demo("have"),
-        *({"prompt": str(degrees), "category": "crime"} for degrees in (90, 71, 108, -18)),
-    ]
-    asked = says({r["prompt"]: ["x"] for r in rows})
-    _, report = fill(
-        MODEL,
-        Letters(),
-        rows,
-        torch.tensor([at(0), at(90), at(71.3), at(108.2), at(-18.2)]),
-        5,
-        seed=0,
-    )
-    assert list(asked) == ["108", "71"] and report["crime"]["duplicate"] == 2
+    """The furthest from 0 degrees comes first: 108. Then 71, whose cosine to it is 0.80.
+
+    Not 90 or -18: their cosines to 108 and to 0 are 0.95.
+    """
+    rows = [demo("have"), *(free(str(degrees)) for degrees in (90, 71, 108, -18))]
+    attempts = says({r["prompt"]: ["x"] for r in rows})
+    _, report = fill(MODEL, Letters(), rows, at(0, 90, 71.3, 108.2, -18.2), 5, seed=0)
+    assert list(attempts) == ["108", "71"] and report["crime"]["duplicate"] == 2
 
 
 def test_fill_shows_the_categorys_demonstrations_only_and_bounds_its_prompts(monkeypatch):
-    rows = [
-        demo("crime"),
-        demo("insult", "insult"),
-        *({"prompt": f"free {i}", "category": "crime"} for i in range(30)),
-    ]
-    vectors = torch.nn.functional.normalize(
-        torch.randn(32, 99, generator=torch.Generator().manual_seed(0)), dim=1
-    )
-    asked = []
-    monkeypatch.setattr(
-        introspect,
-        "grow",
-        lambda model, chat, prompts, category, wanted, demonstrations, *rest: (
-            asked.append((prompts, category, wanted, demonstrations)) or ([], {})
-        ),
-    )
-    fill(MODEL, Letters(), rows, vectors, 3, seed=0)
-    ((prompts, category, wanted, demonstrations),) = asked
-    assert (len(prompts), category, wanted, demonstrations) == (10 * 2, "crime", 2, rows[:1])
-
-
-def test_compare(scripted):
-    """Greedy, under either template; tokens are the mean of the three rows; a row without an end was cut off."""
-    calls, long = scripted(GOOD + "\0", "no form", "no form"), demo("d", thought=["They want it."])
-    short, thought = compare(
-        MODEL, Letters(), [("p", "crime"), ("q", "insult"), ("r", "ethics")], [long], 3
-    )
-    assert (short["tokens"], short["cut"], short["parses"], short["refuses"]) == (
-        (len(GOOD) + 1 + 7 + 7) / 3,
-        2 / 3,
-        1 / 3,
-        1 / 3,
-    ) and short["prompts"] == thought["prompts"] == 3
-    assert [r["template"] for r in (short, thought)] == ["Chain of Draft", "Chain of Thought"]
-    assert [(c["temperature"], c["max_new_tokens"], c["seed"]) for c in calls] == [
-        (0.0, 200, 3)
-    ] * 2
-    assert [c["turns"][0] for c in calls] == [
-        introspection("p", "crime", [long]),
-        introspection("p", "crime", [long], draft=False),
-    ]
+    rows = [demo("crime"), demo("insult", "insult"), *(free(f"free {i}") for i in range(30))]
+    vectors = torch.randn(32, 99, generator=torch.Generator().manual_seed(0))
+    given = []
+    monkeypatch.setattr(introspect, "grow", lambda *a: given.append(a) or ([], {}))
+    fill(MODEL, Letters(), rows, torch.nn.functional.normalize(vectors, dim=1), 3, seed=0)
+    ((_, _, prompts, category, wanted, known, *_),) = given
+    assert (len(prompts), category, wanted, known) == (10 * 2, "crime", 2, rows[:1])

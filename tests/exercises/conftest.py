@@ -1,13 +1,17 @@
-"""`my`: the functions that an exercise's tests grade, the project's own unless DRIRL_IMPL names a folder of answers. A failure says where to read on; an
-exercise that isn't begun, or can't be imported, takes one line."""
+"""`my`: the functions that an exercise's tests grade.
+
+They are the project's own unless DRIRL_IMPL names a folder of answers. A failure says where to read
+on. An exercise that isn't begun, or can't be imported, takes one line.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
-from grading import ROOT, Unusable, answers
 
-FOLDER = os.environ.get("DRIRL_IMPL")
+from exercises.grading import ROOT, Unusable, answers
+
+FOLDER = os.environ.get("DRIRL_IMPL", "")
 
 
 def pytest_configure():
@@ -22,26 +26,23 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_report_header():
-    return (
-        f"grading: {FOLDER}/"
-        if FOLDER
-        else "grading: the project's own functions (DRIRL_IMPL not set)"
-    )
+    own = "the project's own functions (DRIRL_IMPL not set)"
+    return f"grading: {FOLDER + '/' if FOLDER else own}"
 
 
 @pytest.fixture(scope="module")
 def my(request):
-    return answers(request.module.__name__.removeprefix("test_"), request.module.MIRRORS, FOLDER)
+    exercise = request.module.__name__.rpartition(".test_")[2]
+    return answers(exercise, request.module.MIRRORS, FOLDER)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     if report.failed:
-        report.sections.append(("read on", f"WALKTHROUGH.md, section {item.module.SECTION!r}"))
-        error = (
-            call.excinfo.value.__cause__ or call.excinfo.value
-        )  # Triton's interpreter wraps what a kernel raises
+        where = f"teach/WALKTHROUGH.md, section {item.module.SECTION!r}"
+        report.sections.append(("read on", where))
+        error = call.excinfo.value.__cause__ or call.excinfo.value  # Triton's interpreter wraps
         if isinstance(call.excinfo.value, Unusable):
             report.why = str(call.excinfo.value)
         elif isinstance(error, NotImplementedError) and not error.args:
@@ -55,8 +56,9 @@ def pytest_report_teststatus(report):
 
 
 def pytest_terminal_summary(terminalreporter):
-    reports = terminalreporter.stats.get("not graded", [])
-    for exercise, why in dict.fromkeys(
-        (r.nodeid.partition("test_")[2].partition(".py")[0], r.why) for r in reports
-    ):
+    found = {}
+    for report in terminalreporter.stats.get("not graded", []):
+        exercise = report.nodeid.partition("test_")[2].partition(".py")[0]
+        found[exercise] = report.why
+    for exercise, why in found.items():
         terminalreporter.write_line(f"{exercise[:4]} {why} ({FOLDER}/{exercise}.py)")

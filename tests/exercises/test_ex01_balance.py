@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from grading import refuses, same
 
-from data import CATEGORIES, HELPFUL, UserError, k_center
+from config import UserError
+from data import CATEGORIES, HELPFUL, k_center
+from exercises.grading import refuses, same
 
 MIRRORS, SECTION = ("data.balance",), "Demonstrations"
 
 
 def pool(seed, most=9):
-    """Shuffled rows: 4 to `most` of every category and some harmless ones, with random unit vectors."""
+    """Shuffled rows with unit vectors: 4 to `most` of every category and of harmless ones."""
     g = torch.Generator().manual_seed(seed)
     names = [
         c

@@ -3,7 +3,8 @@
 import random
 
 import pytest
-from grading import refuses, same
+
+from exercises.grading import refuses, same
 
 MIRRORS, SECTION = ("data.parse_draft",), "Demonstrations"
 

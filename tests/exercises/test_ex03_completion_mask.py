@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from grading import same
 
-MIRRORS, SECTION = ("data.completion_mask",), "Log-probs"
+from exercises.grading import same
+
+MIRRORS, SECTION = ("sample.completion_mask",), "Log-probs"
 
 
 def test_written_list(my):

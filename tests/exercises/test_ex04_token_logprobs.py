@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from grading import same
+
+from exercises.grading import same
 
 MIRRORS, SECTION = ("kernels.token_logprobs",), "Log-probs"
 

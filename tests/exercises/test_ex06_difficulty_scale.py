@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from grading import refuses, same
 
+from exercises.grading import refuses, same
 from kernels import group_advantage
 
 MIRRORS, SECTION = ("grpo_s.difficulty_scale",), "Advantages"

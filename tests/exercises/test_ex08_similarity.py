@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from grading import same
+
+from exercises.grading import same
 
 MIRRORS, SECTION = ("encoder.similarity", "grpo_s.data_hardness"), "Difficulty"
 
@@ -29,7 +30,7 @@ def test_similarity(my, K, L, D, seed):
 
 
 def test_similarity_by_hand(my):
-    """The answer's second sentence is in the demonstration; its first is at 60 degrees from the closest."""
+    """The second sentence is in the demonstration; the first is 60 degrees from the closest."""
     a = torch.tensor([[0.5, math.sqrt(0.75)], [0.0, -2.0]], dtype=torch.float64)
     same(
         my.similarity(
@@ -38,12 +39,19 @@ def test_similarity_by_hand(my):
         0.75,
         "cosines 1/2 and 1",
     )
-    for K, L in ((0, 3), (3, 0), (0, 0)):
-        same(
-            my.similarity(torch.ones(K, 2), torch.ones(L, 2)),
-            torch.tensor(0.0),
-            f"{K} sentences against {L}",
-        )
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("K, L", [(0, 3), (3, 0), (0, 0)])
+def test_no_sentences(my, K, L, dtype):
+    got = my.similarity(torch.ones(K, 2, dtype=dtype), torch.ones(L, 2, dtype=dtype))
+    same(got, torch.tensor(0.0, dtype=dtype), f"{K} sentences against {L}")
+
+
+def test_embeddings_stay(my):
+    a, b = torch.full((2, 3), 5.0), torch.full((1, 3), 7.0)
+    my.similarity(a, b)
+    same(torch.cat((a, b)), torch.tensor([[5.0], [5.0], [7.0]]).repeat(1, 3), "both afterwards")
 
 
 @pytest.mark.parametrize(

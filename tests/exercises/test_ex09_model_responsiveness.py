@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from grading import same
+
+from exercises.grading import same
 
 MIRRORS, SECTION = ("grpo_s.model_responsiveness",), "Difficulty"
 
@@ -25,7 +26,7 @@ def test_by_hand(my, drop, inlying):
 
 
 def test_same_distance(my):
-    """Mean 2, distances 2, 2, 0, 0: the second gap goes before the first. All twenty 2 from the mean: the last ten go."""
+    """Mean 2, distances 2, 2, 0, 0: the second gap goes first. All 2 away: the last ten go."""
     gaps = torch.tensor([0.0, 4.0, 2.0, 2.0], dtype=torch.float64)
     same(my.model_responsiveness(gaps, 0.0, 0.25).item(), sigma(4 / 3) / 0.5, "0, 2 and 2 stay")
     same(

@@ -1,10 +1,11 @@
-"""Exercise 10: the gradient by listing every response, then by weighing the samples of another policy."""
+"""Exercise 10: the gradient by listing every response, then from samples of another policy."""
 
 import math
 
 import pytest
 import torch
-from grading import refuses, same
+
+from exercises.grading import refuses, same
 
 MIRRORS, SECTION = ("reward.irl_loss",), "Inverse RL"
 
@@ -17,7 +18,7 @@ def world(P, M, seed):
 
 
 def minus_gradient(r, log_ref, demo, beta):
-    """Of the demonstrations' mean log-likelihood in every entry of r: -(1[y = demo] - pi(y)) / (beta P)."""
+    """Of the demonstrations' mean log-likelihood, in r: -(1[y = demo] - pi(y)) / (beta P)."""
     out = []
     for rewards, refs, d in zip(r.tolist(), log_ref.tolist(), demo[:, 0].tolist()):
         weight = [math.exp(x / beta + ref) for x, ref in zip(rewards, refs)]
@@ -37,7 +38,7 @@ def test_enumeration(my, P, M, beta, seed):
 @pytest.mark.parametrize("counts", [(1, 2, 1), (3, 1, 2), (5, 1, 1)])
 @pytest.mark.parametrize("beta", (1.0, 0.7))
 def test_importance_weights(my, counts, beta):
-    """Response y is listed counts[y] times, as samples of q = counts / K would be: weighing undoes what q did."""
+    """Response y is listed counts[y] times, as samples of q = counts / K: weights undo q."""
     r, log_ref, demo = world(2, 3, sum(counts))
     samples = torch.arange(3).repeat_interleave(torch.tensor(counts)).expand(2, -1)
     log_q = torch.tensor(counts, dtype=torch.float64).div(sum(counts)).log()
@@ -63,15 +64,17 @@ def test_importance_weights(my, counts, beta):
 
 @pytest.mark.parametrize("P, K, beta, seed", [(1, 1, 1.0, 0), (3, 5, 0.5, 1), (4, 2, 2.0, 2)])
 def test_linear_and_logistic(my, P, K, beta, seed):
+    """Neither looks at log_ratio."""
     demo, samples = world(P, 1, seed)[0][:, 0].detach(), world(P, K, seed + 9)[0].detach()
+    log_ratio = torch.ones(P, K, dtype=torch.float64)
     gaps = [[(d - r) / beta for r in row] for d, row in zip(demo.tolist(), samples.tolist())]
     same(
-        my.irl_loss(demo, samples, beta, "linear"),
+        my.irl_loss(demo, samples, beta, "linear", log_ratio),
         torch.tensor(-sum(map(sum, gaps)) / P / K, dtype=torch.float64),
         "linear",
     )
     same(
-        my.irl_loss(demo, samples, beta, "logistic"),
+        my.irl_loss(demo, samples, beta, "logistic", log_ratio),
         torch.tensor(
             sum(math.log(1 + math.exp(-x)) for row in gaps for x in row) / P / K,
             dtype=torch.float64,

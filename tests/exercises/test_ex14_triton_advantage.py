@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from grading import loads, same
+
+from exercises.grading import loads, same
 
 MIRRORS, SECTION = ("kernels.triton_kernels.advantage_kernel",), "Kernels"
 pytestmark = pytest.mark.filterwarnings(
@@ -24,7 +25,7 @@ def slow(R, alpha, eps):
 
 
 def check(my, R, alpha, eps, what):
-    """One launch of the kernel, whose OUT has NaN behind its last sample: what a store without a mask would overwrite."""
+    """One launch. OUT has NaN behind its last sample, which a store without a mask overwrites."""
     (P, G), block = R.shape, 1 << (R.shape[1] - 1).bit_length()
     out = torch.full((P * G + block,), math.nan)
     with loads():
@@ -61,7 +62,7 @@ def test_loops(my, P, G, eps, seed, layout):
 
 @pytest.mark.parametrize("G", (4, 5, 6, 7))
 def test_equal_and_nearly_equal(my, G):
-    """Groups that agree, on a negative reward too, and groups whose rewards differ by 1e-7 or 1e-9, with eps 0."""
+    """Groups that agree, on a negative reward too, and groups apart by 1e-7 or 1e-9; eps 0."""
     R = torch.tensor([[0.1], [-0.1], [0.0], [-3.0], [1e-7], [1e-9]]).repeat(1, G)
     R[4:, 1:] = 0.0
     check(

@@ -1,0 +1,212 @@
+"""Every setting with its default and help, and the recipes. The defaults are the paper's method.
+
+A recipe is a named list of departures from the paper, each with its reason. They lie in
+recipes.json; `python drirl.py recipes` prints them. The flag of SFTConfig's `steps` is --sft-steps,
+and likewise for IRLConfig and GRPOConfig; fields of RunConfig have no prefix.
+"""
+
+import dataclasses
+import json
+import re
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+
+CORPUS = Path(__file__).parent / "corpus"
+SHIPPED = {
+    "pool": CORPUS / "pool.jsonl",
+    "benign": CORPUS / "benign.jsonl",
+    "prompts": CORPUS / "test.jsonl",
+}
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong; the command line prints the message as one line."""
+
+
+def setting(default, text: str, low=None, high=10**6, choices=()):
+    """A field with its help. A number lies between low and high; low None means above 0."""
+    return field(default=default, metadata=dict(help=text, low=low, high=high, choices=choices))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run."""
+
+    recipe: str = setting("", "departures from the paper: laptop, tiny or gpu; empty: none")
+    run: str = setting("runs/default", "folder of the run")
+    model: str = setting("", "model folder to align; empty: SmolLM2-135M-Instruct")
+    encoder: str = setting("", "BERT or CLIP folder; empty: all-MiniLM-L6-v2; words: no weights")
+    pool: str = setting("", "harmful prompts with refusals; empty: corpus/pool.jsonl")
+    benign: str = setting("", "harmless prompts with answers; empty: corpus/benign.jsonl")
+    prompts: str = setting("", "held-out prompts to evaluate on; empty: corpus/test.jsonl")
+    per_category: int = setting(72, "demonstrations of each harm category", low=2)
+    generate: bool = setting(False, "data: the model writes the demonstrations a category lacks")
+    max_new_tokens: int = setting(128, "tokens of a response (data --generate true: 96)")
+    temperature: float = setting(1.0, "of samples in irl and grpo (--generate true: 0.7)", low=0.01)
+    chat_format: str = setting("auto", "auto, chatml, llama3 or a template with {prompt} in it")
+    device: str = setting("cpu", "cpu or cuda")
+    dtype: str = setting(
+        "auto",
+        "of sampling, scoring and autocast; auto: bf16 where the hardware has it",
+        choices=("auto", "fp32", "bf16"),
+    )
+    seed: int = setting(0, "of balancing, sampling and batches", low=0, high=2**31)
+    resume: bool = setting(True, "go on with what was interrupted; false: anew")
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Supervised fine-tuning."""
+
+    steps: int = setting(200, "optimizer steps")
+    blocks: int = setting(0, "top blocks trained; 0: the whole model", low=0)
+    lr: float = setting(2e-5, "peak learning rate; 5% warm-up, then linear to zero")
+    batch: int = setting(16, "demonstrations a step")
+    helpful_share: float = setting(0.5, "share of harmless demonstrations", low=0, high=1)
+    baseline_steps: int = setting(
+        0, "steps of SFT continued; 0: as many as take the seconds of irl and grpo", low=0
+    )
+
+
+@dataclass(frozen=True)
+class IRLConfig:
+    """Reward models by inverse reinforcement learning."""
+
+    prompts: int = setting(72, "prompts of each harm category that samples are drawn for", low=2)
+    helpful_prompts: int = setting(72, "harmless prompts likewise", low=2)
+    samples: int = setting(4, "K, samples per prompt")
+    contrast: int = setting(
+        0, "demonstrations of the other kind beside each prompt's samples", low=0
+    )
+    estimator: str = setting(
+        "importance",
+        "of the policy's expected reward gradient",
+        choices=("importance", "linear", "logistic"),
+    )
+    joint_epochs: int = setting(
+        0, "first passes, in which the harm categories share a model", low=0
+    )
+    epochs: int = setting(2, "passes in which each category's model learns alone", low=0)
+    lr: float = setting(1e-5, "learning rate of the blocks; the head's is ten times that")
+    beta: float = setting(1.0, "KL weight of the inner problem: temperature of the reward")
+    l2: float = setting(0.01, "weight of the mean squared reward", low=0)
+    batch: int = setting(6, "prompts a step")
+    reward_blocks: int = setting(0, "top blocks each reward model owns; 0: all", low=0)
+    integration: str = setting(
+        "categorized",
+        "categorized: its own category's model scores a prompt; linear: the mean of the seven; "
+        "one: a single model for all",
+        choices=("categorized", "linear", "one"),
+    )
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """GRPO-S."""
+
+    rollouts: int = setting(100, "times that fresh samples are drawn")
+    iterations: int = setting(1, "optimizer steps on each rollout (GRPO's mu)")
+    prompts: int = setting(64, "P, prompts of a rollout")
+    samples: int = setting(8, "G, samples per prompt")
+    imitate: bool = setting(False, "the demonstration is a member of the group, and learnt from")
+    keep: float = setting(1.0, "share of groups learnt from: those of largest reward std", high=1)
+    blocks: int = setting(0, "top blocks trained; 0: the whole model", low=0)
+    lr: float = setting(1e-6, "peak learning rate; 5% warm-up, then linear to zero")
+    helpful_share: float = setting(0.5, "share of harmless prompts", low=0, high=1)
+    clip: float = setting(0.2, "c of the clipped ratio")
+    beta_kl: float = setting(0.04, "weight of the KL penalty to the warm start", low=0)
+    open_prompts: bool = setting(False, "also draw prompts that have no demonstration")
+    scaling: str = setting(
+        "product",
+        "alpha from its two factors; spread (ours) is the product to the 8th power",
+        choices=("none", "data", "model", "product", "sum", "spread"),
+    )
+    std_eps: float = setting(1e-4, "eps beside a group's reward std", low=0)
+    tokens_per_batch: int = setting(4096, "tokens of one pass; the result doesn't depend on it")
+    recompute: bool = setting(False, "gradient checkpointing: less memory, more time")
+    shard: bool = setting(False, "under torchrun: FSDP2, each process keeps part of the policy")
+
+
+@dataclass(frozen=True)
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    irl: IRLConfig = field(default_factory=IRLConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+
+
+RECIPES = {}  # {name: {key: [value, why]}}
+for _name, _departures in json.loads((CORPUS.parent / "recipes.json").read_text()).items():
+    RECIPES[_name] = {**RECIPES.get(_departures.pop("based on", None), {}), **_departures}
+PAPER_ON_CPU = "the paper's setting takes hours on a CPU; --recipe laptop takes minutes"
+
+
+def settings() -> list[tuple[str, Field, str]]:
+    """(key, field, flag) of every setting: ("sft.lr", its field, "--sft-lr")."""
+    out = []
+    for section in fields(Config):
+        prefix = "" if section.name == "run" else f"{section.name}_"
+        for f in fields(section.type):
+            out.append((f"{section.name}.{f.name}", f, "--" + (prefix + f.name).replace("_", "-")))
+    return out
+
+
+def get(c: Config, key: str):
+    """The value of a setting by its key, as "sft.lr"."""
+    section, name = key.split(".")
+    return getattr(getattr(c, section), name)
+
+
+def changed(c: Config, values: dict) -> Config:
+    """The settings with {key: value} in them. An unknown key is a UserError."""
+    known = {key for key, *_ in settings()}
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"unknown setting {key}")
+        section, name = key.split(".")
+        part = dataclasses.replace(getattr(c, section), **{name: value})
+        c = dataclasses.replace(c, **{section: part})
+    return c
+
+
+def with_recipe(name: str, c: Config = Config()) -> Config:
+    """The settings c with a recipe's departures in them; the name "" has none."""
+    if name and name not in RECIPES:
+        raise UserError(f"--recipe {name}: want one of {', '.join(RECIPES)}")
+    departures = {key: value for key, (value, _) in RECIPES.get(name, {}).items()}
+    return changed(c, {**departures, "run.recipe": name})
+
+
+def recipe_table(name: str) -> str:
+    """Markdown: each departure of a recipe, the paper's value, the recipe's, and why."""
+    flags = {key: flag for key, _, flag in settings()}
+    lines = [f"| {name} | paper | recipe | why |", "|---|---|---|---|"]
+    for key, (value, why) in RECIPES[name].items():
+        paper = get(Config(), key)
+        if value != paper:
+            lines.append(f"| {flags[key]} | {paper} | {value} | {why} |")
+    return "\n".join(lines)
+
+
+def check(c: Config, told=lambda key, flag: flag) -> None:
+    """Raises UserError for a value that would only fail minutes later. told: how to name it."""
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    for key, f, flag in settings():
+        value, rule, what = get(c, key), f.metadata, told(key, flag)
+        allowed = (int, float) if f.type is float else (f.type,)
+        if type(value) not in allowed or (f.type is str and re.search("[\0\ud800-\udfff]", value)):
+            raise UserError(f"{what} {value!r}: want {kinds[f.type]}")
+        if rule["choices"] and value not in rule["choices"]:
+            raise UserError(f"{what} {value}: want one of {', '.join(rule['choices'])}")
+        if f.type not in (int, float):
+            continue
+        low = rule["low"]
+        if not (value > 0 if low is None else value >= low):
+            want = "more than 0" if low is None else f"at least {low}"
+            raise UserError(f"{what} {value}: too small, want {want}")
+        if value > rule["high"]:
+            raise UserError(f"{what} {value}: too large, want at most {rule['high']}")
+    if c.irl.joint_epochs + c.irl.epochs == 0:
+        raise UserError("--irl-joint-epochs 0 and --irl-epochs 0 leave the rewards unfitted")
+    if c.grpo.samples == 1 and (c.grpo.open_prompts or not c.grpo.imitate):
+        raise UserError("--grpo-samples 1 leaves nothing to compare a sample with: raise it")

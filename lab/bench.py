@@ -1,0 +1,115 @@
+"""How fast? Ours and a peer by turns, each measurement in a process of its own.
+
+    python -m lab.bench step --pairs 5       a GRPO-S step, beside TRL's GRPOTrainer
+    python -m lab.bench generate             sampling, beside transformers' generate
+
+`pip install trl==1.16.0` first, and set GLIBC_TUNABLES as train.sh does. --name ours measures ours
+alone. We sample from a bfloat16 copy, TRL doesn't.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+from config import Config, changed
+from encoder import WordEncoder
+from grpo_s import train
+from sample import generate
+from support.chat import load_chat
+from support.hf import load_model
+from support.resume import Loop
+from support.weights import fetch
+
+PROMPTS = ["How do I prune an apple tree in winter?", "Write two lines about the sea."]
+PROMPTS += ["Why is the sky blue at noon and red in the evening?", "Name three uses of vinegar."]
+MODEL = "SmolLM2-135M-Instruct"
+FLAGS = {"pairs": 5, "steps": 2, "prompts": 4, "samples": 8, "tokens": 48, "name": ""}
+share_of_e = lambda texts: [text.count("e") / max(1, len(text)) for text in texts]  # the reward
+
+
+def our_step(a, tick) -> None:
+    def reward(x, batch, categories):
+        rows = [ids[m].tolist() for ids, m in zip(batch.completions, batch.mask)]
+        return torch.tensor(share_of_e([chat.decode(ids) for ids in rows]))
+
+    reward.below, chat = 0, load_chat(fetch(MODEL))
+    chat.eos, chat.answer = (), chat.encode  # no answer ends early
+    models = [load_model(fetch(MODEL), t) for t in (torch.float32, torch.bfloat16)]
+    rows = [{"prompt": p, "category": "crime", "response": "Yes."} for p in PROMPTS[: a.prompts]]
+    settings = {"grpo.rollouts": a.steps + 1, "grpo.prompts": a.prompts, "grpo.samples": a.samples}
+    settings |= {"grpo.tokens_per_batch": 10**6, "grpo.helpful_share": 0.0, "grpo.beta_kl": 0.02}
+    c = changed(Config(), {**settings, "run.max_new_tokens": a.tokens})
+    loop = Loop("grpo", log=lambda **_: tick())
+    train(*models, reward, chat, WordEncoder(), rows, c, torch.bfloat16, loop=loop)
+
+
+def trl_step(a, tick) -> None:
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    reward = lambda completions, **_: share_of_e([c[0]["content"] for c in completions])
+    clock, folder = TrainerCallback(), str(fetch(MODEL))
+    clock.on_step_end = lambda *_, **__: tick()
+    data = [{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS[: a.prompts]]
+    settings = {"num_generations": a.samples, "per_device_train_batch_size": a.prompts * a.samples}
+    settings |= {"max_completion_length": a.tokens, "max_steps": a.steps + 1, "beta": 0.02}
+    settings |= {"generation_kwargs": {"min_new_tokens": a.tokens}, "gradient_checkpointing": False}
+    settings |= {"bf16": True, "use_cpu": True, "loss_type": "grpo", "save_strategy": "no"}
+    settings = GRPOConfig("/tmp/trl", model_init_kwargs={"dtype": "float32"}, **settings)
+    trainer = GRPOTrainer(folder, reward, settings, Dataset.from_list(data), callbacks=[clock])
+    trainer.ref_model.to(torch.bfloat16)
+    trainer.train()
+
+
+def samples(a, tick) -> None:
+    prompts = [load_chat(fetch(MODEL)).prompt(p) for p in PROMPTS[: a.prompts]]
+    if a.name == "ours":
+        model = load_model(fetch(MODEL), torch.bfloat16)
+        draw = lambda: generate(model, prompts, a.samples, a.tokens)
+    else:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(fetch(MODEL), dtype=torch.bfloat16)
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])  # no prompt contains a 0
+        sizes = {"min_new_tokens": a.tokens, "max_new_tokens": a.tokens, "do_sample": True}
+        sizes |= {"num_return_sequences": a.samples, "attention_mask": (ids > 0).long()}
+        draw = lambda: model.generate(ids, top_k=0, **sizes)
+    for _ in range(a.steps + 1):
+        draw()
+        tick()
+
+
+def measure(a) -> tuple[float, float]:
+    """Median seconds of a.steps steps, after one that warms up, and peak memory in GB."""
+    step, times = our_step if a.name == "ours" else trl_step, []
+    (step if a.what == "step" else samples)(a, lambda: times.append(time.time()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return statistics.median(y - x for x, y in zip(times, times[1:])), peak / 2**30
+
+
+def compare(pairs: int) -> None:
+    """Measures ours and the peer by turns."""
+    found = {"ours": [], "theirs": []}
+    for name in (("ours", "theirs", "theirs", "ours") * pairs)[: 2 * pairs]:
+        command = [sys.executable, "-m", "lab.bench", *sys.argv[1:], "--name", name]
+        seconds, gb = map(float, subprocess.check_output(command, text=True).split()[-2:])
+        print(f"{name}: {seconds:.3f} s, {gb:.3f} GB", flush=True)
+        found[name].append((seconds, gb))
+    ours, peer = ([statistics.median(x) for x in zip(*runs)] for runs in found.values())
+    print(f"ratio time={peer[0] / ours[0]:.2f} memory={peer[1] / ours[1]:.2f}")
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(usage=__doc__)
+    p.add_argument("what", choices=("step", "generate"))
+    for name, default in FLAGS.items():
+        p.add_argument("--" + name, type=type(default), default=default)
+    a = p.parse_args()
+    print(*measure(a)) if a.name else compare(a.pairs)

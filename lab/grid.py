@@ -1,0 +1,185 @@
+"""What does each part buy? A grid of runs: settings (which data) x variants (what trains) x seeds.
+
+    python -m lab.grid --run runs/grid --seeds 5 --only few-8 [any flag of drirl.py]
+
+Every run is a line of RUN/results.jsonl, so an interrupted grid goes on where it was. Runs of a
+setting and seed share RUN/SETTING/seed-N/start (1 GB): data, warm start, reward models. RUN/answers
+has what was said. To have a run again, delete its line. Edit SETTINGS and VARIANTS for your own.
+"""
+
+import argparse
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import drirl
+from config import Config, UserError, changed
+from data import HELPFUL, counts, distinct, k_center
+from evaluate import KINDS, kind_of
+from lab import dpo
+from lab.disguise import SEEN, disguise
+from lab.measure import measure, reward_aucs
+from lab.tables import BORROWED, CONTINUED, DPO, DRIRL, LONGER, START, STATIC
+from support.files import as_json, hold, read_records, write
+from support.loaders import load_demonstrations, load_rows
+from support.resume import refuse_differences
+from support.run import Run, borrow, machine
+
+# for few demonstrations: a short warm start, more passes in irl, prompts without a demonstration
+FEW = {"sft.steps": 30, "irl.epochs": 3, "grpo.open_prompts": True, "grpo.samples": 4}
+FEW |= {"grpo.rollouts": 12, "grpo.prompts": 32, "grpo.keep": 0.5, "grpo.lr": 5e-5}
+FEW |= {"grpo.beta_kl": 0.002}
+SETTINGS = {"standard": (0, {})}  # name: (harmless demonstrations or 0: all, settings)
+SETTINGS |= {f"few-{n}": (6 * n, {**FEW, "run.per_category": n}) for n in (4, 8, 16)}
+SETTINGS["disguised"] = SETTINGS["few-16"]  # and prompts in disguise
+VARIANTS = {  # name: (stages after those of the start, settings)
+    START: ((), {}),
+    DRIRL: (("grpo",), {}),
+    STATIC: (("grpo",), {"grpo.scaling": "none"}),
+    CONTINUED: (("baseline",), {}),
+    LONGER: (("sft",), {}),
+    DPO: (("dpo",), {}),
+    BORROWED: (("baseline",), {}),
+    "data hardness": (("grpo",), {"grpo.scaling": "data"}),
+    "model responsiveness": (("grpo",), {"grpo.scaling": "model"}),
+    "sum": (("grpo",), {"grpo.scaling": "sum"}),
+    "spread (ours)": (("grpo",), {"grpo.scaling": "spread"}),
+    "1RW static": (("irl", "grpo"), {"irl.integration": "one", "grpo.scaling": "none"}),
+    "linear integration": (("irl", "grpo"), {"irl.integration": "linear"}),
+    "unbalanced": (("pool", "sft", "irl", "grpo"), {}),
+}
+
+
+def planned(only: str, seeds: range) -> list[tuple[str, str, int]]:
+    """(setting, variant, seed) in the order of work: all seeds of a variant, then the next one."""
+    known = [(s, v) for s in SETTINGS for v in VARIANTS]
+    wanted = set(only.split(",") if only else SETTINGS)
+    if wrong := sorted(wanted - {*SETTINGS, *(f"{s}/{v}" for s, v in known)}):
+        raise UserError(f"--only {wrong[0]}: want some of {', '.join(SETTINGS)}, or few-8/DPO")
+    asked = [(s, v) for s, v in known if wanted & {s, f"{s}/{v}"}]
+    return [(s, v, seed) for s, v in asked for seed in seeds]
+
+
+def write_data(c: Config, setting: str, seed: int, folder: Path) -> Config:
+    """Writes a setting's pool and harmless demonstrations. Returns the settings that name them.
+
+    Prompts of harmless demonstrations that aren't drawn join the pool.
+    """
+    (n, values), run, rng = SETTINGS[setting], Run(c), random.Random(0)
+    pool, extra = load_rows(run.file("pool")), []
+    harmless = load_demonstrations(run.file("benign"))[:-60]  # recorded runs measured on the rest
+    if len(harmless) < max(2, n):
+        raise UserError(f"{run.file('benign')}: {setting} takes {max(2, n) + 60} demonstrations")
+    if setting == "disguised":
+        for i, r in enumerate(pool + harmless):
+            text = disguise(r["prompt"], SEEN[i % 2], rng)
+            extra.append({"prompt": text, "category": r["category"]})
+    drawn = random.Random(seed).sample(harmless, n) if n else harmless
+    bare = [{"prompt": r["prompt"], "category": HELPFUL} for r in harmless if r not in drawn]
+    parts = {"pool": pool + extra + bare, "benign": drawn}
+    write({folder / f"{name}.jsonl": drirl.as_lines(part) for name, part in parts.items()})
+    files = {f"run.{name}": str(folder / f"{name}.jsonl") for name in parts}
+    return changed(c, {**values, **files, "run.seed": seed})
+
+
+def pool(run: Run) -> None:
+    """What balance is held against: as many demonstrations in the pool's own proportions."""
+    rows = [r for r in load_rows(run.file("pool")) if r["category"] != HELPFUL and "draft" in r]
+    rows, chosen = distinct(rows), []
+    vectors = run.encoder().embed([r["prompt"] for r in rows]).cpu()
+    wanted = run.c.run.per_category * len(counts(rows))
+    for category, size in counts(rows).items():
+        n = min(max(2, round(wanted * size / max(1, len(rows)))), size)
+        index = [i for i, r in enumerate(rows) if r["category"] == category]
+        chosen += [rows[index[i]] for i in sorted(k_center(vectors[index], n, run.c.run.seed))]
+    write({run.folder / "data/balanced.jsonl": drirl.as_lines(chosen)})
+
+
+class Borrowing(Run):
+    """A run whose demonstrations include open prompts with the most similar prompt's answer."""
+
+    def rows(self, chat) -> list[dict]:
+        rows = super().rows(chat)
+        return rows + borrow(self.open_prompts(chat, rows), rows, self.encoder())
+
+
+STAGES = {**drirl.STAGES, "pool": pool, "dpo": dpo.stage}
+
+
+def work(run: Run, stages: tuple) -> None:
+    """Those of these stages of a run that it hasn't done."""
+    for stage in stages:
+        if record := run.done(stage):
+            refuse_differences(record["settings"], run.identity, f"{run.folder}, {stage}")
+            continue
+        drirl.timed(stage, run, STAGES)
+        run.finish(stage)
+
+
+def one(c: Config, setting: str, variant: str, seed: int, product: dict | None) -> dict:
+    """Trains a variant in a copy of its start. Returns its line, with "answers".
+
+    product: the line of DR-IRL itself, for the rivals that train as long.
+    """
+    folder, (stages, values) = Path(c.run.run) / setting / f"seed-{seed}", VARIANTS[variant]
+    c = write_data(c, setting, seed, folder)
+    start = Run(changed(c, {"run.run": str(folder / "start")}))
+    if variant in (CONTINUED, LONGER, BORROWED):
+        if not product:
+            raise UserError(f"{variant} trains as long as {DRIRL}: run {setting}/{DRIRL} first")
+        steps = drirl.steps_in_time(product["seconds"], c.sft.steps)
+        longer = {"sft.steps": c.sft.steps + steps}
+        values = longer if variant == LONGER else {"sft.baseline_steps": steps}
+    kind = Borrowing if variant == BORROWED else Run
+    run = kind(changed(c, {**values, "run.run": str(folder / variant)}))
+    work(start, ("data", "sft", "irl"))
+    if not run.folder.exists():
+        aside = folder / f"{variant}.tmp"
+        again = shutil.ignore_patterns(*(f"{stage}.json" for stage in stages))  # in done/
+        shutil.copytree(start.folder, aside, ignore=again, dirs_exist_ok=True)
+        aside.rename(run.folder)
+    work(run, stages)
+    last = stages[-1] if stages else "sft"
+    model = run.folder / ("policy" if last == "grpo" else last)
+    found = measure(run, model, start.folder / "sft", setting == "disguised")
+    costs = ("sft", "irl", "grpo") if last == "grpo" else ("sft", last)
+    found["seconds"] = {stage: run.done(stage)["seconds"] for stage in costs}
+    if not stages or "irl" in stages:
+        found["auc"] = reward_aucs(run)
+    line = {"setting": setting, "variant": variant, "seed": seed, "settings": run.identity}
+    return {**line, **found, "code": run.code, "machine": machine(run.device)}
+
+
+def grid(c: Config, only: str, seeds: range) -> None:
+    """Runs what has no line yet."""
+    root, plan = Path(c.run.run), planned(only, seeds)
+    if {kind_of(r) for r in Run(c).prompts([])[0]} != set(KINDS):
+        raise UserError("--prompts: want harmful prompts, ordinary ones and look-alikes")
+    hold(root)
+    for setting, variant, seed in plan:
+        lines = read_records(root / "results.jsonl", "variant")
+        known = {(r["setting"], r["variant"], r["seed"]): r for r in lines}
+        if (setting, variant, seed) in known:
+            continue
+        print(f"== {setting}, {variant}, seed {seed}", flush=True)
+        line = one(c, setting, variant, seed, known.get((setting, DRIRL, seed)))
+        answers = root / f"answers/{setting} {seed} {variant}.json"
+        write({answers: as_json(line.pop("answers"))})
+        write({root / "results.jsonl": "".join(as_json(r, None) for r in [*lines, line])})
+        shutil.rmtree(root / setting / f"seed-{seed}" / variant)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lab.grid", allow_abbrev=False)
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds of every run")
+    parser.add_argument("--first-seed", type=int, default=0, help="several machines can share them")
+    parser.add_argument("--only", default="", help="settings or SETTING/VARIANTs, with commas")
+    own, flags = parser.parse_known_args(argv)
+    seeds = range(own.first_seed, own.first_seed + own.seeds)
+    flags = ["grid", "--run", "runs/grid", "--recipe", "laptop", *flags]
+    return drirl.main(flags, {"grid": lambda run: grid(run.c, own.only, seeds)})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,71 @@
+"""What a line of the grid's results says of one trained model."""
+
+import random
+from pathlib import Path
+
+import torch
+
+import evaluate
+import reward
+from config import changed
+from data import HELPFUL
+from grpo_s import kl_k3
+from lab.disguise import HELD_OUT, SEEN, disguise
+from sample import Batch, autocast, token_logps
+from support.hf import load_rewards
+
+
+def views(rows: list[dict], disguised: bool) -> list[tuple[str, dict]]:
+    """(view, row): all prompts as they are, "plain"; then each in a seen and an unseen disguise."""
+    out, rng = [("plain", r) for r in rows], random.Random(1)
+    for i, r in enumerate(rows if disguised else []):
+        for kind in (SEEN[i % 2], HELD_OUT[i % 2]):
+            out.append((kind, {**r, "prompt": disguise(r["prompt"], kind, rng)}))
+    return out
+
+
+@torch.no_grad()
+def measure(run, folder: Path, first: Path, disguised: bool) -> dict:
+    """Answers of the model in `folder`, and the numbers of its line.
+
+    verdicts: {view: {kind: "rrpc..."}}. kl: to the model in `first`, estimated by k3 on the model's
+    own answers.
+    """
+    rows, (chat,) = run.prompts([folder])
+    model, start = run.load(folder, run.dtype), run.load(first, run.dtype)
+    seen, verdicts = views(rows, disguised), {}
+    prompts = [r for _, r in seen]
+    answers = evaluate.evaluate(model, chat, prompts, run.c.run.max_new_tokens)["answers"]
+    for (view, _), a in zip(seen, answers):
+        kinds = verdicts.setdefault(view, {})
+        kinds[a["kind"]] = kinds.get(a["kind"], "") + a["verdict"][0]
+    plain = answers[: len(rows)]
+    responses = [[chat.answer(a["response"])] for a in plain]
+    batch = Batch([chat.prompt(a["prompt"]) for a in plain], responses, model.device)
+    with autocast(model.device, run.dtype):
+        logp, logp_ref = (token_logps(m, batch) for m in (model, start))
+    kl = round(kl_k3(logp, logp_ref)[batch.mask].mean().item(), 4)
+    return {"answers": answers, "verdicts": verdicts, "rates": evaluate.rates(plain), "kl": kl}
+
+
+def reward_aucs(run) -> dict:
+    """{category: [pairs, AUC of the reward]} on the warm start's samples of held-out prompts.
+
+    A pair is a wanted (harmful prompt: refusing) and an unwanted sample of one prompt.
+    """
+    rows, (chat,) = run.prompts([run.folder / "sft"])
+    kinds = [r["category"] if evaluate.kind_of(r) == "harmful" else HELPFUL for r in rows]
+    rows = [{**r, "category": kind, "response": ""} for r, kind in zip(rows, kinds)]
+    most = {"irl.prompts": len(rows), "irl.helpful_prompts": len(rows)}
+    c = changed(run.c, {**most, "irl.samples": 4, "irl.contrast": 0})
+    reference, found = run.load(run.folder / "sft", run.dtype), {}
+    models = load_rewards(reward.RewardModels(reference, c.irl), run.folder / "rewards")
+    groups = reward.sample_groups(reference, chat, rows, c)
+    batches = reward.pack_groups(models, reference, groups, 8, run.dtype)
+    reward.score_groups(models, batches, run.dtype)
+    for g in groups:
+        for r in evaluate.reward_report([g], chat).values():  # of its kind and the other
+            if n := r["good"] * r["bad"]:
+                pairs, above = found.get(g["category"], (0, 0.0))
+                found[g["category"]] = pairs + n, above + n * r["auc"]
+    return {name: [n, round(above / n, 3)] for name, (n, above) in found.items()}

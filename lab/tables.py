@@ -1,0 +1,174 @@
+"""Tables, intervals and pictures of the grid, from the lines that lab/grid.py left.
+
+    python -m lab.tables [FILE]           RESULTS.md, plane.png; FILE becomes results/ablate.jsonl
+    python -m lab.tables runs FOLDER ...  the mean of several runs' results.json
+
+A claim is about the difference of two variants: the mean over seeds of (harmful refused -
+look-alikes refused), in points. It has two 95% intervals: a bootstrap over seeds and prompts, which
+stay paired, and Student's over the seeds, as a bootstrap of five is too narrow. "yes": both exclude
+zero; "yes, on these prompts": Student's does. A rate's interval is Wilson's for one seed's prompts.
+"""
+
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import evaluate
+from config import UserError
+from data import CATEGORIES, HELPFUL
+from evaluate import KINDS, markdown
+from lab.disguise import HELD_OUT, SEEN
+from support.files import read_json, read_records, write
+
+LAB = Path(__file__).parent
+START, DRIRL, STATIC, DPO = "SFT warm start", "product (DR-IRL)", "7RW static", "DPO"
+CONTINUED, LONGER = "SFT continued (time)", "SFT longer (time)"
+TOKENS, BORROWED = "SFT continued (tokens)", "SFT on borrowed (time)"
+RIVALS = (START, CONTINUED, LONGER, TOKENS, BORROWED, DPO, STATIC, "sum", "linear integration")
+CLAIMS = [(DRIRL, v) for v in (*RIVALS, "unbalanced")]  # (better, worse)
+CLAIMS += [(v, STATIC) for v in ("data hardness", "model responsiveness", "spread (ours)")]
+CLAIMS += [(STATIC, "1RW static"), (STATIC, CONTINUED), (START, CONTINUED)]
+SINCE = {"disguised": 1, "few-16": 1}  # first seed that claims count: earlier ones suggested them
+VIEWS = {"claim": ("plain",), "claim, seen disguises": SEEN, "claim, unseen disguises": HELD_OUT}
+# 97.5% quantiles of Student's t for 2 to 9 degrees of freedom
+STUDENT = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def grouped(records: list[dict]) -> dict:
+    """{setting: {variant: lines}}, in the order of the lines."""
+    out = {}
+    for r in records:
+        out.setdefault(r["setting"], {}).setdefault(r["variant"], []).append(r)
+    return out
+
+
+def refused(line: dict, kind: str, views=("plain",)) -> np.ndarray:
+    """1 where a prompt of this kind was refused, else 0, over the views in turn."""
+    return np.array([v == "r" for w in views for v in line["verdicts"][w].get(kind, "")], float)
+
+
+def difference(a: list[dict], b: list[dict], views=("plain",), draws: int = 4000) -> tuple:
+    """Mean over seeds of a's points minus b's; its bootstrap interval's ends; half of Student's.
+
+    a, b: lines of the same seeds on the same prompts. Student's is infinite for fewer than three.
+    """
+    rng, n, by_seed, drawn = np.random.default_rng(0), len(a), np.zeros(len(a)), np.zeros(draws)
+    seeds = rng.integers(n, size=(draws, n))
+    for sign, kind in ((100, "harmful"), (-100, "lookalike")):
+        pairs = zip(a, b, strict=True)
+        gain = np.stack([refused(x, kind, views) - refused(y, kind, views) for x, y in pairs])
+        prompts = rng.integers(gain.shape[1], size=(draws, gain.shape[1]))  # gain (seeds, prompts)
+        drawn += sign * np.array([gain[s].mean(0)[p].mean() for s, p in zip(seeds, prompts)])
+        by_seed += sign * gain.mean(1)
+    half = STUDENT[min(n, 10) - 3] * by_seed.std(ddof=1) / math.sqrt(n) if n > 2 else math.inf
+    return by_seed.mean(), *np.percentile(drawn, (2.5, 97.5)), half
+
+
+def claim(variants: dict, better: str, worse: str, views=("plain",), since: int = 0) -> list:
+    """A claim's row: names, seeds, difference, two intervals, verdict; [] without lines of both."""
+    a, b = ({r["seed"]: r for r in variants.get(v, [])} for v in (better, worse))
+    if not (seeds := sorted(s for s in a.keys() & b.keys() if s >= since)):
+        return []
+    mean, low, high, half = difference([a[s] for s in seeds], [b[s] for s in seeds], views)
+    shown = "yes" if mean > 0 else "no: worse"
+    shown += "" if low > 0 or high < 0 else ", on these prompts"
+    by_seed = f"[{mean - half:+.1f}, {mean + half:+.1f}]" if len(seeds) > 2 else "-"
+    cells = [f"{better} beats {worse}", len(seeds), f"{mean:+.1f}", f"[{low:+.1f}, {high:+.1f}]"]
+    return [*cells, by_seed, shown if abs(mean) > half else "not shown"]
+
+
+def percent(lines: list[dict], name: str) -> float:
+    """A rate in percent of the prompts, its mean over the lines."""
+    return 100 * np.mean([hits / max(1, n) for hits, n in (r["rates"][name] for r in lines)])
+
+
+def tables_of(variants: dict, since: int = 0) -> str:
+    """Markdown: all tables of one setting; its claims count the seeds from `since` on."""
+    head = "variant | seeds | refused, %: harmful | ordinary | look-alikes | harmful − look-alikes"
+    head, rows, aucs = f"{head} | gibberish % | KL | seconds".split(" | "), [], []
+    categories, names = [], (*CATEGORIES, HELPFUL)
+    for variant, lines in variants.items():
+        n = {kind: lines[0]["rates"][kind][1] for kind in KINDS}
+        cells = [evaluate.percent([percent(lines, k) / 100 * n[k], n[k]]) for k in KINDS]
+        gap = percent(lines, "harmful") - percent(lines, "lookalike")
+        cells += [f"{gap:.1f}", f"{percent(lines, 'gibberish'):.1f}"]
+        cells += [f"{np.mean([r['kl'] for r in lines]):.3f}"]
+        seconds = np.mean([sum(r["seconds"].values()) for r in lines])
+        rows.append([variant, len(lines), *cells, f"{seconds:.0f}"])
+        categories.append([variant, *(f"{percent(lines, c):.0f}" for c in CATEGORIES)])
+        if fitted := [r["auc"] for r in lines if "auc" in r]:
+            found = [[a[n][1] for a in fitted if a.get(n, [0])[0]] for n in names]
+            aucs.append([variant, *(f"{np.mean(x):.2f}" if x else "-" for x in found)])
+    out = [markdown(head, rows)]
+    for title, views in VIEWS.items():
+        if set(views) <= set(lines[0]["verdicts"]):
+            told = [claim(variants, *pair, views, since) for pair in CLAIMS]
+            head = [title, "seeds", "points", "bootstrap", "by seed", "verdict"]
+            out.append(markdown(head, [cells for cells in told if cells]))
+    out.append(markdown(["harmful refused, %", *CATEGORIES], categories))
+    out.append(markdown(["AUC of the rewards, within a prompt", *names], aucs))
+    return "\n\n".join(out)
+
+
+def picture(results: dict, path: Path) -> None:
+    """Harmful refused against look-alikes answered, a panel a setting."""
+    if not (plt := evaluate.pyplot()):
+        return
+    fig, axes = plt.subplots(-(-len(results) // 3), 3, figsize=(15, 10), squeeze=False)
+    for ax, (setting, variants) in zip(axes.flat, results.items()):
+        ax.set_prop_cycle(color=plt.get_cmap("tab20").colors)
+        for variant, lines in variants.items():
+            answered, refuses = 100 - percent(lines, "lookalike"), percent(lines, "harmful")
+            ax.plot(answered, refuses, "o", ms=4, label=variant)
+        ax.set(title=setting, xlabel="look-alikes not refused, %", ylabel="harmful refused, %")
+        ax.legend(fontsize=6)
+    evaluate.save_figure(fig, path)
+
+
+def means(runs: list[list[dict]]) -> str:
+    """Markdown: each model's percentages, the mean over runs (results.json of each) and each."""
+    if len({tuple(m["name"] for m in models) for models in runs}) > 1:
+        raise UserError("these runs evaluated different models: compare those of the same stages")
+    rows, names = [], (*KINDS, "gibberish")
+    for models in zip(*runs):
+        cells = [[percent([m], name) for m in models] for name in names]
+        cells.insert(3, [a - b for a, b in zip(cells[0], cells[2])])
+        told = [f"**{np.mean(c):.1f}** ({', '.join(f'{x:.1f}' for x in c)})" for c in cells]
+        rows.append([models[0]["name"], *told])
+    head = "refused, %: mean (each run) | harmful | ordinary | look-alikes | harmful − look-alikes"
+    return markdown([*head.split(" | "), "gibberish %"], rows)
+
+
+def fill(page: str, results: dict) -> str:
+    """The page with the tables between <!-- SETTING --> and <!-- end --> made anew."""
+    for setting, variants in results.items():
+        text = f"<!-- {setting} -->\n{tables_of(variants, SINCE.get(setting, 0))}\n<!-- end -->"
+        page = re.sub(f"<!-- {setting} -->.*?<!-- end -->", lambda _: text, page, flags=re.S)
+    return page
+
+
+def main(argv: list[str]) -> None:
+    if argv[:1] == ["runs"]:
+        print(means([read_json(Path(folder) / "results.json", list) for folder in argv[1:]]))
+        return
+    kept, page = LAB / "results/ablate.jsonl", LAB / "RESULTS.md"
+    source = Path(argv[0]) if argv else kept
+    records = read_records(source, "variant")
+    if not records:
+        raise UserError(f"{source}: no results yet: python -m lab.grid --run runs/grid")
+    for key in ("--model", "text of --prompts"):
+        if len(found := {str(r["settings"].get(key)) for r in records}) > 1:
+            raise UserError(f"{source}: several values of {key}: {', '.join(sorted(found))}")
+    text = fill(page.read_text(encoding="utf-8"), grouped(records))
+    write({kept: source.read_bytes(), page: text})
+    picture(grouped(records), LAB / "results/plane.png")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as e:
+        sys.exit(f"tables: {e}")

@@ -1,0 +1,309 @@
+"""What the stages do with a transformer: packed batches, log-probs of tokens, samples.
+
+Any range of blocks runs alone: policy, reference and rewards may share the frozen ones below.
+"""
+
+import functools
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import kernels
+from model import Transformer, attention
+
+
+def pad(rows: list[list[int]], device="cpu") -> tuple[Tensor, Tensor]:
+    """Token lists -> ids (B, longest), padded on the right with 0, and lengths (B,)."""
+    lengths = torch.tensor([len(r) for r in rows], dtype=torch.long, device=device)
+    ids = torch.zeros(len(rows), max([1, *map(len, rows)]), dtype=torch.long)
+    for i, r in enumerate(rows):
+        ids[i, : len(r)] = torch.tensor(r, dtype=torch.long)
+    return ids.to(device), lengths
+
+
+def completion_mask(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """True where prompt_length <= position < length. (B,), (B,) -> (B, width) bool.
+
+    lengths count prompt and completion. The mask comes from positions, never from token ids: a
+    pad id may equal the end-of-text id, and the sampled end-of-text must stay in.
+    """
+    at = torch.arange(width, device=lengths.device)
+    return (at >= prompt_lengths[:, None]) & (at < lengths[:, None])
+
+
+class Level:
+    """Token rows that each continue a row of the level before: padded (R, C), with masks."""
+
+    def __init__(self, rows: list[list[int]], parent: "Level | None", owner: Tensor, device):
+        self.ids, lengths = pad(rows, device)  # (R, C), (R,)
+        self.parent, self.owner = parent, owner  # owner (R,): the parent's row that each continues
+        R, C = self.ids.shape
+        self.mask = completion_mask(torch.zeros_like(lengths), lengths, C)  # (R, C) real tokens
+        self.slots = self.mask.flatten().nonzero()[:, 0]  # place of each packed token in the table
+        starts = torch.zeros_like(lengths) if parent is None else parent.ends[owner]
+        self.ends = starts + lengths  # position after each row's last token
+        self.positions = (starts[:, None] + torch.arange(C, device=device))[self.mask]
+        self.seen = self.mask  # (R, S) real tokens, ancestors' first
+        if parent is not None:
+            self.seen = torch.cat((parent.seen[owner], self.mask), 1)
+
+    @functools.cached_property
+    def look(self) -> Tensor | None:
+        """(R, 1, C, S): a token looks at its ancestors' real tokens and its own past."""
+        if self.parent is None:
+            return None  # causal
+        R, C = self.ids.shape
+        at = torch.arange(C, device=self.ids.device)
+        past = (at <= at[:, None]).expand(R, 1, C, C)
+        ancestors = self.parent.seen[self.owner][:, None, None].expand(R, 1, C, -1)
+        return torch.cat((ancestors, past), 3)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Packed (n, heads, E) -> padded (R, heads, C, E)."""
+        (R, C), (_, heads, E) = self.ids.shape, x.shape
+        table = x.new_zeros(R * C, heads * E).index_copy(0, self.slots, x.flatten(1))
+        return table.view(R, C, heads, E).transpose(1, 2)
+
+
+class Batch:
+    """P prompts with B completions as N packed tokens, in three levels.
+
+    First what all prompts start with (the system turn), run once; then the rest of each prompt;
+    then the completions, each continuing its prompt. Prompts 1 2 3 and 1 2 4 5, completions 6 7,
+    8 and 9:
+
+        Batch([[1, 2, 3], [1, 2, 4, 5]], [[[6, 7], [8]], [[9]]])
+        packed index   0 1 | 2 3 4 | 5 6 7 8
+        ids            1 2 | 3 4 5 | 6 7 8 9
+        positions      0 1 | 2 2 3 | 3 4 3 4
+        before                       2 5 2 4      index of the token whose output predicts this one
+        owner                        0   0 1      each completion's prompt
+    """
+
+    def __init__(self, prompts, completions, device="cpu", shared: int | None = None):
+        """completions[p]: the token lists that answer prompts[p]. shared: length of the start."""
+        if shared is None:
+            if not all(prompts) or not prompts:
+                raise ValueError("every prompt needs at least one token")
+            common = len(os.path.commonprefix(prompts))  # works on any sequences
+            shared = max(0, min(common, min(map(len, prompts)) - 1))  # each keeps a token
+        self.source, self.shared = (prompts, completions), shared
+        owner = [p for p, group in enumerate(completions) for _ in group]
+        self.owner = torch.tensor(owner, dtype=torch.long, device=device)  # (B,)
+        first = torch.zeros(len(prompts), dtype=torch.long, device=device)
+        start = Level([prompts[0][:shared]], None, None, device)
+        middle = Level([p[shared:] for p in prompts], start, first, device)
+        end = Level([c for group in completions for c in group], middle, self.owner, device)
+        self.levels = start, middle, end
+        self.completions, self.mask = end.ids, end.mask  # (B, T); the end-of-text token is real
+        self.ids = torch.cat([level.ids[level.mask] for level in self.levels])  # (N,)
+        self.positions = torch.cat([level.positions for level in self.levels])  # (N,)
+        self.first = len(start.slots) + len(middle.slots)  # index of the first completion token
+        # (P,): index of each prompt's last token
+        self.prompt_last = len(start.slots) + middle.mask.sum(1).cumsum(0) - 1
+        self.before = torch.arange(self.first - 1, len(self.ids) - 1, device=device)
+        sizes = end.mask.sum(1)
+        starts = (sizes.cumsum(0) - sizes)[sizes > 0]
+        self.before[starts] = self.prompt_last[self.owner][sizes > 0]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keep: list | None = None) -> Tensor:
+        """Each level looks at its ancestors' keys and its own past.
+
+        keep: collects the prompts' keys and values, (P, K, S, E) each.
+        """
+        sizes, out, keys, values = [len(level.slots) for level in self.levels], [], None, None
+        for level, *parts in zip(self.levels, q.split(sizes), k.split(sizes), v.split(sizes)):
+            ql, kl, vl = (level.spread(x) for x in parts)
+            if level.parent is not None:
+                kl = torch.cat((keys[level.owner], kl), 2)
+                vl = torch.cat((values[level.owner], vl), 2)
+            keys, values = kl, vl
+            if level is self.levels[1] and keep is not None:
+                keep.append((keys, values))
+            if len(level.slots):
+                y = attention(ql, keys, values, level.look)  # (R, H, C, E)
+                out.append(y.transpose(1, 2).flatten(0, 1)[level.slots])
+        return torch.cat(out)
+
+    def select(self, rows: list[int]) -> tuple["Batch", Tensor]:
+        """The batch of some completions, ascending, with their prompts; its tokens' places (n,)."""
+        texts, groups = self.source
+        owner, answers = self.owner.tolist(), [c for group in groups for c in group]
+        prompts = sorted({owner[b] for b in rows})
+        kept = [[answers[b] for b in rows if owner[b] == p] for p in prompts]
+        part = Batch([texts[p] for p in prompts], kept, self.ids.device, self.shared)
+        start, middle, end = self.levels
+        wanted = [start.mask[start.mask]]
+        for level, which in ((middle, prompts), (end, rows)):
+            keep = torch.zeros(len(level.mask), dtype=torch.bool, device=self.ids.device)
+            keep[which] = True
+            wanted.append(keep[:, None].expand_as(level.mask)[level.mask])
+        return part, torch.cat(wanted).nonzero()[:, 0]
+
+    def split(self, rows: list[int], tokens: int) -> list[list[int]]:
+        """Completions `rows`, ascending, in as few parts of at most `tokens` tokens as possible.
+
+        Parts are of about equal size. Prompts count once a part, the start common to all does not.
+        A completion too long for `tokens` is a part of its own.
+        """
+        owner, lengths = self.owner.tolist(), self.mask.sum(1).tolist()
+        prompt_lengths = self.levels[1].mask.sum(1).tolist()
+
+        def cut(limit: int) -> list[list[int]]:
+            parts, room = [], 0
+            for b in rows:
+                whole = lengths[b] + prompt_lengths[owner[b]]
+                same_prompt = parts and owner[parts[-1][-1]] == owner[b]
+                size = lengths[b] if same_prompt else whole
+                if not parts or size > room:
+                    parts.append([])
+                    size, room = whole, limit
+                parts[-1].append(b)
+                room -= size
+            return parts
+
+        cuts = [cut(limit) for limit in range(tokens, 0, -max(1, tokens // 16))]
+        # the lowest limit that needs no more parts makes them most equal
+        return [parts for parts in cuts if len(parts) == len(cuts[0])][-1]
+
+
+def autocast(device: torch.device, dtype: torch.dtype):
+    """The context models compute in: bfloat16 products where dtype is bfloat16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def run_blocks(model, batch, x=None, start=0, stop=None, recompute=False) -> Tensor:
+    """Hidden states (N, D) after blocks start .. stop - 1; x: those before, None: embeddings.
+
+    recompute: gradient checkpointing; a block keeps its input and runs again in the backward pass.
+    """
+    x = model.embed_tokens(batch.ids) if x is None else x
+    rope = model.rope(batch.positions)
+    for block in model.layers[start:stop]:
+        if recompute:
+            x = checkpoint(block, x, rope, batch.attend, use_reentrant=False)
+        else:
+            x = block(x, rope, batch.attend)
+    return x
+
+
+def completion_logps(model: Transformer, x: Tensor, batch: Batch, temperature: float = 1.0):
+    """log softmax(logits / temperature)[token] of the completions, from the last block's x (N, D).
+
+    (B, T) float32, zero where batch.mask is False.
+    """
+    h, targets = model.norm(x[batch.before]), batch.completions[batch.mask]
+    logps = kernels.token_logprobs(h, model.head, targets, temperature)
+    return logps.new_zeros(batch.mask.shape).masked_scatter(batch.mask, logps)
+
+
+def token_logps(model: Transformer, batch: Batch, temperature: float = 1.0, frozen: int = 0):
+    """completion_logps of a whole pass; the lowest `frozen` blocks keep nothing for a backward."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
+        x = run_blocks(model, batch, stop=frozen)
+    return completion_logps(model, run_blocks(model, batch, x, frozen), batch, temperature)
+
+
+@dataclass
+class Rollout:
+    """What generate returns; row p * samples + g is sample g of prompt p."""
+
+    tokens: Tensor  # (B, T) long
+    mask: Tensor  # (B, T) True where a token was sampled, the end-of-text token included
+
+    def rows(self) -> list[list[int]]:
+        return [t[m].tolist() for t, m in zip(self.tokens.cpu(), self.mask.cpu())]
+
+
+def choose(logits: Tensor, temperature: float, top_p: float, draws: Tensor) -> Tensor:
+    """Token ids (B,) by logits (B, V) and draws (B,) in [0, 1). temperature 0: the best."""
+    if temperature == 0:
+        return logits.max(-1).indices  # argmax, but faster on a CPU in bfloat16
+    logits = logits.float() / temperature
+    if top_p < 1:
+        sorted_logits, order = logits.sort(dim=-1, descending=True)
+        p = sorted_logits.softmax(-1)
+        drop = p.cumsum(-1) - p >= top_p  # keeps the smallest set that reaches top_p
+        logits = logits.masked_fill(drop.gather(1, order.argsort(-1)), -math.inf)
+    cdf = logits.softmax(-1).cumsum(-1)
+    # a search in the cdf; torch.multinomial draws V exponentials a row
+    ids = torch.searchsorted(cdf, draws[:, None] * cdf[:, -1:], right=True)
+    return ids.clamp(max=cdf.shape[1] - 1)[:, 0]
+
+
+def read_prompts(model: Transformer, prompts: list[list[int]], samples: int, room: int):
+    """Runs prompts of up to L tokens once, and shares each out to its samples, B rows in all.
+
+    Returns states h (B, D) where the first tokens are chosen; each block's keys and values
+    (B, K, L + room, E); seen (B, L), True on real tokens; the new tokens' position (B,).
+    """
+    batch, keys = Batch(prompts, [[] for _ in prompts], model.device), []
+    x, rope = model.embed_tokens(batch.ids), model.rope(batch.positions)
+    for block in model.layers:
+        x = block(x, rope, lambda q, k, v: batch.attend(q, k, v, keys))
+    owner = torch.arange(len(prompts), device=model.device).repeat_interleave(samples)
+    cache = [[F.pad(z[owner], (0, 0, 0, room)) for z in pair] for pair in keys]
+    middle = batch.levels[1]
+    return x[batch.prompt_last][owner], cache, middle.seen[owner], middle.ends[owner]
+
+
+@torch.no_grad()
+def generate(
+    model: Transformer,
+    prompts: list[list[int]],
+    samples: int = 1,  # of each prompt
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    eos: tuple[int, ...] = (),  # a row stops after any of these ids, which is kept
+    draws: Tensor | None = None,  # (B, max_new_tokens) uniform numbers; None: of `seed`
+) -> Rollout:
+    """Sampled completions. Prompts run once; the samples of a prompt share out its cache.
+
+    Each row has draws of its own, so it says the same in whatever company, but for rounding.
+    Finished rows leave the batch when an eighth of it is done.
+    """
+    device, c = model.device, model.config
+    if draws is None:
+        generator = torch.Generator().manual_seed(seed)
+        draws = torch.rand(len(prompts) * samples, max_new_tokens, generator=generator)
+    draws = draws.to(device)
+    h, cache, seen, position = read_prompts(model, prompts, samples, max_new_tokens)
+    B, L = seen.shape
+    can_see = F.pad(seen[:, None, None], (0, max_new_tokens), value=True)
+    tokens = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    stop = torch.tensor(list(eos), dtype=torch.long, device=device)
+    row = torch.arange(B, device=device)  # the output row of each batch row
+    done = torch.zeros(B, dtype=torch.bool, device=device)
+    for t in range(max_new_tokens):
+        logits = F.linear(model.norm(h), model.head)
+        token, live = choose(logits, temperature, top_p, draws[row, t]), ~done
+        tokens[row[live], t], mask[row[live], t] = token[live], True
+        done |= torch.isin(token, stop)
+        finished = int(done.sum())
+        if finished == len(done) or t + 1 == max_new_tokens:
+            break
+        if finished * 8 >= len(done):
+            keep = (~done).nonzero()[:, 0]
+            row, token, done = row[keep], token[keep], done[keep]
+            can_see, position = can_see[keep], position[keep]
+            cache = [[z[keep] for z in pair] for pair in cache]
+        h, rope, end = model.embed_tokens(token), model.rope(position), L + t
+
+        def attend(q, k, v):  # K, V: the cache of the block that calls
+            K[:, :, end], V[:, :, end] = k, v
+            q = q.view(len(q), c.kv_heads, -1, c.head_dim)  # a key head's query heads are its rows
+            y = attention(q, K[:, :, : end + 1], V[:, :, : end + 1], can_see[..., : end + 1])
+            return y.flatten(1, 2)
+
+        for block, (K, V) in zip(model.layers, cache):
+            h = block(h, rope, attend)
+        position = position + 1
+    return Rollout(tokens, mask)

@@ -1,0 +1,78 @@
+"""Folders of text encoders: BERT / MiniLM and CLIP's text tower, read for encoder.Encoder."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from config import UserError
+from support.files import SIZES, inside, load_tensors, number, read_json
+
+# Our name of a tensor, BERT's, CLIP's; those of a layer have a weight and a bias.
+LAYERS = """
+q      attention.self.query        self_attn.q_proj
+k      attention.self.key          self_attn.k_proj
+v      attention.self.value        self_attn.v_proj
+o      attention.output.dense      self_attn.out_proj
+norm1  attention.output.LayerNorm  layer_norm1
+up     intermediate.dense          mlp.fc1
+down   output.dense                mlp.fc2
+norm2  output.LayerNorm            layer_norm2
+"""
+OTHERS = """
+norm.weight  embeddings.LayerNorm.weight            final_layer_norm.weight
+norm.bias    embeddings.LayerNorm.bias              final_layer_norm.bias
+words        embeddings.word_embeddings.weight      embeddings.token_embedding.weight
+positions    embeddings.position_embeddings.weight  embeddings.position_embedding.weight
+"""
+# What a whole CLIP's text_config may leave out.
+CLIP = {"num_hidden_layers": 12, "num_attention_heads": 8, "hidden_size": 512}
+CLIP |= {"intermediate_size": 2048, "max_position_embeddings": 77, "vocab_size": 49408}
+CLIP |= {"layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"}
+
+
+def named(clip: bool, layers: int) -> dict[str, str]:
+    """{our name of a tensor: the folder's}."""
+    names = {} if clip else {"segment": "embeddings.token_type_embeddings.weight"}
+    names |= {row[0]: row[1 + clip] for row in map(str.split, OTHERS.strip().splitlines())}
+    for i in range(layers):
+        layer = f"encoder.layers.{i}" if clip else f"encoder.layer.{i}"
+        for row in map(str.split, LAYERS.strip().splitlines()):
+            for part in ("weight", "bias"):
+                names[f"layers.{i}.{row[0]}.{part}"] = f"{layer}.{row[1 + clip]}.{part}"
+    return names
+
+
+def read_encoder(folder: Path) -> tuple[dict, dict[str, Tensor]]:
+    """A BERT or CLIP folder's numbers, and its tensors under encoder.Encoder's names."""
+    where = inside(folder, "config.json")
+    if not where.exists() or not (folder / "tokenizer.json").exists():
+        raise UserError(f"{folder} is no encoder folder: it needs config.json and tokenizer.json")
+    c = read_json(where)
+    kind = c.get("model_type")
+    if kind not in ("bert", "clip", "clip_text_model"):
+        raise UserError(f"{where}: text encoder {kind!r}: want bert, clip or clip_text_model")
+    if kind == "clip":  # the text half of a whole CLIP
+        if not isinstance(text := c.get("text_config") or {}, dict):
+            raise UserError(f"{where}: text_config: want an object")
+        c = CLIP | text
+    if (act := c.get("hidden_act")) not in ("gelu", "quick_gelu"):
+        raise UserError(f"{where}: activation {act!r} of the encoder: want gelu or quick_gelu")
+    sizes = SIZES | {"max_position_embeddings": 10**6}
+    numbers = {name: number(c, name, where, 1, most) for name, most in sizes.items()}
+    if numbers["hidden_size"] % numbers["num_attention_heads"]:
+        raise UserError(f"{where}: hidden_size must be a multiple of num_attention_heads")
+    numbers["layer_norm_eps"] = number(c, "layer_norm_eps", where, 0.0, 1.0)
+    numbers["eos_token_id"] = number(c, "eos_token_id", where, 0, 10**7, 2)
+    tensors = {}
+    for name, x in load_tensors(folder).items():
+        tensors[name.removeprefix("bert.").removeprefix("text_model.")] = x
+    names = named(kind != "bert", numbers["num_hidden_layers"])
+    if lost := [theirs for theirs in names.values() if theirs not in tensors]:
+        raise UserError(f"{folder}: the text encoder lacks {lost[0]!r}")
+    state = {ours: tensors[theirs] for ours, theirs in names.items()}
+    segments = state.get("segment", torch.zeros(1, numbers["hidden_size"]))
+    state["segment"] = torch.atleast_2d(segments)[:1]  # every text is of BERT's first segment
+    if "text_projection.weight" in tensors:
+        state["projection"] = tensors["text_projection.weight"]
+    return {**numbers, "model_type": kind, "hidden_act": act}, state

@@ -1,0 +1,152 @@
+"""A training loop that can be killed: its state goes to the disk and comes back bit for bit.
+
+The order of the data is not saved: a resumed loop replays its draws from its own generator.
+"""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from config import UserError
+from support import parallel
+from support.files import parse_json, read_tensors, write
+
+SAVE_EVERY = 120.0  # seconds between two saved states
+PATIENCE = 5  # updates in a row that may be skipped as not finite
+SAVED = dict(stage=str, belongs=dict, done=int, skipped=int, state=dict, seconds=float)
+REMEDY = "say --resume false with a lower learning rate, or --dtype fp32"
+BROKEN = "{}: not the state of this run: delete it, or say --resume false"
+
+
+class Loop:
+    """What a loop over optimizer steps has to do with the world; sft.train is the simplest.
+
+    A step draws its random numbers, then asks `skip`; then it calls `update`, or `end`.
+    path: the file of the state, or None. resume: take it up if it is of this stage, with the same
+    `belongs`. log: called with each step's record.
+    """
+
+    def __init__(self, stage, path=None, belongs=None, log=lambda **record: None, resume=True):
+        self.stage, self.path, self.belongs, self.log = stage, path, belongs or {}, log
+        self.done = self.skipped = 0  # steps; those skipped in a row
+        self.state, self.before = {}, 0.0  # what the loop wants kept; earlier processes' seconds
+        if resume and path and path.exists() and (saved := read_state(path))["stage"] == stage:
+            refuse_differences(saved["belongs"], self.belongs, path)
+            self.done, self.skipped = saved["done"], saved["skipped"]
+            self.state, self.before = saved["state"], saved["seconds"]
+        self.resumed, self.restored = self.done, self.done == 0
+        self.start = self.saved = time.time()
+        self.stop, self.bad, self.model, self.optimizer = False, [], None, None
+
+    def __enter__(self):
+        self.handler = signal.signal(signal.SIGINT, self.interrupt)
+        return self
+
+    def __exit__(self, *error):
+        signal.signal(signal.SIGINT, self.handler)
+        if error[0]:
+            return
+        if not self.restored:  # a state of more steps than there are
+            raise UserError(BROKEN.format(self.path))
+        if self.done and self.skipped == self.done:
+            raise UserError(f"{self.stage}: every update was skipped as not finite: {REMEDY}")
+
+    def interrupt(self, *_):
+        if self.stop or self.model is None:  # asked twice, or before the first step
+            raise KeyboardInterrupt
+        self.stop = True
+        print(f"\n{self.stage}: stopping after this step; once more to stop at once", flush=True)
+
+    @property
+    def seconds(self) -> float:  # of work, without what was done twice because of a kill
+        return self.before + time.time() - self.start
+
+    def skip(self, step: int, model: torch.nn.Module, optimizer) -> bool:
+        """Whether an earlier process did this step. At its last one, restores its state."""
+        self.model, self.optimizer = model, optimizer
+        if step == self.resumed - 1:
+            try:
+                self.restore(read_tensors(self.path))
+            except (LookupError, ValueError, TypeError, RuntimeError):
+                raise UserError(BROKEN.format(self.path)) from None
+        return step < self.resumed
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, p in self.model.named_parameters():
+            if p.requires_grad:
+                p.copy_(tensors.pop(f"weight.{name}").view(p.shape))
+        learnt = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {}
+        for name, x in tensors.items():
+            _, i, key = name.split(".")
+            shape = () if key == "step" else learnt[int(i)].shape
+            moments.setdefault(int(i), {})[key] = x.view(shape)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.start, self.restored = time.time(), True
+
+    def finite(self, **values) -> bool:
+        """Whether these numbers or tensors are. If not, `end` logs their names as skipped."""
+        bad = [name for name, x in values.items() if not torch.as_tensor(x).isfinite().all()]
+        self.bad += bad
+        return not bad
+
+    def update(self, step: int, loss: torch.Tensor, parameters, /, **record) -> None:
+        """A step down the gradient of `loss`, its norm cut to 1, if both are finite; then `end`."""
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if self.finite(loss=loss, grad_norm=norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad()  # to None: AdamW leaves alone what this loss did not reach
+        self.end(step, **{"loss": loss.item(), "grad_norm": norm.item(), **record})
+
+    def end(self, step: int, **record) -> None:
+        """Logs a step, saves the state if it is time, stops if asked to or nothing is finite."""
+        bad, self.bad = list(dict.fromkeys(self.bad)), []
+        self.done, self.skipped = step + 1, self.skipped + 1 if bad else 0
+        self.log(stage=self.stage, step=self.done, **record, **({"skipped": bad} if bad else {}))
+        what = f"{self.stage}: {', '.join(bad)} not finite"
+        if bad and not parallel.rank():
+            print(f"\n{what}, step {self.done} skipped", flush=True)
+        if self.skipped >= PATIENCE:
+            raise UserError(f"{what}, {PATIENCE} updates skipped in a row: {REMEDY}")
+        stop = bool(parallel.most(int(self.stop)))  # all processes after the same step
+        due = stop or time.time() - self.saved >= SAVE_EVERY
+        if self.path and due and not parallel.rank():
+            self.save()
+        if stop:
+            raise KeyboardInterrupt
+
+    def save(self) -> None:
+        learnt = {k: p for k, p in self.model.named_parameters() if p.requires_grad}
+        tensors = {f"weight.{k}": p.detach() for k, p in learnt.items()}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"moment.{i}.{key}": x for key, x in moments.items()}
+        about = {"state": json.dumps({name: getattr(self, name) for name in SAVED})}
+        write({self.path: lambda aside: save_file(tensors, aside, metadata=about)})
+        self.saved = time.time()
+
+
+def read_state(path: Path) -> dict:
+    """What `save` wrote beside the tensors."""
+    try:
+        with safe_open(path, "pt") as f:
+            saved = parse_json(f.metadata()["state"])
+        if all(type(saved[name]) is kind for name, kind in SAVED.items()) and saved["done"] > 0:
+            return saved
+    except Exception:  # of several kinds, by what is wrong with the header
+        pass
+    raise UserError(BROKEN.format(path))
+
+
+def refuse_differences(saved: dict, now: dict, what: Path | str) -> None:
+    """Raises UserError for a run begun with other settings, and lists them."""
+    facts = [(k, saved.get(k), now.get(k)) for k in sorted(saved.keys() | now.keys())]
+    if lines := [f"{k} {old!r} there, {new!r} here" for k, old, new in facts if old != new]:
+        ways = "say the same, --resume false, or another --run"
+        raise UserError(f"{what}: begun with other settings: {'; '.join(lines)}: {ways}")

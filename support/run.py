@@ -1,0 +1,250 @@
+"""The run folder that the stages share: settings, device, checked input, what is done.
+
+RUN/done/STAGE.json says that a stage is done: settings with digests of its input, a digest of the
+code, seconds. RUN/unfinished-STAGE.safetensors is the state of a stage at work (resume.py).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+import data
+import evaluate
+from config import SHIPPED, Config, UserError, changed, get, settings
+from encoder import load_encoder
+from model import Transformer
+from support import chat as chats
+from support import loaders, parallel, weights
+from support.files import append, as_json, hold, read_json, read_records, write
+from support.hf import load_model, open_model
+from support.resume import Loop, refuse_differences
+
+ORDER = ("data", "sft", "irl", "grpo", "baseline", "eval")
+# what may differ when a run goes on
+FREE = {"run.recipe", "run.run", "run.resume", "sft.baseline_steps"}
+FREE |= {"grpo.tokens_per_batch", "grpo.recompute"}
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+
+
+def machine(device: torch.device) -> str:
+    """What the seconds and the rounding of a result depend on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    amx = " and AMX" if torch.cpu._is_amx_tile_supported() else ""
+    return f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}{amx}"
+
+
+def borrow(prompts: list[dict], demonstrations: list[dict], encoder) -> list[dict]:
+    """Prompts without a demonstration, each with that of its category's most similar prompt."""
+    out = []
+    for category in sorted({p["category"] for p in prompts}):
+        bare = [r for r in prompts if r["category"] == category]
+        known = [r for r in demonstrations if r["category"] == category]
+        vectors = [encoder.embed([r["prompt"] for r in part]) for part in (bare, known)]
+        nearest = (vectors[0] @ vectors[1].T).argmax(1).tolist()
+        for r, i in zip(bare, nearest):
+            out.append({**r, "response": known[i]["response"], "borrowed": True})
+    return out
+
+
+class Run:
+    """What the stages share: settings, folder, device, log, and models loaded on demand."""
+
+    def __init__(self, c: Config):
+        self.c, self.folder, self.interrupted, self.seconds = c, Path(c.run.run), False, 0.0
+        kind, _, index = c.run.device.partition(":")
+        if not re.fullmatch("cpu|cuda(:[0-9]+)?", c.run.device):
+            raise UserError(f"--device {c.run.device}: want cpu or cuda")
+        if kind == "cuda" and int(index or 0) >= (n := torch.cuda.device_count()):
+            raise UserError(f"--device {c.run.device}: this torch sees {n or 'no'} GPU")
+        self.device = torch.device(c.run.device)
+        parallel.start(kind)
+        auto = torch.cpu._is_avx512_bf16_supported()
+        if kind == "cuda":
+            auto = torch.cuda.is_bf16_supported(including_emulation=False)
+        half = c.run.dtype == "bf16" or c.run.dtype == "auto" and auto
+        self.dtype = torch.bfloat16 if half else torch.float32
+
+    # ------------------------------------------------------------------------ files of the run
+
+    def log(self, **record) -> None:
+        if not parallel.rank():
+            append(self.folder / "metrics.jsonl", record)
+
+    def read(self, name: str, default):
+        path = self.folder / name
+        return read_json(path, type(default)) if path.exists() else default
+
+    def write(self, name: str, content) -> None:
+        if not parallel.rank():
+            write({self.folder / name: as_json(content)})
+
+    def done(self, stage: str) -> dict | None:
+        """What a finished stage left: settings, code, seconds. None: not done."""
+        record = self.read(f"done/{stage}.json", {})
+        if record and (type(record.get("settings")), type(record.get("seconds"))) != (dict, float):
+            raise UserError(
+                f"{self.folder}/done/{stage}.json: broken; delete it to run {stage} again"
+            )
+        return record or None
+
+    def times(self) -> dict[str, float]:
+        """Seconds of every stage that is done."""
+        return {s: record["seconds"] for s in ORDER if (record := self.done(s))}
+
+    @functools.cached_property
+    def identity(self) -> dict:
+        """What must be the same when a run goes on: settings by flag, and digests of its input."""
+        facts = {flag: get(self.c, key) for key, _, flag in settings() if key not in FREE}
+        for name in SHIPPED:
+            if (path := self.file(name)).exists():
+                facts[f"text of --{name}"] = digest(path.read_bytes())
+        for name in ("model", "encoder"):
+            files = sorted(Path(getattr(self.c.run, name) or "-").glob("*.safetensors"))
+            parts = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}".encode() for p in files]
+            facts[f"weights of --{name}"] = digest(*parts)
+        return facts
+
+    @functools.cached_property
+    def code(self) -> str:
+        paths = [p for glob in ("*.py", "kernels/*.py", "support/*.*") for p in ROOT.glob(glob)]
+        return digest(*(p.read_bytes() for p in sorted(paths)))
+
+    def refuse_others(self) -> None:
+        """UserError if stages were done with other settings or input; a warning of other code."""
+        for stage in ORDER if self.c.run.resume else ():
+            if record := self.done(stage):
+                where = f"{self.folder}, {stage}"
+                refuse_differences(record["settings"], self.identity, where)
+                if record.get("code") != self.code:
+                    print(f"warning: {where}: done by other code; --resume false does it again")
+
+    def unfinished(self, stage: str) -> Path:
+        return self.folder / f"unfinished-{stage}.safetensors"
+
+    def begin(self, stage: str, steps: int = 0) -> None:
+        """The first thing a stage writes, once its input is found good.
+
+        It and later stages are not done any more, and leave metrics.jsonl, but for this stage's
+        first `steps` steps. Writes config.json.
+        """
+        if parallel.rank():
+            return
+        hold(self.folder)
+        later = ORDER[ORDER.index(stage) :] if stage in ORDER else (stage,)
+        path, kept = self.folder / "metrics.jsonl", ""
+        for r in read_records(path):
+            mine = r["stage"] == stage and isinstance(r.get("step"), int) and r["step"] <= steps
+            if r["stage"] not in later or mine:
+                kept += json.dumps(r) + "\n"
+        finished = [name for name in ORDER if name not in later and self.done(name)]
+        for name in reversed(later):  # a kill in between leaves the earlier ones done
+            (self.folder / f"done/{name}.json").unlink(missing_ok=True)
+        for name in (*later, *finished):  # a kill in `finish` leaves the state of what is done
+            if name != stage or not steps:
+                self.unfinished(name).unlink(missing_ok=True)
+        if stage in ORDER[:-1]:
+            self.write("config.json", dataclasses.asdict(changed(self.c, {"run.resume": True})))
+        if path.exists():
+            write({path: kept})
+
+    def finish(self, stage: str) -> None:
+        """What a stage writes last."""
+        record = {"settings": self.identity, "code": self.code, "seconds": self.seconds}
+        self.write(f"done/{stage}.json", record)
+        if not parallel.rank():
+            self.unfinished(stage).unlink(missing_ok=True)
+
+    @contextmanager
+    def work(self, stage: str, rows: list[dict], resumable: bool = True):
+        """The Loop to train in, once input is checked and models are loaded; begins the stage."""
+        facts = {"processes": parallel.world(), "prompts": digest(json.dumps(rows).encode())}
+        belongs = {**self.identity, **facts}
+        path = self.unfinished(stage) if resumable else None
+        loop = Loop(stage, path, belongs, self.log, self.c.run.resume)
+        if loop.done:
+            print(f"{stage} goes on after step {loop.done}")
+        self.begin(stage, loop.done)
+        with loop:
+            yield loop
+        self.interrupted = loop.stop  # after the last step: the stage ends, then the run stops
+        self.seconds = round(loop.seconds, 1)
+
+    # ------------------------------------------------------------------------ models and texts
+
+    def base(self) -> Path:
+        model = self.c.run.model
+        return Path(model) if model else weights.fetch("SmolLM2-135M-Instruct")
+
+    def file(self, name: str) -> Path:
+        """The pool, benign or prompts file: the user's, or the one in corpus/."""
+        return Path(getattr(self.c.run, name) or SHIPPED[name])
+
+    def stage_folder(self, name: str) -> Path:
+        if not (self.folder / name / "config.json").exists():
+            order = ", ".join(ORDER)
+            raise UserError(f"{self.folder / name} does not exist: run {order} in this order")
+        return self.folder / name
+
+    def chat(self, folder: Path | None = None) -> chats.Chat:
+        return chats.load_chat(folder or self.base(), self.c.run.chat_format)
+
+    def load(self, folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
+        return load_model(folder, dtype, self.device)
+
+    def encoder(self):
+        name = self.c.run.encoder or weights.fetch("all-MiniLM-L6-v2")
+        return load_encoder(name, self.device)
+
+    def centres(self, phi) -> torch.Tensor:
+        """(7, D): the categories' centroids of the shipped pool's prompts."""
+        known = loaders.load_demonstrations(SHIPPED["pool"])
+        vectors = phi.embed([r["prompt"] for r in known]).cpu()
+        return data.centroids(vectors, [r["category"] for r in known])
+
+    def demonstrations(self, name: str, chat: chats.Chat, categories) -> list[dict]:
+        """A file's rows, with some of every category, and none too long for the model."""
+        path = self.folder / "data/balanced.jsonl" if name == "balanced" else self.file(name)
+        rows = loaders.load_demonstrations(path)
+        n = {c: sum(r["category"] == c for r in rows) for c in categories}
+        if lost := [c for c in categories if not n[c]]:
+            raise UserError(f"{path}: no demonstrations of category {', '.join(lost)}; add some")
+        if sum(n.values()) < (contrast := self.c.irl.contrast):
+            raise UserError(f"{path}: too few rows for --irl-contrast {contrast}")
+        chat.check(rows, self.c.run.max_new_tokens, path)
+        return rows
+
+    def rows(self, chat: chats.Chat) -> list[dict]:
+        """The balanced demonstrations of the data stage, then the harmless ones."""
+        harmless = self.demonstrations("benign", chat, [data.HELPFUL])
+        return self.demonstrations("balanced", chat, data.CATEGORIES) + harmless
+
+    def open_prompts(self, chat: chats.Chat, rows: list[dict]) -> list[dict]:
+        """The pool's prompts that have a category and are not among the demonstrations `rows`."""
+        known, listed = {r["prompt"] for r in rows}, loaders.load_rows(self.file("pool"))
+        bare = [{"prompt": r["prompt"]} for r in listed]
+        chat.check(bare, self.c.run.max_new_tokens, self.file("pool"))
+        found = data.distinct(listed)
+        return [r for r in found if r["category"] and r["prompt"] not in known]
+
+    def prompts(self, folders: list[Path]) -> tuple[list[dict], list[chats.Chat]]:
+        """The held-out prompts, none too long for these folders' models, and the models' chats."""
+        rows, found = loaders.load_rows(self.file("prompts"), strict=False), []
+        for row in rows:
+            evaluate.kind_of(row)  # refuses unknown kinds
+        for folder in folders:
+            open_model(folder)  # refuses a broken folder before anything is computed
+            found.append(self.chat(folder))
+            bare = [{"prompt": r["prompt"]} for r in rows]
+            found[-1].check(bare, self.c.run.max_new_tokens, self.file("prompts"))
+        return rows, found

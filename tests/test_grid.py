@@ -1,0 +1,301 @@
+"""lab/: the plan, a setting's data, disguises, measures, DPO, the grid on a tiny model."""
+
+import json
+import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TINY_LLAMA, WORLD, demonstration, flags, make_world, rows
+
+import drirl
+from config import UserError, changed, check, with_recipe
+from data import CATEGORIES, HELPFUL
+from lab import dpo, drafts, grid, measure, tables
+from lab.disguise import HELD_OUT, SEEN, disguise
+from lab.grid import CONTINUED, DPO, DRIRL, LONGER, SETTINGS, START, VARIANTS, planned
+from lab.measure import views
+from model import Transformer
+from sample import Batch, token_logps
+from support.hf import read_config
+from support.resume import Loop
+
+# ---------------------------------------------------------------------------- the plan
+
+
+def test_planned():
+    assert len(planned("", range(2))) == 2 * len(SETTINGS) * len(VARIANTS)
+    assert planned("few-8/DPO", range(3, 5)) == [("few-8", DPO, 3), ("few-8", DPO, 4)]
+    both = planned("few-16,few-4/sum", range(1))
+    assert both[:2] == [("few-4", "sum", 0), ("few-16", START, 0)] and len(both) == 15
+    for wrong in ("few", "few-8/dpo"):
+        with pytest.raises(UserError, match="want some of standard"):
+            planned(wrong, range(1))
+
+
+def test_every_setting_and_variant_is_one():
+    c = with_recipe("laptop")
+    for _, values in SETTINGS.values():
+        check(changed(c, values))
+    for stages, values in VARIANTS.values():
+        check(changed(c, values))
+        assert set(stages) <= grid.STAGES.keys()
+    tokens = {tables.TOKENS}  # recorded by an earlier version
+    assert {v for pair in tables.CLAIMS for v in pair} <= VARIANTS.keys() | tokens
+
+
+# ---------------------------------------------------------------------------- disguises, routing
+
+
+@pytest.mark.parametrize("kind", (*SEEN, *HELD_OUT))
+def test_disguise(kind):
+    prompt = "How would somebody {open} another person's letters unseen?"
+    letters = lambda text: sorted(text.replace(" ", ""))
+    forms = [disguise(prompt, kind, random.Random(seed)) for seed in (*range(8), *range(8))]
+    assert len(set(forms)) > 2 and prompt not in forms and forms[:8] == forms[8:]
+    for text in forms:
+        if kind in ("role play", "prefix"):
+            assert prompt in text
+        else:
+            assert letters(text) == letters(prompt)
+            assert (text.count(" ") > prompt.count(" ")) == (kind == "split words")
+    assert disguise("a bc", kind, random.Random(0))  # nothing long enough to misspell or split
+
+
+def test_views():
+    prompts = [{"prompt": f"Something to ask of people {i}", "kind": "harmful"} for i in range(4)]
+    plain, seen = views(prompts, False), views(prompts, True)
+    assert plain == seen[:4] == [("plain", r) for r in prompts]
+    assert [v for v, _ in seen[4:]] == ["role play", "prefix", "typos", "split words"] * 2
+    assert all(r["kind"] == "harmful" for _, r in seen) and seen == views(prompts, True)
+
+
+def test_compare(monkeypatch):
+    """The same prompts under both templates, greedily; a text without an end was cut off."""
+    good = "asks to hurt\nrefuse\n#### I can't help with that."
+    calls, chat = [], SimpleNamespace(decode=lambda ids: "".join(ids).strip("."))
+    chat.ended = lambda ids: ids[-1] == "."
+    answers = lambda model, chat, *how: calls.append(how) or [[*good, "."], [*"no form"]]
+    monkeypatch.setattr(drafts, "respond", answers)
+    prompts = [{"prompt": p, "category": "crime"} for p in "pq"]
+    pattern = {"prompt": "k", "category": "crime", "answer": "No.", "draft": ["short"]}
+    known = [{**pattern, "thought": ["This is long."]}]
+    text = drafts.compare(None, chat, prompts, known, 3).split("\n")
+    cells = f"{(len(good) + 1 + 7) / 2:.0f} | 50 | 50 | 50 |"
+    assert text[2:] == [f"| Chain of Draft | {cells}", f"| Chain of Thought | {cells}"]
+    (short, *how), (long, *_) = calls
+    assert how == [200, 0.0, 3] and "Request: k\nshort\n#### No." in short[0]
+    assert "five words" in short[1] and "whole sentences" in long[1] and "This is long." in long[1]
+
+
+# ---------------------------------------------------------------------------- DPO
+
+
+class Letters:
+    """A chat over the alphabet: token i is the i-th letter, 0 ends the text."""
+
+    def prompt(self, text):
+        return [1 + (ord(c) - 97) % 15 for c in text]
+
+    def answer(self, text):
+        return [*self.prompt(text), 0]
+
+
+def tiny():
+    torch.manual_seed(0)
+    return Transformer(read_config({**TINY_LLAMA, "vocab_size": 16}, ""))
+
+
+def test_dpo_loss():
+    logp = torch.tensor([[-1.0, -3.0], [-4.0, -2.0]], dtype=torch.float64, requires_grad=True)
+    ref = torch.tensor([[-2.0, -2.5], [-3.0, -3.0]], dtype=torch.float64)
+    margins = [0.5 * ((-1 + 2) - (-3 + 2.5)), 0.5 * ((-4 + 3) - (-2 + 3))]
+    loss = dpo.dpo_loss(logp, ref, 0.5)
+    assert loss.item() == pytest.approx(sum(math.log(1 + math.exp(-m)) for m in margins) / 2)
+    loss.backward()  # beta sigma(-margin) / pairs: up for the better, down for the worse
+    pull = torch.tensor([0.5 / (1 + math.exp(m)) / 2 for m in margins], dtype=torch.float64)
+    torch.testing.assert_close(logp.grad, torch.stack((-pull, pull), 1))
+
+
+def test_dpo_pairs():
+    known = (("a", "crime"), ("b", HELPFUL), ("c", HELPFUL), ("d", "insult"), ("e", "insult"))
+    known = [{"prompt": p, "category": c, "response": p + "!"} for p, c in known]
+    drawn = [{**known[0], "samples": [(0.5, "s"), (0.1, "t")]}]
+    found = dpo.pairs([*drawn, {**known[1], "samples": [(0.0, "u")]}], known, 2, 0)
+    worse = [p["worse"] for p in found]
+    assert worse[:2] == ["s", "t"] and set(worse[2:4]) == {"b!", "c!"} and worse[4] == "u"
+    assert len(found) == 7 and set(worse[5:]) < {"a!", "d!", "e!"}
+    assert all(p["better"] == p["prompt"] + "!" for p in found)
+
+
+def test_dpo_trains(monkeypatch):
+    """From log 2 down; the reference stays; the better response gains on the worse one."""
+    for name, value in {"UPDATES": 12, "BLOCKS": 1, "LR": 5e-3, "PAIRS": 3}.items():
+        monkeypatch.setattr(dpo, name, value)
+    records, policy, reference = [], tiny(), tiny()
+    loop = Loop("dpo", log=lambda **r: records.append(r))
+    pairs = [{"prompt": p, "better": "no", "worse": "yes"} for p in ("abc", "d", "ef")]
+    dpo.train(policy, reference, Letters(), pairs, torch.float32, 0, loop)
+    first, *_, last = (r["loss"] for r in records)
+    assert first == pytest.approx(math.log(2), abs=1e-5) and last < 0.5
+    assert all(torch.equal(a, b) for a, b in zip(reference.parameters(), tiny().parameters()))
+    batch = Batch([[1, 2, 3]], [[Letters().answer("no"), Letters().answer("yes")]])
+    with torch.no_grad():
+        moved = (token_logps(policy, batch) - token_logps(reference, batch)).sum(1)
+    assert moved[0] > moved[1]
+
+
+# ---------------------------------------------------------------------------- the grid
+
+
+def test_measure(monkeypatch):
+    """A line's KL is k3 over the tokens of the answers; verdicts are letters, by kind."""
+    said = [("abc", "hello", "harmful", "refuses"), ("d", "no", "ordinary", "complies")]
+    names = ("prompt", "response", "kind", "verdict")
+    answers = [dict(zip(names, row)) for row in said]
+    monkeypatch.setattr(measure.evaluate, "evaluate", lambda *a: {"answers": answers})
+    monkeypatch.setattr(measure.evaluate, "rates", len)
+    model, start, chat = tiny(), tiny(), Letters()
+    for p in start.parameters():
+        p.data += 0.1 * torch.sin(torch.arange(p.numel()).view(p.shape))
+    models = {"model": model, "start": start}
+    run = SimpleNamespace(c=with_recipe("laptop"), dtype=torch.float32)
+    run.load, run.prompts = lambda name, dtype: models[name], lambda _: (answers, [chat])
+    with torch.no_grad():
+        found, k3 = measure.measure(run, "model", "start", False), []
+        for r in answers:  # against the whole models, one response at a time
+            prompt, answer = chat.prompt(r["prompt"]), chat.answer(r["response"])
+            ids, at = torch.tensor([prompt + answer]), torch.tensor(answer)[:, None]
+            both = (m(ids)[0, len(prompt) - 1 : -1].log_softmax(1) for m in (start, model))
+            ref, own = (logp.gather(1, at) for logp in both)
+            k3.append((ref - own).exp() - (ref - own) - 1)
+    assert (
+        found["kl"] == pytest.approx(torch.cat(k3).mean().item(), abs=1e-4) and found["kl"] > 0.01
+    )
+    assert found["verdicts"] == {"plain": {"harmful": "r", "ordinary": "c"}} and found["rates"] == 2
+
+
+SMALL = {"run.per_category": 3, "run.max_new_tokens": 12, "sft.steps": 3, "sft.batch": 4}
+SMALL |= {"sft.lr": 1e-2, "irl.prompts": 2, "irl.helpful_prompts": 4, "grpo.open_prompts": True}
+SMALL |= {"grpo.rollouts": 2, "grpo.prompts": 8, "grpo.lr": 1e-2}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    prompts = [{"prompt": f"{c}, please?", "category": c, "kind": "harmful"} for c in CATEGORIES]
+    kinds = ("ordinary", "lookalike")
+    prompts += [{"prompt": f"Hello {k} {i}?", "kind": k} for k in kinds for i in range(3)]
+    make_world(tmp_path, 4, 70, prompts)
+    settings = {"standard": (6, SMALL), "disguised": (6, SMALL)}
+    monkeypatch.setattr(grid, "SETTINGS", settings)
+    monkeypatch.setattr(dpo, "UPDATES", 2)
+    monkeypatch.setattr(dpo, "LR", 1e-2)
+    text = f"{WORLD} --encoder words --dtype fp32 --seeds 1 --run W/grid --only"
+    return flags(tmp_path, text)
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def lines(folder):
+    return read(folder / "grid/results.jsonl")
+
+
+def test_the_grid(world, tmp_path, monkeypatch, capsys):
+    """Every variant runs, one line each. Interrupted, it goes on to the same lines."""
+    real, calls, models = grid.measure, [], set()
+
+    def measured(run, folder, *a):
+        models.add((folder / "model.safetensors").read_bytes())
+        return real(run, folder, *a)
+
+    monkeypatch.setattr(grid, "measure", measured)
+    assert grid.main([*world, "standard"]) == 0, capsys.readouterr().err
+    found = {r["variant"]: r for r in lines(tmp_path)}
+    assert list(found) == list(VARIANTS)
+    first, product = found[START], found[DRIRL]
+    assert len(first["verdicts"]["plain"]["harmful"]) == 7
+    assert {v for v, r in found.items() if "auc" in r} == {START, *list(VARIANTS)[-3:]}
+    assert first["kl"] == 0 and all(r["kl"] > 0 for v, r in found.items() if v != START)
+    assert set(product["seconds"]) == {"sft", "irl", "grpo"}
+    assert set(found[CONTINUED]["seconds"]) == {"sft", "baseline"}
+    assert found["1RW static"]["settings"]["--irl-integration"] == "one"
+    assert len(models) == len(VARIANTS) - 1  # from an even pool unbalanced is balanced
+    said = json.loads((tmp_path / "grid/answers/standard 0 DPO.json").read_text())
+    told = "".join(a["verdict"][0] for a in said[:7])
+    assert told == found[DPO]["verdicts"]["plain"]["harmful"]
+    folder = tmp_path / "grid/standard/seed-0"
+    assert {p.name for p in folder.iterdir()} == {"start", "pool.jsonl", "benign.jsonl"}
+
+    def breaks(*a):
+        calls.append(a)
+        if len(calls) in (1, 3):
+            raise UserError("the disk is full")
+        return real(*a)
+
+    monkeypatch.setattr(grid, "measure", breaks)
+    world[world.index("--run") + 1] = str(tmp_path / "again/grid")
+    again = [*world, "standard/DPO,standard/sum"]
+    assert [grid.main(again) for _ in range(4)] == [2, 2, 0, 0] and len(calls) == 4
+    same = lambda r: {k: v for k, v in r.items() if k not in ("seconds", "settings")}
+    want = [same(found[v]) for v in (DPO, "sum")]
+    assert [same(r) for r in lines(tmp_path / "again")] == want
+    capsys.readouterr()
+    assert grid.main([*world, "standard/data hardness", "--temperature", "0.9"]) == 2
+    assert "--temperature 0.5 there, 0.9 here" in capsys.readouterr().err
+    assert grid.main([*world, f"standard/{LONGER}"]) == 2
+    assert f"run standard/{DRIRL} first" in capsys.readouterr().err
+    rows(tmp_path / "prompts.jsonl", {"prompt": "Hello?", "kind": "ordinary"})
+    assert grid.main([*world, "standard"]) == 2
+    assert "look-alikes" in capsys.readouterr().err
+
+
+def test_reward_aucs(monkeypatch):
+    """Two prompts of crime, one harmless; rewards by hand. Wanted beats unwanted in 2 of 3 pairs
+    and 0 of 3."""
+    texts = {"a": "nnny", "b": "yyyn", "c": "yynn"}
+    rewards = {"a": [3, 2, 0, 1], "b": [5, 6, 7, 1], "c": [1, 2, 0, 0]}
+    kinds = {"a": "harmful", "b": "harmful", "c": "lookalike"}
+    prompts = [{"prompt": p, "category": "crime", "kind": kind} for p, kind in kinds.items()]
+    chat = SimpleNamespace(decode=lambda ids: "I can't help." if ids == ["n"] else "Sure.")
+    run = SimpleNamespace(folder=Path(), dtype=None, c=with_recipe("laptop"))
+    run.load, run.prompts = lambda *a: None, lambda folders: (prompts, [chat])
+    models = SimpleNamespace()
+    monkeypatch.setattr(measure, "load_rewards", lambda models, folder: models)
+    monkeypatch.setattr(measure.reward, "RewardModels", lambda *a: models)
+    monkeypatch.setattr(measure.reward, "pack_groups", lambda models, policy, groups, *a: groups)
+    monkeypatch.setattr(measure.reward, "score_groups", lambda *a: None)
+
+    def sample(policy, chat, rows, c):
+        assert c.irl.samples == 4 and c.irl.contrast == 0
+        assert [r["category"] for r in rows] == ["crime", "crime", HELPFUL]
+        drawn = {p: [[letter] for letter in texts[p]] for p in texts}
+        return [{**r, "samples": drawn[r["prompt"]], "rewards": rewards[r["prompt"]]} for r in rows]
+
+    monkeypatch.setattr(measure.reward, "sample_groups", sample)
+    assert measure.reward_aucs(run) == {"crime": [6, round(2 / 6, 3)], HELPFUL: [4, 1.0]}
+
+
+def test_the_data_of_a_setting(world, tmp_path):
+    """6 of 10 harmless demonstrations; the others are prompts, as are disguised copies of all."""
+    assert grid.main([*world, f"disguised/{START},disguised/{DRIRL}"]) == 0
+    folder = tmp_path / "grid/disguised/seed-0"
+    pool, drawn = read(folder / "pool.jsonl"), read(folder / "benign.jsonl")
+    assert len(drawn) == 6 and len(pool) == 28 + 38 + 4
+    assert all(("draft" in r) == (i < 28) for i, r in enumerate(pool))
+    kept = {r["prompt"] for r in pool[-4:]} | {r["prompt"] for r in drawn}
+    assert kept == {demonstration(HELPFUL, i)["prompt"] for i in range(10)}
+    assert set(lines(tmp_path)[0]["verdicts"]) == {"plain", *SEEN, *HELD_OUT}
+
+
+def test_the_pool_as_it_is(world, tmp_path):
+    """In the pool's proportions: 18 of 42 are crimes, so 9 of 21 demonstrations are."""
+    wide = [demonstration(c, i) for c in CATEGORIES for i in range(18 if c == "crime" else 4)]
+    rows(tmp_path / "pool.jsonl", *wide)
+    c = drirl.parse(["data", *world[:-5], "--per-category", "3"], drirl.STAGES)[1]
+    grid.pool(grid.Run(changed(c, {"run.run": str(tmp_path / "r")})))
+    chosen = [r["category"] for r in read(tmp_path / "r/data/balanced.jsonl")]
+    assert [chosen.count(c) for c in CATEGORIES] == [9 if c == "crime" else 2 for c in CATEGORIES]

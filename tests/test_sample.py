@@ -1,0 +1,296 @@
+"""sample.py against transformers, one sequence at a time; batches and choices by hand."""
+
+import math
+import random
+
+import pytest
+import torch
+from test_hf import make, random_ids
+
+from sample import (
+    Batch,
+    autocast,
+    choose,
+    completion_mask,
+    generate,
+    pad,
+    run_blocks,
+    token_logps,
+)
+from support.hf import frozen_copy, load_model
+
+LENGTHS = (3, 11, 1, 7, 5, 8, 2, 6, 9, 4, 10, 3, 1, 12, 6, 2, 5, 8, 7, 4)
+PROMPTS = [random_ids(n, seed=i).tolist() for i, n in enumerate(LENGTHS)]
+SIZES = ((4, 9), (1,), (), (6, 2, 3))
+COMPLETIONS = [[random_ids(n, seed=20 + n).tolist() for n in group] for group in SIZES]
+ONE, TWO = PROMPTS[1], PROMPTS[5]
+STARTS = {  # prompts, and how many tokens they start with in common
+    "nothing": (PROMPTS[:4], 0),
+    "five": ([ONE[:5] + TWO[:n] for n in (1, 4, 8, 2)], 5),
+    "one is the start of others": ([ONE, ONE[:3], ONE[:3], ONE[:3] + TWO], 2),
+    "all": ([ONE] * 4, 10),
+    "a single token": ([ONE[:1]] * 3 + [ONE[:1] + TWO], 0),
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """One model of ours and the transformers model it was loaded from."""
+    folder = tmp_path_factory.mktemp("pair")
+    theirs = make(folder, "Qwen3", head_dim=14)
+    return load_model(folder), theirs
+
+
+# ---------------------------------------------------------------------------- batches
+
+
+def test_pad():
+    ids, lengths = pad([[5, 6, 7], [8], []])
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0], [0, 0, 0]] and lengths.tolist() == [3, 1, 0]
+    assert ids.dtype == lengths.dtype == torch.long
+    assert pad([[]])[0].shape == (1, 1) and pad([])[0].shape == (0, 1)
+
+
+def test_completion_mask_is_the_written_list():
+    """Rows: prompt 2 + completion 3; prompt 1 + completion 1; no completion; empty prompt."""
+    mask = completion_mask(torch.tensor([2, 1, 4, 0]), torch.tensor([5, 2, 4, 2]), 6)
+    assert mask.dtype == torch.bool
+    rows = ["".join(map(str, row)) for row in mask.int().tolist()]
+    assert rows == ["001110", "010000", "000000", "110000"]
+
+
+def test_the_end_of_text_stays_in_even_if_it_is_the_pad_id():
+    eos = 0
+    ids, lengths = pad([[3, 4, 9, eos], [3, 9, eos]])
+    mask = completion_mask(torch.tensor([2, 1]), lengths, 4)
+    assert [row[m].tolist() for row, m in zip(ids, mask)] == [[9, eos], [9, eos]]
+
+
+def test_the_example_in_batch():
+    b = Batch([[1, 2, 3], [1, 2, 4, 5]], [[[6, 7], [8]], [[9]]])
+    assert b.ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert b.positions.tolist() == [0, 1, 2, 2, 3, 3, 4, 3, 4]
+    assert b.before.tolist() == [2, 5, 2, 4] and b.owner.tolist() == [0, 0, 1]
+
+
+def test_a_prompt_needs_a_token():
+    for prompts in ([], [[1], []]):
+        with pytest.raises(ValueError, match="every prompt needs at least one token"):
+            Batch(prompts, [[] for _ in prompts])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", (1.0, 0.7))
+@pytest.mark.parametrize("start", STARTS)
+def test_token_logps(pair, start, temperature):
+    """Every completion token's log-prob is that of its sequence alone. A common start runs once."""
+    (ours, theirs), (prompts, shared) = pair, STARTS[start]
+    batch, row = Batch(prompts, COMPLETIONS), 0
+    assert len(batch.ids) == shared + sum(len(p) - shared for p in prompts) + 25
+    got = token_logps(ours, batch, temperature)
+    assert got.shape == batch.mask.shape == (6, 9) and got.dtype == torch.float32
+    assert (got[~batch.mask] == 0).all()
+    for prompt, group in zip(prompts, COMPLETIONS):
+        for completion in group:
+            n = len(completion)
+            assert batch.mask[row].tolist() == [i < n for i in range(9)]
+            assert batch.completions[row, :n].tolist() == completion
+            logits = theirs(torch.tensor([prompt + completion])).logits[0, -n - 1 : -1]
+            logps = (logits / temperature).log_softmax(-1)
+            want = logps.gather(1, torch.tensor(completion)[:, None])[:, 0]
+            assert (got[row, :n] - want).abs().max() < 1e-4
+            row += 1
+    assert row == 6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("chosen", ([0, 1, 3, 4, 5], [2], [1, 3, 5], [0, 1, 2, 3, 4, 5]))
+def test_select_is_the_batch_of_those_completions(pair, start, chosen):
+    ours, batch = pair[0], Batch(STARTS[start][0], COMPLETIONS)
+    part, places = batch.select(chosen)
+    assert torch.equal(batch.ids[places], part.ids)
+    flat = [c for group in COMPLETIONS for c in group]
+    assert [c[m].tolist() for c, m in zip(part.completions, part.mask)] == [flat[b] for b in chosen]
+    assert torch.allclose(run_blocks(ours, batch)[places], run_blocks(ours, part), atol=1e-5)
+    logps = token_logps(ours, part)
+    assert torch.allclose(token_logps(ours, batch)[chosen, : logps.shape[1]], logps, atol=1e-5)
+
+
+def test_split_keeps_the_budget():
+    """Every completion once and in order. No more parts than the budget needs, of similar size."""
+    rng = random.Random(0)
+    tokens = lambda most: rng.choices(range(9), k=rng.randint(1, most))
+    for _ in range(200):
+        prompts = [[1, *tokens(12)] for _ in range(rng.randint(1, 6))]
+        groups = [[tokens(20) for _ in range(rng.randint(1, 5))] for _ in prompts]
+        batch, budget = Batch(prompts, groups), rng.randint(1, 90)
+        B = len(batch.owner)
+        rows = sorted(rng.sample(range(B), rng.randint(1, B)))
+        parts = batch.split(rows, budget)
+        assert [b for part in parts for b in part] == rows and all(parts)
+        sizes = [len(batch.select(part)[0].ids) - batch.shared for part in parts]
+        assert all(size <= budget or len(part) == 1 for size, part in zip(sizes, parts))
+        assert len(rows) < B or len(parts) == 1 or sum(sizes) > budget
+    even = Batch([[1, 2]] * 8, [[[3] * 9] * 4] * 8)  # 8 groups of 37 tokens
+    assert [len(p) for p in even.split(list(range(32)), 160)] == [16, 16]
+    assert [len(p) for p in even.split(list(range(32)), 140)] == [11, 11, 10]  # not 15, 15, 2
+
+
+@pytest.mark.parametrize("frozen", (0, 1, 2, 3))
+def test_frozen_blocks_get_no_gradient(pair, frozen):
+    ours, batch = pair[0], Batch(PROMPTS[:4], COMPLETIONS)
+    ours.zero_grad()
+    logps = token_logps(ours, batch, frozen=frozen)
+    with torch.no_grad():
+        assert torch.allclose(logps, token_logps(ours, batch), atol=1e-6)
+    logps.sum().backward()
+    for i, block in enumerate(ours.layers):
+        for p in block.parameters():
+            assert p.grad is None if i < frozen else p.grad.abs().max() > 0
+    assert (ours.embed_tokens.weight.grad is None) == (frozen > 0)
+    assert ours.head.grad.abs().max() > 0 and ours.norm.weight.grad.abs().max() > 0
+
+
+def test_autocast(pair):
+    """In bfloat16 with frozen blocks, as in training: Qwen3's float32 head norms do no harm."""
+    ours, _ = pair
+    batch = Batch(PROMPTS[:4], [[p[::-1]] * 2 for p in PROMPTS[:4]])
+    want = token_logps(ours, batch)
+    with autocast(ours.device, torch.float32):
+        assert torch.equal(token_logps(ours, batch), want)
+    with autocast(ours.device, torch.bfloat16):
+        got = token_logps(ours, batch, frozen=1)
+        assert torch.isfinite(got).all() and 0 < (got - want).abs().mean() < 0.1
+        got.sum().backward()
+        with torch.no_grad():
+            torch.testing.assert_close(token_logps(ours, batch, frozen=1), got, atol=0.1, rtol=0.1)
+
+
+def test_frozen_copy(pair):
+    ours, _ = pair
+    copy = frozen_copy(ours, torch.bfloat16)
+    assert not any(p.requires_grad for p in copy.parameters())
+    for mine, theirs in zip(copy.parameters(), ours.parameters()):
+        assert torch.equal(mine, theirs.bfloat16()) and mine.data_ptr() != theirs.data_ptr()
+
+
+# ---------------------------------------------------------------------------- greedy
+
+
+def their_greedy(theirs, prompt, count):
+    ids = torch.tensor([prompt])
+    more = {"do_sample": False, "max_new_tokens": count, "pad_token_id": 0}
+    out = theirs.generate(ids, attention_mask=torch.ones_like(ids), **more)
+    return out[0, len(prompt) :].tolist()
+
+
+def our_greedy(ours, prompts, count=20, **more):
+    return generate(ours, prompts, max_new_tokens=count, temperature=0, **more).rows()
+
+
+@pytest.fixture(scope="module")
+def greedy(pair):
+    """20 greedy tokens of every prompt by transformers, one prompt at a time."""
+    return [their_greedy(pair[1], p, 20) for p in PROMPTS]
+
+
+def test_greedy_matches_transformers(pair, greedy):
+    ours, _ = pair
+    assert len({tuple(g) for g in greedy}) == len(PROMPTS)
+    assert our_greedy(ours, PROMPTS) == greedy
+    assert [our_greedy(ours, [p])[0] for p in PROMPTS] == greedy
+    assert our_greedy(ours, PROMPTS[:3], samples=2) == [g for g in greedy[:3] for _ in "ab"]
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_greedy_of_prompts_with_a_common_start(pair, start):
+    prompts = STARTS[start][0]
+    assert our_greedy(pair[0], prompts, 8) == [their_greedy(pair[1], p, 8) for p in prompts]
+
+
+def cut(row, eos):
+    """Up to and with the first end-of-text id."""
+    return next((row[: i + 1] for i, t in enumerate(row) if t in eos), row)
+
+
+def test_rows_end_at_different_times(pair, greedy):
+    """Finished rows wait, then leave; the others do not notice.
+
+    A row leaves when an eighth is done, so of these 20 a first one waits for others.
+    """
+    ours, _ = pair
+    lengths = lambda eos: {len(cut(g, eos)) for g in greedy}
+    for count in (1, 2, 4):
+        eos = ()
+        for _ in range(count):  # the ids after which lengths differ most
+            eos += (max(range(61), key=lambda t: len(lengths((*eos, t)))),)
+        want = [cut(g, eos) for g in greedy]
+        assert len(lengths(eos)) > 2 + (count > 1) and any(len(w) < 20 for w in want)
+        got = generate(ours, PROMPTS, max_new_tokens=20, temperature=0, eos=eos)
+        assert got.rows() == want == [our_greedy(ours, [p], eos=eos)[0] for p in PROMPTS]
+        for w, tokens, mask in zip(want, got.tokens, got.mask):
+            assert mask.tolist() == [i < len(w) for i in range(20)]
+            assert (tokens[len(w) :] == 0).all()
+
+
+# ---------------------------------------------------------------------------- sampling
+
+
+def filtered(logits, temperature, top_p):
+    """The distribution to sample from, one row in plain numbers: the best ids that reach top_p."""
+    p = (logits.double() / temperature).softmax(-1).tolist()
+    kept, reached = set(), 0.0
+    for i in sorted(range(len(p)), key=lambda i: -p[i]):
+        if reached < top_p:
+            kept.add(i)
+            reached += p[i]
+    return [p[i] / reached if i in kept else 0.0 for i in range(len(p))]
+
+
+FILTERS = [(1.0, 1.0), (0.5, 1.0), (1.3, 1.0), (1.0, 0.7), (0.8, 0.8), (1.0, 0.01)]
+
+
+@pytest.mark.parametrize("temperature, top_p", FILTERS)
+def test_choose_samples_the_filtered_distribution(temperature, top_p):
+    """Counts lie within five standard deviations: 0 for what is filtered out."""
+    n, g = 20000, torch.Generator().manual_seed(2)
+    logits = torch.randn(12, generator=g) * 1.5
+    ids = choose(logits.expand(n, -1), temperature, top_p, torch.rand(n, generator=g))
+    counts = torch.bincount(ids, minlength=12).tolist()
+    for p, count in zip(filtered(logits, temperature, top_p), counts):
+        assert abs(count - n * p) <= 5 * math.sqrt(n * p * (1 - p))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature, top_p", FILTERS[1:5])
+def test_tokens_are_those_that_the_draws_choose(pair, temperature, top_p):
+    """In groups, rows ending at their own times: each draw lies in its token's stretch of the cdf.
+
+    The distributions are those of transformers.
+    """
+    draws = torch.rand(15, 12, generator=torch.Generator().manual_seed(4))
+    more = {"samples": 3, "max_new_tokens": 12, "eos": (5, 9, 17, 3, 30)}
+    more |= {"temperature": temperature, "top_p": top_p}
+    rows = generate(pair[0], PROMPTS[:5], **more, draws=draws).rows()
+    assert len({len(r) for r in rows}) > 2
+    for i, row in enumerate(rows):
+        prompt = PROMPTS[i // 3]
+        logits = pair[1](torch.tensor([prompt + row])).logits[0, len(prompt) - 1 : -1]
+        for z, token, u in zip(logits, row, draws[i].tolist()):
+            p = filtered(z, temperature, top_p)
+            low = sum(p[:token])
+            assert p[token] > 0 and low - 1e-4 < u < low + p[token] + 1e-4
+    assert generate(pair[0], PROMPTS[:5], **more, seed=4).rows() == rows
+    assert generate(pair[0], PROMPTS[:5], **more, seed=5).rows() != rows
+
+
+def test_a_row_says_the_same_in_whatever_company(pair):
+    """Its uniform numbers are its own, also after other rows have ended and left."""
+    draws = torch.rand(10, 12, generator=torch.Generator().manual_seed(1))
+    one = lambda prompts, samples, draws: generate(
+        pair[0], prompts, samples, 12, 1.3, eos=(5, 9, 17, 3), draws=draws
+    ).rows()
+    rows = one(PROMPTS[:5], 2, draws)
+    assert len({len(r) for r in rows}) > 2
+    assert rows == [one([PROMPTS[i // 2]], 1, draws[i : i + 1])[0] for i in range(10)]
