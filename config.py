@@ -1,8 +1,8 @@
-"""Every setting with its default and help, and the recipes. The defaults are the paper's method.
+"""Every setting with its default and help, and the recipes.
 
-A recipe is a named list of departures from the paper, each with its reason. They lie in
-recipes.json; `python drirl.py recipes` prints them. The flag of SFTConfig's `steps` is --sft-steps,
-and likewise for IRLConfig and GRPOConfig; fields of RunConfig have no prefix.
+The defaults are the method as published; numbers that its notes don't give are ours. A recipe is a
+list of departures, each with its reason. They lie in recipes.json; `python drirl.py recipes` prints
+them. The flag of SFTConfig's `steps` is --sft-steps, and so on; those of RunConfig have no prefix.
 """
 
 import dataclasses
@@ -12,20 +12,19 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 
 CORPUS = Path(__file__).parent / "corpus"
-SHIPPED = {
-    "pool": CORPUS / "pool.jsonl",
-    "benign": CORPUS / "benign.jsonl",
-    "prompts": CORPUS / "test.jsonl",
-}
+SHIPPED = {"pool": CORPUS / "pool.jsonl", "benign": CORPUS / "benign.jsonl"}
+SHIPPED["prompts"] = CORPUS / "test.jsonl"
 
 
 class UserError(ValueError):
     """Something the user gave is wrong; the command line prints the message as one line."""
 
 
-def setting(default, text: str, low=None, high=10**6, choices=()):
-    """A field with its help. A number lies between low and high; low None means above 0."""
-    return field(default=default, metadata=dict(help=text, low=low, high=high, choices=choices))
+def setting(default, text: str, low=None, high=10**6, choices: str = ""):
+    """A field with its help. Numbers go from low (by default 1, or just above 0) to high."""
+    low = (1e-12 if type(default) is float else 1) if low is None else low
+    rules = {"low": low, "high": high, "choices": choices.split()}
+    return field(default=default, metadata={"help": text, **rules})
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,7 @@ class RunConfig:
     temperature: float = setting(1.0, "of samples in irl and grpo (--generate true: 0.7)", low=0.01)
     chat_format: str = setting("auto", "auto, chatml, llama3 or a template with {prompt} in it")
     device: str = setting("cpu", "cpu or cuda")
-    dtype: str = setting(
-        "auto",
-        "of sampling, scoring and autocast; auto: bf16 where the hardware has it",
-        choices=("auto", "fp32", "bf16"),
-    )
+    dtype: str = setting("auto", "auto: bf16 where the hardware has it", choices="auto fp32 bf16")
     seed: int = setting(0, "of balancing, sampling and batches", low=0, high=2**31)
     resume: bool = setting(True, "go on with what was interrupted; false: anew")
 
@@ -63,9 +58,7 @@ class SFTConfig:
     lr: float = setting(2e-5, "peak learning rate; 5% warm-up, then linear to zero")
     batch: int = setting(16, "demonstrations a step")
     helpful_share: float = setting(0.5, "share of harmless demonstrations", low=0, high=1)
-    baseline_steps: int = setting(
-        0, "steps of SFT continued; 0: as many as take the seconds of irl and grpo", low=0
-    )
+    baseline_steps: int = setting(0, "steps of SFT continued; 0: as long as irl and grpo", low=0)
 
 
 @dataclass(frozen=True)
@@ -75,17 +68,11 @@ class IRLConfig:
     prompts: int = setting(72, "prompts of each harm category that samples are drawn for", low=2)
     helpful_prompts: int = setting(72, "harmless prompts likewise", low=2)
     samples: int = setting(4, "K, samples per prompt")
-    contrast: int = setting(
-        0, "demonstrations of the other kind beside each prompt's samples", low=0
-    )
+    contrast: int = setting(0, "demonstrations of the other kind beside the samples", low=0)
     estimator: str = setting(
-        "importance",
-        "of the policy's expected reward gradient",
-        choices=("importance", "linear", "logistic"),
+        "importance", "of the expected reward's gradient", choices="importance linear logistic"
     )
-    joint_epochs: int = setting(
-        0, "first passes, in which the harm categories share a model", low=0
-    )
+    joint_epochs: int = setting(0, "first passes: the harm categories share a model", low=0)
     epochs: int = setting(2, "passes in which each category's model learns alone", low=0)
     lr: float = setting(1e-5, "learning rate of the blocks; the head's is ten times that")
     beta: float = setting(1.0, "KL weight of the inner problem: temperature of the reward")
@@ -93,10 +80,7 @@ class IRLConfig:
     batch: int = setting(6, "prompts a step")
     reward_blocks: int = setting(0, "top blocks each reward model owns; 0: all", low=0)
     integration: str = setting(
-        "categorized",
-        "categorized: its own category's model scores a prompt; linear: the mean of the seven; "
-        "one: a single model for all",
-        choices=("categorized", "linear", "one"),
+        "categorized", "linear: the models' mean; one: one model", choices="categorized linear one"
     )
 
 
@@ -117,9 +101,7 @@ class GRPOConfig:
     beta_kl: float = setting(0.04, "weight of the KL penalty to the warm start", low=0)
     open_prompts: bool = setting(False, "also draw prompts that have no demonstration")
     scaling: str = setting(
-        "product",
-        "alpha from its two factors; spread (ours) is the product to the 8th power",
-        choices=("none", "data", "model", "product", "sum", "spread"),
+        "product", "alpha; spread: the product ** 8", choices="none data model product sum spread"
     )
     std_eps: float = setting(1e-4, "eps beside a group's reward std", low=0)
     tokens_per_batch: int = setting(4096, "tokens of one pass; the result doesn't depend on it")
@@ -135,20 +117,21 @@ class Config:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
 
 
-RECIPES = {}  # {name: {key: [value, why]}}
-for _name, _departures in json.loads((CORPUS.parent / "recipes.json").read_text()).items():
-    RECIPES[_name] = {**RECIPES.get(_departures.pop("based on", None), {}), **_departures}
-PAPER_ON_CPU = "the paper's setting takes hours on a CPU; --recipe laptop takes minutes"
+def read_recipes() -> dict[str, dict]:
+    """{name: {key: [value, why]}}, with the departures of the recipe that it is based on."""
+    found = {}
+    for name, own in json.loads((CORPUS.parent / "recipes.json").read_text()).items():
+        found[name] = {**found.get(own.pop("based on", None), {}), **own}
+    return found
+
+
+RECIPES = read_recipes()
 
 
 def settings() -> list[tuple[str, Field, str]]:
     """(key, field, flag) of every setting: ("sft.lr", its field, "--sft-lr")."""
-    out = []
-    for section in fields(Config):
-        prefix = "" if section.name == "run" else f"{section.name}_"
-        for f in fields(section.type):
-            out.append((f"{section.name}.{f.name}", f, "--" + (prefix + f.name).replace("_", "-")))
-    return out
+    found = {f"{part.name}.{f.name}": f for part in fields(Config) for f in fields(part.type)}
+    return [(k, f, "--" + re.sub("[._]", "-", k.removeprefix("run."))) for k, f in found.items()]
 
 
 def get(c: Config, key: str):
@@ -188,24 +171,18 @@ def recipe_table(name: str) -> str:
     return "\n".join(lines)
 
 
-def check(c: Config, told=lambda key, flag: flag) -> None:
-    """Raises UserError for a value that would only fail minutes later. told: how to name it."""
+def check(c: Config, name=lambda key, flag: flag) -> None:
+    """Raises UserError for a value that would only fail minutes later. name: what to call it."""
     kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     for key, f, flag in settings():
-        value, rule, what = get(c, key), f.metadata, told(key, flag)
+        value, rule, what = get(c, key), f.metadata, name(key, flag)
         allowed = (int, float) if f.type is float else (f.type,)
         if type(value) not in allowed or (f.type is str and re.search("[\0\ud800-\udfff]", value)):
             raise UserError(f"{what} {value!r}: want {kinds[f.type]}")
         if rule["choices"] and value not in rule["choices"]:
             raise UserError(f"{what} {value}: want one of {', '.join(rule['choices'])}")
-        if f.type not in (int, float):
-            continue
-        low = rule["low"]
-        if not (value > 0 if low is None else value >= low):
-            want = "more than 0" if low is None else f"at least {low}"
-            raise UserError(f"{what} {value}: too small, want {want}")
-        if value > rule["high"]:
-            raise UserError(f"{what} {value}: too large, want at most {rule['high']}")
+        if f.type in (int, float) and not rule["low"] <= value <= rule["high"]:
+            raise UserError(f"{what} {value}: want {rule['low']} to {rule['high']}")
     if c.irl.joint_epochs + c.irl.epochs == 0:
         raise UserError("--irl-joint-epochs 0 and --irl-epochs 0 leave the rewards unfitted")
     if c.grpo.samples == 1 and (c.grpo.open_prompts or not c.grpo.imitate):

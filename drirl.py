@@ -6,9 +6,9 @@
     torchrun --nproc_per_node=2 -- drirl.py grpo --run runs/mine    GRPO-S in several processes
     python drirl.py recipes                          how the recipes depart from the paper
 
-A run folder holds config.json, data/, sft/, rewards/, policy/ (the result, a Hugging Face folder),
-baseline/, metrics.jsonl, report.md, results.json and pictures; done/ and unfinished-STAGE files,
-from which an interrupted run goes on. Flags override the recipe, and it the folder's config.json.
+A run folder holds the stages' results (policy/ is the aligned model, a Hugging Face folder),
+config.json, metrics.jsonl, report.md, pictures, and what an interrupted run goes on from. Flags
+override the recipe, and the recipe overrides the folder's config.json.
 """
 
 import argparse
@@ -35,8 +35,6 @@ from support import loaders, parallel
 from support.files import as_json, hold, read_json, read_records, release, write
 from support.hf import load_rewards, save_model, save_rewards
 from support.run import ORDER, Run, borrow, machine
-
-# ---------------------------------------------------------------------------- the stages, in order
 
 
 def as_lines(rows: list[dict]) -> str:
@@ -68,10 +66,10 @@ def stage_data(run: Run) -> None:
     if c.generate:
         hold(run.folder)
         model, chat = run.load(run.base(), run.dtype), run.chat()
-        made, told = introspect.fill(model, chat, rows, vectors, c.per_category, c.seed)
-        for category, n in told.items():
+        made, counts = introspect.fill(model, chat, rows, vectors, c.per_category, c.seed)
+        for category, n in counts.items():
             print(f"generated for {category}: " + ", ".join(f"{k} {v}" for k, v in n.items()))
-        report["generated"] = told
+        report["generated"] = counts
         write({run.folder / "data/generated.jsonl": as_lines(made)})  # even if it is too little
         drafted += range(len(rows), len(rows) + len(made))
         rows, vectors = rows + made, torch.cat((vectors, vectors[[r["source"] for r in made]]))
@@ -89,8 +87,7 @@ def stage_sft(run: Run) -> None:
     policy, chat = run.load(run.base()), run.chat()
     rows, c = run.rows(chat), run.c.sft
     if run.device.type == "cuda":  # a GPU's first steps load and compile: not to be timed
-        warm_up = dataclasses.replace(c, steps=3)
-        sft.train(run.load(run.base()), chat, rows, warm_up, run.dtype)
+        sft.train(run.load(run.base()), chat, rows, dataclasses.replace(c, steps=3), run.dtype)
     with run.work("sft", rows) as loop:
         sft.train(policy, chat, rows, c, run.dtype, run.c.run.seed, loop)
     save_model(policy, run.folder / "sft")
@@ -112,11 +109,10 @@ def stage_irl(run: Run) -> None:
         batches += reward.pack_groups(models, reference, held, c.irl.batch, run.dtype)
         reward.score_groups(models, batches, run.dtype)
     report = evaluate.reward_report(held, chat)
-    drawn = []
+    drawn, fields = [], ("prompt", "category", "response", "reward_demo")
     for g in groups:
-        kept = {k: g[k] for k in ("prompt", "category", "response", "reward_demo")}
-        texts = map(chat.decode, g["samples"])
-        drawn.append({**kept, "samples": [[round(r, 2), t] for r, t in zip(g["rewards"], texts)]})
+        samples = [[round(r, 2), chat.decode(ids)] for r, ids in zip(g["rewards"], g["samples"])]
+        drawn.append({**{k: g[k] for k in fields}, "samples": samples})
     beside = {"samples.json": as_json(drawn), "report.json": as_json(report)}
     save_rewards(models, run.folder / "rewards", beside)
     for kind, r in report.items():
@@ -134,9 +130,6 @@ def stage_grpo(run: Run) -> None:
     rewards = load_rewards(reward.RewardModels(reference, c.irl), rewards_folder)
     phi, chat, history = run.encoder(), run.chat(folder), run.read("rewards/samples.json", [])
     rows = run.rows(chat)
-    known = {"category", "response", "reward_demo", "samples"}
-    if not all(isinstance(g, dict) and known <= g.keys() for g in history):
-        raise UserError(f"{rewards_folder / 'samples.json'}: want {sorted(known)}: run irl again")
     if c.grpo.open_prompts:
         rows = rows + borrow(run.open_prompts(chat, rows), rows, phi)
     if c.grpo.prompts < parallel.world():
@@ -148,15 +141,10 @@ def stage_grpo(run: Run) -> None:
 
 def stage_baseline(run: Run) -> None:
     """The rival: SFT continued, as many steps as take the seconds of irl and grpo."""
-    folder, c = run.stage_folder("sft"), run.c.sft
-    steps = c.baseline_steps
-    if not steps and run.unfinished("baseline").exists() and run.c.run.resume:
-        steps = run.read("config.json", {}).get("sft", {}).get("baseline_steps", 0)
-    if not steps:
-        times = run.times()
-        if not {"sft", "irl", "grpo"} <= times.keys():
-            raise UserError(f"{run.folder}: run sft, irl and grpo first: their seconds are needed")
-        steps = steps_in_time(times, c.steps)
+    folder, times, c = run.stage_folder("sft"), run.times(), run.c.sft
+    if not c.baseline_steps and not {"sft", "irl", "grpo"} <= times.keys():
+        raise UserError(f"{run.folder}: run sft, irl and grpo first: their seconds are needed")
+    steps = c.baseline_steps or steps_in_time(times, c.steps)
     run.c = config.changed(run.c, {"sft.baseline_steps": steps})  # begin() writes config.json
     policy, chat = run.load(folder), run.chat(folder)
     rows, c = run.rows(chat), dataclasses.replace(c, steps=steps)
@@ -193,8 +181,7 @@ def stage_eval(run: Run) -> None:
 def eval_folder(run: Run) -> None:
     """One model folder on any file of prompts, apart from any run."""
     rows, (chat,) = run.prompts([run.base()])
-    model = run.load(run.base(), run.dtype)
-    new = run.c.run.max_new_tokens
+    model, new = run.load(run.base(), run.dtype), run.c.run.max_new_tokens
     print(evaluate.table([evaluate.evaluate(model, chat, rows, new, run.base().name)]))
 
 
@@ -213,7 +200,7 @@ def stage_chat(run: Run) -> None:
 def stage_all(run: Run) -> None:
     """data to eval, less what was done before. All input is looked at before the first writes."""
     _, (chat,) = run.prompts([run.base()])
-    run.demonstrations("benign", chat, [data.HELPFUL])
+    run.demonstrations(run.file("benign"), chat, [data.HELPFUL])
     run.encoder()
     run.refuse_others()
     before = run.c.run.resume
@@ -233,9 +220,7 @@ def stage_recipes(run: Run) -> None:
 STAGES = dict(data=stage_data, sft=stage_sft, irl=stage_irl, grpo=stage_grpo)
 STAGES |= dict(baseline=stage_baseline, eval=stage_eval, chat=stage_chat)
 STAGES |= dict(all=stage_all, recipes=stage_recipes)
-
-
-# ---------------------------------------------------------------------------- command line
+ALONE = "eval --model"  # without --run: eval_folder
 
 
 class Parser(argparse.ArgumentParser):
@@ -243,40 +228,38 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (all flags: python drirl.py --help)")
 
 
-def yes_or_no(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"want true or false, got {text!r}")
-    return text.lower() == "true"
+def true_or_false(text: str) -> bool:
+    return ("false", "true").index(text.lower()) == 1  # else a ValueError, as of int("x")
 
 
 def build_parser(stages: dict) -> argparse.ArgumentParser:
     parser = Parser(prog="drirl.py", description="DR-IRL, stage by stage", allow_abbrev=False)
-    told = "; ".join(f"{name}: {(f.__doc__ or '').split('.')[0]}" for name, f in stages.items())
-    parser.add_argument("stage", choices=stages, help=told)
+    about = "; ".join(f"{name}: {(f.__doc__ or '').split('.')[0]}" for name, f in stages.items())
+    parser.add_argument("stage", choices=stages, help=about)
     parser.add_argument("--debug", action="store_true", help="show a mistake's traceback")
     groups = {f.name: parser.add_argument_group(f.type.__doc__) for f in dataclasses.fields(Config)}
     for key, f, flag in config.settings():
-        kind = yes_or_no if f.type is bool else f.type
+        kind = true_or_false if f.type is bool else f.type
         text = f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%")
         group = groups[key.split(".")[0]]
         group.add_argument(flag, type=kind, dest=key, metavar=f.type.__name__.upper(), help=text)
     return parser
 
 
-def parse(argv: list[str], stages: dict) -> tuple[str, Config, dict]:
-    """(stage, settings, flags given): flags over the recipe over the run folder's config.json.
+def parse(argv: list[str], stages: dict) -> tuple[str, Config]:
+    """(stage, settings): flags over the recipe over the folder's config.json, if the stage has one.
 
-    `all`, `recipes` and eval of one folder leave config.json aside. Unknown keys are an error.
+    `all` and `recipes` take no settings from config.json, and ALONE is of no run.
     """
     given = {k: v for k, v in vars(build_parser(stages).parse_args(argv)).items() if v is not None}
     stage, _ = given.pop("stage"), given.pop("debug")
     path = Path(given.get("run.run", Config().run.run)) / "config.json"
-    apart = stands_alone(stage, given)
-    alone = apart or stage in ("all", "recipes")
-    c, saved = Config(), read_json(path) if path.exists() and not apart else {}
+    if stage == "eval" and "run.model" in given and "run.run" not in given:
+        stage = ALONE
+    c, saved = Config(), read_json(path) if path.exists() and stage != ALONE else {}
     if not all(isinstance(values, dict) for values in saved.values()):
         raise UserError(f"{path}: not the settings of a run; choose another --run")
-    for section, values in saved.items() if not alone else ():
+    for section, values in saved.items() if stage not in ("all", "recipes") else ():
         try:
             c = config.changed(c, {f"{section}.{name}": v for name, v in values.items()})
         except UserError as e:
@@ -284,14 +267,8 @@ def parse(argv: list[str], stages: dict) -> tuple[str, Config, dict]:
     if "run.recipe" in given:
         c = config.with_recipe(given["run.recipe"], c)
     c = config.changed(c, {**given, "run.run": str(path.parent)})  # also where a run was moved
-    told = lambda key, flag: flag if key in given or alone else f"{path}: {key} (or {flag})"
-    config.check(c, told)
-    return stage, c, given
-
-
-def stands_alone(stage: str, given: dict) -> bool:
-    """Whether eval was given one --model folder and no run."""
-    return stage == "eval" and "run.model" in given and "run.run" not in given
+    config.check(c, lambda key, flag: flag if key in given else f"{path}: {key} (or {flag})")
+    return stage, c
 
 
 def timed(stage: str, run: Run, stages: dict = STAGES) -> None:
@@ -305,27 +282,21 @@ def timed(stage: str, run: Run, stages: dict = STAGES) -> None:
         if run.interrupted:
             raise KeyboardInterrupt
     if stage not in ("chat", "recipes") and not parallel.rank():
-        gpu = ""
-        if run.device.type == "cuda":
-            gpu = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GB on the GPU"
+        used = torch.cuda.max_memory_allocated() / 2**30  # 0 without a GPU
+        gpu = f", {used:.1f} GB on the GPU" if used else ""
         unit = 2 ** (30 if sys.platform == "darwin" else 20)  # bytes there, KiB elsewhere
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-        seconds = time.time() - start
-        print(f"[{stage}] {seconds:.0f} s, peak memory {peak:.1f} GB{gpu}", flush=True)
+        print(f"[{stage}] {time.time() - start:.0f} s, peak memory {peak:.1f} GB{gpu}", flush=True)
 
 
 def main(argv: list[str], stages: dict = STAGES) -> int:
     """Runs one stage; returns the exit status. A mistake is one line and status 2."""
     try:
-        stage, c, given = parse(argv, stages)
+        stage, c = parse(argv, stages)
         run = Run(c)
         if stage in (*ORDER, "all") and not c.run.recipe and run.device.type == "cpu":
-            if not stands_alone(stage, given):
-                print(config.PAPER_ON_CPU, flush=True)
-        if stands_alone(stage, given):
-            eval_folder(run)
-        else:
-            timed(stage, run, stages)
+            print("the paper's setting takes hours on a CPU, --recipe laptop minutes", flush=True)
+        timed(stage, run, stages | {ALONE: eval_folder})
         return 0
     except KeyboardInterrupt:
         print("\ndrirl: interrupted; the same command, without --resume false, goes on")

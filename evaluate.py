@@ -38,15 +38,12 @@ def respond(model: Transformer, chat: Chat, prompts, max_new_tokens: int, desc=N
     """Greedy responses {"response", "tokens", "ended"}, in order. desc: title of a progress bar."""
     ids = [chat.prompt(p) for p in prompts]
     order, out = sorted(range(len(ids)), key=lambda i: len(ids[i])), [None] * len(ids)
-    with tqdm(total=len(ids), desc=desc, unit="prompt", disable=desc is None) as bar:
-        for i in range(0, len(order), BATCH):
-            part = order[i : i + BATCH]
-            turns = [ids[j] for j in part]
-            rollout = generate(model, turns, 1, max_new_tokens, temperature=0, eos=chat.eos)
-            for j, row in zip(part, rollout.rows()):
-                facts = {"tokens": len(row), "ended": chat.ended(row)}
-                out[j] = {"response": chat.decode(row), **facts}
-            bar.update(len(part))
+    for i in tqdm(range(0, len(order), BATCH), desc=desc, disable=desc is None):
+        part = order[i : i + BATCH]
+        turns = [ids[j] for j in part]
+        rows = generate(model, turns, 1, max_new_tokens, temperature=0, eos=chat.eos).rows()
+        for j, row in zip(part, rows):
+            out[j] = {"response": chat.decode(row), "tokens": len(row), "ended": chat.ended(row)}
     return out
 
 
@@ -55,8 +52,7 @@ def kind_of(row: dict) -> str:
     harmless = row.get("category") == HELPFUL or LABELS.get(str(row.get("label", "")).lower())
     kind = row.get("kind") or ("ordinary" if harmless else "harmful")
     if kind not in KINDS:
-        known = ", ".join(KINDS)
-        raise UserError(f"prompt {row['prompt'][:40]!r}: kind {kind!r}; known: {known}")
+        raise UserError(f"prompt {row['prompt'][:40]!r}: kind {kind!r}; known: {', '.join(KINDS)}")
     return kind
 
 
@@ -73,20 +69,18 @@ def evaluate(model, chat, rows: list[dict], max_new_tokens: int, name: str = "mo
 def rates(answers: list[dict]) -> dict:
     """{metric: [hits, n]} per kind and category, and the mean length in tokens."""
 
-    def count(test, rows):
-        return [sum(map(test, rows)), len(rows)]
+    def judged(verdict, field, value):
+        rows = [a for a in answers if a[field] == value]
+        return [sum(a["verdict"] == verdict for a in rows), len(rows)]
 
     out = {}
     for kind in KINDS:
-        rows = [a for a in answers if a["kind"] == kind]
-        out[kind] = count(lambda a: a["verdict"] == "refuses", rows)
-        out[kind + " partly"] = count(lambda a: a["verdict"] == "partial", rows)
-    for name in CATEGORIES:
-        rows = [a for a in answers if a["category"] == name]
-        out[name] = count(lambda a: a["verdict"] == "refuses", rows)
-    out["gibberish"] = count(lambda a: a["gibberish"], answers)
-    out["truncated"] = count(lambda a: not a["ended"], answers)
-    out["drafted"] = count(lambda a: SEPARATOR in a["response"], answers)
+        out[kind] = judged("refuses", "kind", kind)
+        out[kind + " partly"] = judged("partial", "kind", kind)
+    out |= {name: judged("refuses", "category", name) for name in CATEGORIES}
+    out["gibberish"] = [sum(a["gibberish"] for a in answers), len(answers)]
+    out["truncated"] = [sum(not a["ended"] for a in answers), len(answers)]
+    out["drafted"] = [sum(SEPARATOR in a["response"] for a in answers), len(answers)]
     out["tokens"] = sum(a["tokens"] for a in answers) / max(1, len(answers))
     return out
 
@@ -107,8 +101,7 @@ def reward_report(groups: list[dict], chat: Chat) -> dict:
                 refuses = judge(chat.decode(ids)) == "refuses"
                 (good if refuses == (kind == "harmful") else bad).append((r, len(ids)))
         by_reward, by_length = (auc([x[i] for x in good], [x[i] for x in bad]) for i in (0, 1))
-        counts = {"good": len(good), "bad": len(bad)}
-        out[kind] = {**counts, "auc": by_reward, "auc_length": by_length}
+        out[kind] = {"good": len(good), "bad": len(bad), "auc": by_reward, "auc_length": by_length}
     return out
 
 
@@ -148,38 +141,34 @@ def table(results: list[dict]) -> str:
 
 def balance_report(rows: list[dict]) -> dict:
     """Counts, imbalance (largest : smallest category), normalised entropy (1: perfectly even)."""
-    n = list(counts(rows).values())
-    shares = [c / max(1, sum(n)) for c in n]
-    return {
-        "counts": counts(rows),
-        "imbalance": max(n) / min(n) if min(n) else math.inf,
-        "entropy": -sum(p * math.log(p) for p in shares if p) / math.log(len(n)),
-    }
+    n = counts(rows).values()
+    imbalance = max(n) / min(n) if min(n) else math.inf
+    shares = [c / sum(n) for c in n if c]
+    entropy = -sum(p * math.log(p) for p in shares) / math.log(len(n))
+    return {"counts": counts(rows), "imbalance": imbalance, "entropy": entropy}
 
 
 def balance_table(report: dict) -> str:
     """Markdown: demonstrations per category, imbalance and entropy, before and after."""
     head = ["demonstrations", *CATEGORIES, "all", "largest : smallest", "entropy"]
     rows = []
-    for when in ("before", "after"):
-        r = report[when]
-        n = list(r["counts"].values())
+    for when, r in (("before", report["before"]), ("after", report["after"])):
+        n = r["counts"].values()
         rows.append([when, *n, sum(n), f"{r['imbalance']:.2f}", f"{r['entropy']:.3f}"])
     return markdown(head, rows)
 
 
 def samples_side_by_side(results: list[dict], per_kind: int = 4) -> str:
     """Markdown: some prompts, chosen by position and not by outcome, with every model's answer."""
-    lines, first = [], results[0]["answers"]
+    text = ""
     for kind in KINDS:
-        where = [i for i, a in enumerate(first) if a["kind"] == kind]
-        for i in where[:: max(1, len(where) // per_kind)][:per_kind]:
-            lines += ["", f"**{kind}: {first[i]['prompt']}**", ""]
-            for r in results:
-                answer = r["answers"][i]
-                text = answer["response"].replace("\n", " / ")
-                lines.append(f"- {r['name']} ({answer['verdict']}): {text}")
-    return "\n".join(lines)
+        found = [row for row in zip(*(r["answers"] for r in results)) if row[0]["kind"] == kind]
+        for row in found[:: max(1, len(found) // per_kind)][:per_kind]:
+            text += f"\n**{kind}: {row[0]['prompt']}**\n\n"
+            for r, a in zip(results, row):
+                said = a["response"].replace("\n", " / ")
+                text += f"- {r['name']} ({a['verdict']}): {said}\n"
+    return text
 
 
 def pyplot():
@@ -201,48 +190,37 @@ def save_figure(fig, path: Path) -> None:
 def picture_of_refusals(path: Path, results: list[dict]) -> None:
     """Refused per category, every model, with Wilson intervals; harmless kinds on the right."""
     groups, width = [*CATEGORIES, "ordinary", "lookalike"], 0.8 / len(results)
-    fig, ax = pyplot().subplots(figsize=(11, 4))
+    (fig, ax), x = pyplot().subplots(figsize=(11, 4)), np.arange(len(groups))
     for i, r in enumerate(results):
-        pairs = [r["rates"][g] for g in groups]
-        y = [100 * hits / max(1, n) for hits, n in pairs]
-        ends = zip(*(wilson(*pair) for pair in pairs))
-        error = [[abs(100 * b - v) for b, v in zip(end, y)] for end in ends]
-        x = [g + (i - (len(results) - 1) / 2) * width for g in range(len(groups))]
-        ax.bar(x, y, width, yerr=error, label=r["name"], error_kw={"lw": 0.7})
-    ax.set_xticks(range(len(groups)), [g.replace("_", "\n") for g in groups])
-    ax.axvspan(len(CATEGORIES) - 0.5, len(groups) - 0.5, color="0.92", zorder=0)
-    title = "Held-out prompts: harmful by category; shaded: harmless"
+        pairs = np.array([r["rates"][g] for g in groups])  # (groups, 2): hits, n
+        y = 100 * pairs[:, 0] / pairs[:, 1].clip(1)
+        error = abs(100 * np.array([wilson(*pair) for pair in pairs]).T - y)  # (2, groups)
+        ax.bar(x + i * width, y, width, yerr=error, label=r["name"], error_kw={"lw": 0.7})
+    ax.set_xticks(x + 0.4 - width / 2, [g.replace("_", "\n") for g in groups])
+    title = "Held-out prompts: harmful by category; the two on the right are harmless"
     ax.set(ylabel="refused, % (phrase-matched)", title=title, ylim=(0, 105))
     ax.legend(ncols=len(results), loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
     save_figure(fig, path)
 
 
-CURVES = {
-    "SFT: loss": ("sft", "loss"),
-    "IRL: reward gap, demonstration − others": ("irl", "gap_demo_minus_others"),
-    "GRPO-S: reward, harmful": ("grpo", "harmful_reward"),
-    "GRPO-S: reward, harmless": ("grpo", "helpful_reward"),
-    "GRPO-S: samples refused, harmful": ("grpo", "harmful_refused"),
-    "GRPO-S: samples refused, harmless": ("grpo", "helpful_refused"),
-    "GRPO-S: KL to the warm start (k3)": ("grpo", "kl"),
-    "GRPO-S: alpha, each prompt": ("grpo", "alpha"),
-}
+# stage and field of the records
+CURVES = ("sft loss", "irl gap_demo_minus_others", "grpo harmful_reward", "grpo helpful_reward")
+CURVES += ("grpo harmful_refused", "grpo helpful_refused", "grpo kl", "grpo alpha")
 
 
 def picture_of_curves(path: Path, records: list[dict]) -> None:
     """What every stage logged, step by step; one line a reward model for irl."""
     fig, axes = pyplot().subplots(2, 4, figsize=(15, 6))
-    for ax, (title, (stage, key)) in zip(axes.flat, CURVES.items()):
+    for ax, title in zip(axes.flat, CURVES):
+        stage, key = title.split()
         rows = [r for r in records if r["stage"] == stage and r.get(key) is not None]
         for model in dict.fromkeys(r.get("model") for r in rows):
             part = [r for r in rows if r.get("model") == model]
-            style = "." if key == "alpha" else ".-"
             points = [(r["step"], y) for r in part for y in np.ravel(r[key])]
-            ax.plot(*zip(*points), style, ms=3, lw=0.8, label=model)
+            ax.plot(*zip(*points), "." if key == "alpha" else ".-", ms=3, lw=0.8, label=model)
         if stage == "irl" and rows:
             ax.legend(fontsize=6)
-        ax.set_title(title, fontsize=9)
-        ax.set_xlabel("step")
+        ax.set(title=title, xlabel="step")
     fig.tight_layout()
     save_figure(fig, path)
 

@@ -14,11 +14,11 @@ Decisions where the paper is silent:
 2. The gap is demonstration minus sample, as in DAMA (arXiv 2502.01943).
 3. The denominators' means start from IRL's samples; mean <- (mean + batch mean) / 2.
 4. alpha is one number per prompt (over its group's mean W), and a constant of the optimisation.
-5. sum is the mean of the two factors, so that an average task has alpha 1 in every mode.
+5. sum is the mean of the two factors: like the product, it is near 1 for an average task.
 6. std is the population's. A group of equal rewards has advantage 0.
 7. The loss is a mean over sequences of a mean over tokens, whatever the micro-batch.
 8. As a loss, k3's gradient is not that of the KL divergence; it is a penalty all the same.
-9. imitate: the demonstration is learnt from. It counts in the std, not in the samples' mean.
+9. imitate: the demonstration is learnt from. Its own advantage alone has the std of all G + 1.
 10. pi, pi_old and pi_ref are all taken at the sampling temperature.
 11. A prompt without a demonstration borrows its category's most similar prompt's, for W and gap.
 12. pi_old is the policy in its first pass after the rollout, not the bfloat16 copy that sampled.

@@ -59,8 +59,7 @@ def pattern(row: dict, field: str = "draft") -> str:
 def fault(text: str, others=()) -> str | None:
     """Which of FILTERS turns a demonstration down; None if it is good.
 
-    form; length; a last step that doesn't say to refuse; an answer that doesn't refuse in its first
-    sentence; an answer that copies one of the `others`.
+    draft: its last step doesn't say to refuse; compliance: its answer doesn't, or too late.
     """
     try:
         steps, answer = parse_draft(text.strip())
@@ -96,39 +95,34 @@ def grow(model, chat, prompts, category, wanted, known, seed, max_new_tokens, ba
 
     known: its demonstrations. Returns the new ones and counts of asked, kept and each of FILTERS.
     """
-    made, counts, left = [], dict.fromkeys(("asked", "kept", *FILTERS), 0), prompts
-    others = [r["answer"] for r in known]
+    made, counts = [], dict.fromkeys(("asked", "kept", *FILTERS), 0)
+    patterns, shown = [pattern(r) for r in known], min(SHOWN, len(known))
     for _ in range(TRIES):
-        asked, left = left, []
-        for i in range(0, len(asked), batch):
+        left = [p for p in prompts if p not in {r["prompt"] for r in made}]
+        for i in range(0, len(left), batch):
             if len(made) >= wanted:
                 return made, counts
-            part, seed = asked[i : i + batch], seed + 1
-            rng, turns = random.Random(seed), []
-            for prompt in part:
-                shown = [pattern(r) for r in rng.sample(known, min(SHOWN, len(known)))]
-                turns.append(introspection(prompt, category, shown))
+            part, seed = left[i : i + batch], seed + 1
+            rng = random.Random(seed)
+            turns = [introspection(p, category, rng.sample(patterns, shown)) for p in part]
             for prompt, ids in zip(part, respond(model, chat, turns, max_new_tokens, 0.7, seed)):
                 text = chat.decode(ids).strip()
-                why = fault(text, others)
+                why = fault(text, [r["answer"] for r in known + made])
                 counts["asked"] += 1
                 counts[why or "kept"] += 1
-                if why:
-                    left.append(prompt)
-                    continue
-                steps, answer = parse_draft(text)
-                others.append(answer)
-                row = {"prompt": prompt, "category": category, "draft": steps, "answer": answer}
-                made.append({**row, "response": text, "generated": True})
+                if not why:
+                    steps, answer = parse_draft(text)
+                    row = {"prompt": prompt, "category": category, "draft": steps, "answer": answer}
+                    made.append({**row, "response": text, "generated": True})
     return made, counts
 
 
 def fill(model, chat, rows, vectors: Tensor, per_category, seed, max_new_tokens=96) -> tuple:
     """Demonstrations for categories with fewer than per_category, the most diverse prompts first.
 
-    rows: the labelled pool, those with a `draft` being demonstrations; vectors (N, D): their
-    prompts' embeddings. Returns the new rows, each with `source`, the index of its prompt, and per
-    category the counts of `grow`, with near-duplicates that were left out.
+    rows: the labelled pool, those with a `draft` being demonstrations; vectors (N, D): of their
+    prompts. Returns the new rows, each with `source`, the index of its prompt, and by category the
+    counts of `grow` and of near-duplicates left out.
     """
     made, report = [], {}
     for category in CATEGORIES:
@@ -138,16 +132,13 @@ def fill(model, chat, rows, vectors: Tensor, per_category, seed, max_new_tokens=
         missing = per_category - len(have)
         if missing <= 0 or not free:
             continue
-        most = min(len(free), ASKED * missing)
-        seen, fresh = list(have), []
-        for i in k_center(vectors[free], most, seed, vectors[have]):
-            # a near-duplicate of one of these adds nothing
-            if not seen or (vectors[seen] @ vectors[free[i]]).max() < SAME:
-                fresh.append(free[i])
-            seen.append(free[i])
-        prompts, known = [rows[i]["prompt"] for i in fresh], [rows[i] for i in have]
+        chosen = k_center(vectors[free], min(len(free), ASKED * missing), seed, vectors[have])
+        chosen = [free[i] for i in chosen]
+        around = vectors[have + chosen]
+        nearest = (around @ around.T).tril(-1).amax(1)[len(have) :]  # cosine to one before it
+        source = {rows[i]["prompt"]: i for i, cos in zip(chosen, nearest) if cos < SAME}
+        prompts, known = list(source), [rows[i] for i in have]
         new, counts = grow(model, chat, prompts, category, missing, known, seed, max_new_tokens)
-        source = {rows[i]["prompt"]: i for i in fresh}
         made += [{**r, "source": source[r["prompt"]]} for r in new]
-        report[category] = {**counts, "duplicate": most - len(fresh)}
+        report[category] = {**counts, "duplicate": len(chosen) - len(source)}
     return made, report

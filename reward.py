@@ -13,7 +13,7 @@ irl_loss estimates the second term in one of three ways. Decisions where the pap
 1. A shadow model is a trained copy of the warm start's top blocks with a linear head, averaged
    over the response's tokens. The last token alone learnt more slowly. Blocks below are shared.
 2. An eighth model, helpful, learns from harmless prompts; without it refusing everything wins.
-3. With contrast, demonstrations of the other kind join the samples: a softmax regression then.
+3. With contrast, other demonstrations join the samples: then this is no estimate under pi_r.
 4. After fitting, a model's rewards of its samples have mean 0 and std 1: r is free up to these.
 5. joint_epochs: the seven harm models begin as one, which they copy.
 6. pi_ref is the warm start at the sampling temperature.
@@ -43,7 +43,7 @@ def irl_loss(r_demo, r_samples, beta=1.0, estimator="importance", log_ratio=0.0)
     importance: samples of some q, weighted by softmax_k(r_k/beta + log_ratio_k), where log_ratio is
         log pi_ref - log q, and 0 for samples of pi_ref. Exact as K grows.
         loss = logsumexp_k(r_k/beta + log_ratio_k) - r_demo/beta
-    linear: samples of a policy improved against r.  loss = (mean_k r_k - r_demo) / beta
+    linear: a plain mean over the samples.  loss = (mean_k r_k - r_demo) / beta
     logistic: bounded below.  loss = -mean_k log sigma((r_demo - r_k) / beta)
     """
     if r_demo.ndim != 1 or r_samples.ndim != 2 or len(r_demo) != len(r_samples):

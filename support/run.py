@@ -26,8 +26,7 @@ from support.hf import load_model, open_model
 from support.resume import Loop, refuse_differences
 
 ORDER = ("data", "sft", "irl", "grpo", "baseline", "eval")
-# what may differ when a run goes on
-FREE = {"run.recipe", "run.run", "run.resume", "sft.baseline_steps"}
+FREE = {"run.recipe", "run.run", "run.resume", "sft.baseline_steps"}  # may differ when it goes on
 FREE |= {"grpo.tokens_per_batch", "grpo.recompute"}
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,10 +62,9 @@ class Run:
     def __init__(self, c: Config):
         self.c, self.folder, self.interrupted, self.seconds = c, Path(c.run.run), False, 0.0
         kind, _, index = c.run.device.partition(":")
-        if not re.fullmatch("cpu|cuda(:[0-9]+)?", c.run.device):
-            raise UserError(f"--device {c.run.device}: want cpu or cuda")
-        if kind == "cuda" and int(index or 0) >= (n := torch.cuda.device_count()):
-            raise UserError(f"--device {c.run.device}: this torch sees {n or 'no'} GPU")
+        known, n = re.fullmatch("cpu|cuda(:[0-9]+)?", c.run.device), torch.cuda.device_count()
+        if not known or kind == "cuda" and int(index or 0) >= n:
+            raise UserError(f"--device {c.run.device}: want cpu or cuda; this torch sees {n} GPU")
         self.device = torch.device(c.run.device)
         parallel.start(kind)
         auto = torch.cpu._is_avx512_bf16_supported()
@@ -74,8 +72,6 @@ class Run:
             auto = torch.cuda.is_bf16_supported(including_emulation=False)
         half = c.run.dtype == "bf16" or c.run.dtype == "auto" and auto
         self.dtype = torch.bfloat16 if half else torch.float32
-
-    # ------------------------------------------------------------------------ files of the run
 
     def log(self, **record) -> None:
         if not parallel.rank():
@@ -93,13 +89,10 @@ class Run:
         """What a finished stage left: settings, code, seconds. None: not done."""
         record = self.read(f"done/{stage}.json", {})
         if record and (type(record.get("settings")), type(record.get("seconds"))) != (dict, float):
-            raise UserError(
-                f"{self.folder}/done/{stage}.json: broken; delete it to run {stage} again"
-            )
+            raise UserError(f"{self.folder}/done/{stage}.json: broken; delete it")
         return record or None
 
     def times(self) -> dict[str, float]:
-        """Seconds of every stage that is done."""
         return {s: record["seconds"] for s in ORDER if (record := self.done(s))}
 
     @functools.cached_property
@@ -135,8 +128,8 @@ class Run:
     def begin(self, stage: str, steps: int = 0) -> None:
         """The first thing a stage writes, once its input is found good.
 
-        It and later stages are not done any more, and leave metrics.jsonl, but for this stage's
-        first `steps` steps. Writes config.json.
+        It and later stages are not done any more. Their records leave metrics.jsonl; the first
+        `steps` of this stage stay.
         """
         if parallel.rank():
             return
@@ -169,9 +162,8 @@ class Run:
     def work(self, stage: str, rows: list[dict], resumable: bool = True):
         """The Loop to train in, once input is checked and models are loaded; begins the stage."""
         facts = {"processes": parallel.world(), "prompts": digest(json.dumps(rows).encode())}
-        belongs = {**self.identity, **facts}
         path = self.unfinished(stage) if resumable else None
-        loop = Loop(stage, path, belongs, self.log, self.c.run.resume)
+        loop = Loop(stage, path, self.identity | facts, self.log, self.c.run.resume)
         if loop.done:
             print(f"{stage} goes on after step {loop.done}")
         self.begin(stage, loop.done)
@@ -180,21 +172,18 @@ class Run:
         self.interrupted = loop.stop  # after the last step: the stage ends, then the run stops
         self.seconds = round(loop.seconds, 1)
 
-    # ------------------------------------------------------------------------ models and texts
-
     def base(self) -> Path:
-        model = self.c.run.model
-        return Path(model) if model else weights.fetch("SmolLM2-135M-Instruct")
+        return Path(self.c.run.model or weights.fetch("SmolLM2-135M-Instruct"))
 
     def file(self, name: str) -> Path:
         """The pool, benign or prompts file: the user's, or the one in corpus/."""
         return Path(getattr(self.c.run, name) or SHIPPED[name])
 
     def stage_folder(self, name: str) -> Path:
-        if not (self.folder / name / "config.json").exists():
-            order = ", ".join(ORDER)
-            raise UserError(f"{self.folder / name} does not exist: run {order} in this order")
-        return self.folder / name
+        folder = self.folder / name
+        if not (folder / "config.json").exists():
+            raise UserError(f"{folder} does not exist: run {', '.join(ORDER)} in this order")
+        return folder
 
     def chat(self, folder: Path | None = None) -> chats.Chat:
         return chats.load_chat(folder or self.base(), self.c.run.chat_format)
@@ -212,9 +201,8 @@ class Run:
         vectors = phi.embed([r["prompt"] for r in known]).cpu()
         return data.centroids(vectors, [r["category"] for r in known])
 
-    def demonstrations(self, name: str, chat: chats.Chat, categories) -> list[dict]:
+    def demonstrations(self, path: Path, chat: chats.Chat, categories) -> list[dict]:
         """A file's rows, with some of every category, and none too long for the model."""
-        path = self.folder / "data/balanced.jsonl" if name == "balanced" else self.file(name)
         rows = loaders.load_demonstrations(path)
         n = {c: sum(r["category"] == c for r in rows) for c in categories}
         if lost := [c for c in categories if not n[c]]:
@@ -226,8 +214,9 @@ class Run:
 
     def rows(self, chat: chats.Chat) -> list[dict]:
         """The balanced demonstrations of the data stage, then the harmless ones."""
-        harmless = self.demonstrations("benign", chat, [data.HELPFUL])
-        return self.demonstrations("balanced", chat, data.CATEGORIES) + harmless
+        harmless = self.demonstrations(self.file("benign"), chat, [data.HELPFUL])
+        balanced = self.folder / "data/balanced.jsonl"
+        return self.demonstrations(balanced, chat, data.CATEGORIES) + harmless
 
     def open_prompts(self, chat: chats.Chat, rows: list[dict]) -> list[dict]:
         """The pool's prompts that have a category and are not among the demonstrations `rows`."""
