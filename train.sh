@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # DR-IRL, stage by stage, on the model of your choice:
-#   bash train.sh                 SmolLM2-135M-Instruct (downloaded once, 90 MB), 15 minutes on two cores
+#   bash train.sh                 SmolLM2-135M-Instruct (90 MB, once), 15 minutes on two cores
 #   bash train.sh FOLDER          any local Llama, Qwen2 or Qwen3 folder
 #   bash train.sh tiny            a 1M-parameter model made on the spot, no download, two minutes
-# The recipe is laptop (or tiny): what it departs in from the paper, and why: python drirl.py recipes
+# The recipe is laptop (or tiny). How it departs from the paper, and why: python drirl.py recipes
 # More flags go to every stage:   bash train.sh FOLDER --recipe gpu --run runs/mine
 # All of them: python drirl.py --help. The same command goes on with an interrupted run.
 set -euo pipefail
@@ -19,7 +19,7 @@ elif [ -n "${1:-}" ] && [[ "$1" != --* ]]; then
     flags=(--recipe laptop --run "runs/$(basename "$1")" --model "$1")
     shift
 fi
-# glibc keeps large tensors in its heap, in huge pages: 13% off a training step on two CPU cores
+# glibc keeps large tensors in its heap, in huge pages: 13% off a training step on two cores
 tunables=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296
 tunables+=:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$tunables}"
