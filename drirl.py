@@ -129,7 +129,9 @@ def stage_grpo(run: Run) -> None:
     policy, reference = run.load(folder), run.load(folder, run.dtype).requires_grad_(False)
     rewards = load_rewards(reward.RewardModels(reference, c.irl), rewards_folder)
     phi, chat, history = run.encoder(), run.chat(folder), run.read("rewards/samples.json", [])
-    rows = run.rows(chat)
+    rows, known = run.rows(chat), {"category", "response", "reward_demo", "samples"}
+    if not all(isinstance(g, dict) and known <= g.keys() for g in history):
+        raise UserError(f"{rewards_folder / 'samples.json'}: want {sorted(known)}: run irl again")
     if c.grpo.open_prompts:
         rows = rows + borrow(run.open_prompts(chat, rows), rows, phi)
     if c.grpo.prompts < parallel.world():
@@ -144,7 +146,10 @@ def stage_baseline(run: Run) -> None:
     folder, times, c = run.stage_folder("sft"), run.times(), run.c.sft
     if not c.baseline_steps and not {"sft", "irl", "grpo"} <= times.keys():
         raise UserError(f"{run.folder}: run sft, irl and grpo first: their seconds are needed")
-    steps = c.baseline_steps or steps_in_time(times, c.steps)
+    steps, begun = c.baseline_steps, run.unfinished("baseline").exists() and run.c.run.resume
+    if begun and not steps:  # what was begun keeps its number
+        steps = run.read("config.json", {}).get("sft", {}).get("baseline_steps")
+    steps = steps or steps_in_time(times, c.steps)
     run.c = config.changed(run.c, {"sft.baseline_steps": steps})  # begin() writes config.json
     policy, chat = run.load(folder), run.chat(folder)
     rows, c = run.rows(chat), dataclasses.replace(c, steps=steps)

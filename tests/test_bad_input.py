@@ -304,6 +304,12 @@ CASES = {  # what is done to a good folder, the command, words of the message
         SFT,
         STATE + ": delete it, or say --resume false",
     ),
+    "samples of another version": (
+        text("run/rewards/samples.json", '[{"prompt": "a"}]'),
+        GRPO,
+        "rewards/samples.json: want ['category',",
+        "run irl again",
+    ),
     "rewards cut off": (cut("run/rewards/crime.safetensors", 5), GRPO, "rewards/crime.safetensors"),
     "rewards missing": (
         lambda w: (w / "run/rewards/crime.safetensors").unlink(),

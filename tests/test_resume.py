@@ -353,7 +353,7 @@ def test_a_state_of_another_model_is_refused(copy, capsys, monkeypatch):
 
 
 def test_the_baselines_steps_are_counted_once(copy, monkeypatch, capsys):
-    """From measured seconds: 5 against 10 for 40 steps are 20."""
+    """From measured seconds: 5 against 10 for 40 steps are 20. What was begun keeps its number."""
     folder, argv = copy
     argv = ["baseline", *argv, "--sft-baseline-steps", "0"]
 
@@ -367,6 +367,7 @@ def test_the_baselines_steps_are_counted_once(copy, monkeypatch, capsys):
         stop_at(patch, 4)
         assert drirl.main(argv) == 130
     assert json.loads((folder / "config.json").read_text())["sft"]["baseline_steps"] == 20
+    took(grpo=30.0)
     assert drirl.main(argv) == 0 and "goes on after step 5" in capsys.readouterr().out
     assert steps_of(folder, "baseline") == list(range(1, 21))
     (folder / "done/irl.json").unlink()
