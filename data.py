@@ -57,9 +57,19 @@ def parse_draft(text: str) -> tuple[list[str], str]:
     return steps, answer[1:]
 
 
+def without_thought(text: str) -> str:
+    """What follows a reasoning model's <think>...</think>; "" while the thought is still open."""
+    _, closed, after = text.rpartition("</think>")
+    return "" if after.lstrip().startswith("<think>") else after.lstrip() if closed else after
+
+
 def answer_of(text: str) -> str:
-    """What the reader is told: the text after the last separator, or all of it without one."""
-    return text.rpartition(SEPARATOR)[2].strip()
+    """What the reader is told: a Chain of Draft's answer, or all of a text that is none."""
+    said = without_thought(text)
+    try:
+        return parse_draft(said)[1].strip()
+    except ValueError:
+        return said.strip()
 
 
 def k_center(embeddings: Tensor, k: int, seed: int = 0, given: Tensor | None = None) -> list[int]:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from data import without_thought
 from support.chat import load_tokenizer
 from support.encoders import read_encoder
 from support.hf import fitting
@@ -43,8 +44,8 @@ def similarity(response: Tensor, demonstration: Tensor) -> Tensor:
 
 def similarities(encoder, texts: list[list[str]], demonstrations: list[str]) -> Tensor:
     """W (P, G) of each prompt's responses to its demonstration; a sentence is embedded once."""
-    split = {t: split_sentences(t) for group in texts for t in group}
-    split |= {t: split_sentences(t) for t in demonstrations}
+    every = [t for group in texts for t in group] + demonstrations
+    split = {t: split_sentences(without_thought(t)) for t in every}
     sentences = sorted({s for parts in split.values() for s in parts})
     index, vectors = {s: i for i, s in enumerate(sentences)}, encoder.embed(sentences)
     of = {t: vectors[[index[s] for s in parts]] for t, parts in split.items()}

@@ -74,9 +74,23 @@ def test_format_refuses_what_it_could_not_parse(steps, answer):
 
 def test_answer_of():
     assert answer_of("a\nb\n#### the answer ") == "the answer"
-    assert answer_of("a\n#### b\n#### c") == "c"
     assert answer_of(" no draft ") == "no draft"
-    assert answer_of("a\n####") == ""
+    headings = "Bread\n\n#### Dough\nflour", "a\n#### b\n#### c", "a\n####"  # no drafts
+    assert [answer_of(text) for text in headings] == list(headings)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("<think>\nI won't.\n</think>\n\nMix it.", "Mix it."),
+        ("I won't.\n</think>\n\na\n#### Mix it.", "Mix it."),  # the prompt opened the thought
+        ("<think>\nI won't, since", ""),  # cut off: nothing is said
+        ("<think>a</think>b<think>c</think> Mix it.", "Mix it."),
+        ("Write <think> in the page.", "Write <think> in the page."),
+    ],
+)
+def test_a_thought_is_no_answer(text, said):
+    assert answer_of(text) == said
 
 
 # ---------------------------------------------------------------------------- k-center
