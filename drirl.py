@@ -198,8 +198,9 @@ def stage_chat(run: Run) -> None:
         for name, (model, chat) in models.items():
             chat.check([{"prompt": line}], run.c.run.max_new_tokens, "your prompt")
             answer = evaluate.respond(model, chat, [line], run.c.run.max_new_tokens)[0]
-            text = answer["response"].replace("\n", "\n" + " " * 10)
-            print(f"{name:>8}> {text}{'' if answer['ended'] else ' ...'}")
+            text = data.without_thought(answer["response"]).replace("\n", "\n" + " " * 10)
+            cut = "" if answer["ended"] else " ..." if text else "(still thinking)"
+            print(f"{name:>8}> {text}{cut}")
 
 
 def stage_all(run: Run) -> None:

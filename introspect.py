@@ -10,6 +10,7 @@ import re
 
 from torch import Tensor
 
+import data
 from config import UserError
 from data import CATEGORIES, SEPARATOR, format_draft, k_center, normalise, parse_draft
 from model import Transformer
@@ -106,7 +107,7 @@ def grow(model, chat, prompts, category, wanted, known, seed, max_new_tokens, ba
             rng = random.Random(seed)
             turns = [introspection(p, category, rng.sample(patterns, shown)) for p in part]
             for prompt, ids in zip(part, respond(model, chat, turns, max_new_tokens, 0.7, seed)):
-                text = chat.decode(ids).strip()
+                text = data.without_thought(chat.decode(ids)).strip()
                 why = fault(text, [r["answer"] for r in known + made])
                 counts["asked"] += 1
                 counts[why or "kept"] += 1

@@ -1,18 +1,26 @@
 """Text to tokens and back: the tokenizer of a model folder and its chat format."""
 
-import re
+import functools
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from config import UserError
-from support.files import inside, number, read_json, read_text
+from config import RunConfig, UserError
+from support.files import doing, inside, number, parse_json, read_json, read_text
+from support.template import installed, render
 
 FORMATS = {  # what begins a text; the head of a turn, with its role; its end
     "chatml": ("", "<|im_start|>{}\n", "<|im_end|>\n"),
     "llama3": ("<|begin_of_text|>", "<|start_header_id|>{}<|end_header_id|>\n\n", "<|eot_id|>"),
 }
+# SmolLM2's template, known without jinja2: it is ChatML with this system text
+SMOLLM2 = "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"
+SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+SPECIAL = [f"{name}_token" for name in "bos eos unk sep pad cls mask".split()]
 
 
 @dataclass
@@ -20,53 +28,66 @@ class Chat:
     """A tokenizer with a chat format, the ids that end a text, and the model's context."""
 
     tokenizer: Tokenizer
-    template: str  # {prompt} is filled in
+    write: Callable[[str], str]  # the text of a prompt, from the user's
+    thinks: bool  # a prompt ends with <think>, so that a thought comes before the answer
     eos: tuple[int, ...]  # the one that ends an answer first
-    context: int = 10**9  # most tokens of a sequence
+    vocabulary: int  # ids that the model has
+    context: int  # most tokens of a sequence
 
     def prompt(self, text: str) -> list[int]:
         """Token ids of one user turn, ready for the model to answer."""
-        return self.encode(self.template.replace("{prompt}", text))
+        return self.encode(self.write(text))
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer and the end-of-text token, which has to be learnt too."""
-        return self.encode(text) + [self.eos[0]]
+        return self.encode("\n</think>\n\n" * self.thinks + text) + [self.eos[0]]
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if (last := max(ids, default=0)) >= self.vocabulary:
+            token = f"the token {self.tokenizer.id_to_token(last)!r} in it has id {last}"
+            raise UserError(f"{token}, config.json's vocab_size is {self.vocabulary}: leave it out")
+        return ids
+
+    @functools.cached_property
+    def hidden(self) -> set[int]:
+        """Ids that no reader sees: special tokens, but for the marks of a thought."""
+        added = self.tokenizer.get_added_tokens_decoder().items()
+        special = {i for i, t in added if t.special and t.content not in ("<think>", "</think>")}
+        return special | set(self.eos)
 
     def decode(self, ids: list[int]) -> str:
-        kept = [i for i in ids if i not in self.eos]
-        return self.tokenizer.decode(kept, skip_special_tokens=True)
+        kept = [i for i in ids if i not in self.hidden]
+        return "<think>\n" * self.thinks + self.tokenizer.decode(kept, skip_special_tokens=False)
 
     def ended(self, ids: list[int]) -> bool:
         return bool(ids) and ids[-1] in self.eos
 
     def check(self, rows: list[dict], new: int, where: str | Path) -> None:
-        """Raises UserError for a row that, with `new` sampled tokens, exceeds the context."""
+        """UserError for a row that the model can't take, or not with `new` sampled tokens."""
         for n, row in enumerate(rows, 1):
-            prompt = len(self.prompt(row["prompt"]))
-            answer = max(new, len(self.answer(row.get("response", ""))))
+            try:
+                prompt = len(self.prompt(row["prompt"]))
+                answer = max(new, len(self.answer(row.get("response", ""))))
+            except UserError as e:
+                raise UserError(f"{where}, row {n}: {e}") from None
             if not 0 < prompt <= self.context - answer:
                 sizes = f"a prompt of {prompt} tokens and {answer} more don't fit"
                 how = f"the context of {self.context}: shorten it or lower --max-new-tokens"
                 raise UserError(f"{where}, row {n}: {sizes} {how}")
 
 
-def default_system(template: str) -> str:
-    """The system text that a chat template spells out (SmolLM2's and Qwen2's do)."""
-    found = re.search(r"<\|im_start\|>system(?:\n|\\n)([^'{}|]+?)<\|im_end\|>", template)
-    return found.group(1) if found else ""
+def load_tokenizer(folder: Path, vocabulary: int, spare: bool = False) -> Tokenizer:
+    """tokenizer.json, of ids below `vocabulary`; it neither pads nor truncates.
 
-
-def load_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
-    """tokenizer.json, of ids below `vocabulary`; it neither pads nor truncates."""
+    spare: tokens may have been added that the model doesn't know, as a padding token often is.
+    """
     text = read_text(path := inside(folder, "tokenizer.json"))
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as e:  # the library raises nothing more precise
         raise UserError(f"cannot read {path}: {e}") from e
-    last = max(tokenizer.get_vocab().values(), default=-1)
+    last = max(tokenizer.get_vocab(with_added_tokens=not spare).values(), default=-1)
     if not 0 <= last < vocabulary:
         raise UserError(f"{path}: ids go up to {last}, config.json's vocab_size is {vocabulary}")
     tokenizer.no_padding()
@@ -74,40 +95,100 @@ def load_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-def load_chat(folder: str | Path, chat_format: str = "auto", system: str | None = None) -> Chat:
-    """The tokenizer, chat format and end-of-text ids of a folder.
+def find_template(folder: Path, its: dict) -> tuple[Path, str]:
+    """The file and the text of a folder's chat template, as transformers finds it; "": none.
 
-    chat_format: auto (by the special tokens), chatml, llama3, or a template with {prompt} and maybe
-    {system} in it. system: None takes the model's own default; "" sends no system turn.
+    its: tokenizer_config.json. Of several templates with names it is the one named default.
     """
-    folder = Path(folder)
-    names = ("config.json", "tokenizer_config.json", "generation_config.json")
-    paths = [inside(folder, name) for name in names]
-    config, its, generation = (read_json(path) if path.exists() else {} for path in paths)
-    vocabulary = number(config, "vocab_size", paths[0], 1, 10**7, 10**7)
-    context = number(config, "max_position_embeddings", paths[0], 1, 10**9, 10**9)
-    tokenizer = load_tokenizer(folder, vocabulary)
     path = inside(folder, "chat_template.jinja")
-    jinja = read_text(path) if path.exists() else str(its.get("chat_template") or "")
-    system = default_system(jinja) if system is None else system
-    known = {name: tokenizer.token_to_id(end.strip()) for name, (_, _, end) in FORMATS.items()}
-    if chat_format == "auto":
-        chat_format = next((name for name, end in known.items() if end is not None), "auto")
-    if chat_format in FORMATS:
-        begin, head, end = FORMATS[chat_format]
-        template = begin + (head.format("system") + system + end if system else "")
-        template += head.format("user") + "{prompt}" + end + head.format("assistant")
-        if "enable_thinking" in jinja:  # Qwen3: after an empty thought it answers at once
-            template += "<think>\n\n</think>\n\n"
-    elif "{prompt}" in chat_format:  # a shell's quotes pass \n as two characters
-        template = chat_format.replace("\\n", "\n").replace("{system}", system)
+    if path.exists():
+        return path, read_text(path)
+    path, found = folder / "tokenizer_config.json", its.get("chat_template") or ""
+    if type(found) is list and all(type(x) is dict for x in found):
+        found = {str(x.get("name")): x.get("template") for x in found}
+    found = found.get("default") if type(found) is dict else found
+    if type(found) is not str:
+        raise UserError(f"{path}: chat_template: want a text, or several with one named default")
+    return path, found
+
+
+def own_format(path: Path, template: str, its: dict, system: str, arguments: str) -> Callable:
+    """write(prompt) by a folder's own template; write(prompt, answer) is the whole dialogue."""
+    mapped = inside(path.parent, "special_tokens_map.json")
+    if "added_tokens_decoder" not in its and mapped.exists():  # transformers' rule
+        its = its | read_json(mapped)
+    texts = {k: x.get("content") if type(x) is dict else x for k, x in its.items() if k in SPECIAL}
+    with doing(f"read --chat-arguments {arguments}"):
+        if type(more := parse_json(arguments)) is not dict:
+            raise ValueError('want a JSON object, as {"enable_thinking": true}')
+    given = {"tools": None, "documents": None} | {k: x for k, x in texts.items() if x} | more
+    before = [{"role": "system", "content": system}] if system else []
+
+    def write(prompt: str, *answer: str) -> str:
+        turns = before + [{"role": "user", "content": prompt}]
+        turns += [{"role": "assistant", "content": text} for text in answer]
+        turns = {"messages": turns, "add_generation_prompt": not answer}
+        return render(template, given | turns, path)
+
+    return write
+
+
+def known_format(folder: Path, name: str, system: str) -> tuple[Callable, str]:
+    """What writes a prompt in one of FORMATS, or in a text with {prompt}; what ends an answer."""
+    if name in FORMATS:
+        begin, head, end = FORMATS[name]
+        text = begin + (head.format("system") + system + end if system else "")
+        text += head.format("user") + "{prompt}" + end + head.format("assistant")
+    elif "{prompt}" in name:  # a shell's quotes pass \n as two characters
+        text, end = name.replace("\\n", "\n").replace("{system}", system), ""
     else:
         want = "want --chat-format chatml, llama3 or your own, 'User: {prompt}\\nAssistant: '"
-        raise UserError(f"{folder}: chat format {chat_format!r} is unknown: {want}")
+        raise UserError(f"{folder}: chat format {name!r} is unknown: {want}")
+    return lambda prompt: text.replace("{prompt}", prompt), end
+
+
+def auto_format(folder: Path, its: dict, tokenizer: Tokenizer, system: str, arguments: str):
+    """As known_format: by the folder's own template; without one, by the special tokens."""
+    path, template = find_template(folder, its)
+    if not template:
+        tokens = tokenizer.get_vocab()
+        known = [name for name, (*_, end) in FORMATS.items() if end.strip() in tokens]
+        return known_format(folder, (known or ["auto"])[0], system)
+    if installed():
+        write, end = own_format(path, template, its, system, arguments), ""
+        with suppress(UserError):  # some templates take no answers
+            end = write("Hi", "Certainly.").partition("Certainly.")[2]
+        return write, end
+    if hashlib.sha256(template.encode("utf-8", "replace")).hexdigest() == SMOLLM2:
+        return known_format(folder, "chatml", system or SMOLLM2_SYSTEM)
+    want = 'pip install "jinja2>=3.1.6", or name the format by --chat-format'
+    raise UserError(f"{path}: reading its chat template needs the package jinja2: {want}")
+
+
+def load_chat(folder, chat_format="auto", system="", arguments=RunConfig.chat_arguments) -> Chat:
+    """The tokenizer, chat format and end-of-text ids of a folder.
+
+    chat_format: auto (the folder's own template; without one, by the special tokens), chatml,
+    llama3, or a text with {prompt} and maybe {system} in it. system: a text for the system turn.
+    arguments: JSON, what the folder's template is given.
+    """
+    folder = Path(folder)
+    names = ("config.json", "generation_config.json", "tokenizer_config.json")
+    paths = [inside(folder, name) for name in names]
+    config, generation, its = (read_json(path) if path.exists() else {} for path in paths)
+    vocabulary = number(config, "vocab_size", paths[0], 1, 10**7, 10**7)
+    context = number(config, "max_position_embeddings", paths[0], 1, 10**9, 10**9)
+    tokenizer = load_tokenizer(folder, vocabulary, spare=True)
+    if chat_format == "auto":
+        write, end = auto_format(folder, its, tokenizer, system, arguments)
+    else:
+        write, end = known_format(folder, chat_format, system)
     found = [x["eos_token_id"] for x in (generation, config) if x.get("eos_token_id") is not None]
     eos = found[0] if found and isinstance(found[0], list) else found[:1]
-    if (end := known.get(chat_format)) is not None:  # what ends a turn comes first: it is learnt
-        eos = [end] + [i for i in eos if i != end]
+    first = tokenizer.encode(end.strip(), add_special_tokens=False).ids[:1]
+    if first and first[0] in tokenizer.get_added_tokens_decoder():  # what ends a turn is learnt
+        eos = first + [i for i in eos if i != first[0]]
     if not eos or not all(type(i) is int and 0 <= i < vocabulary for i in eos):
         raise UserError(f"{folder}: eos_token_id is {eos}: want one or more ids below {vocabulary}")
-    return Chat(tokenizer, template, tuple(eos), context)
+    thinks = write("Hi").rstrip().endswith("<think>")
+    return Chat(tokenizer, write, thinks, tuple(eos), vocabulary, context)

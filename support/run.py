@@ -186,7 +186,8 @@ class Run:
         return folder
 
     def chat(self, folder: Path | None = None) -> chats.Chat:
-        return chats.load_chat(folder or self.base(), self.c.run.chat_format)
+        c = self.c.run
+        return chats.load_chat(folder or self.base(), c.chat_format, arguments=c.chat_arguments)
 
     def load(self, folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
         return load_model(folder, dtype, self.device)

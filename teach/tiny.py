@@ -47,7 +47,7 @@ def make(folder: Path, demonstrations: list[dict], benign: list[dict], seed: int
     model = Transformer(read_config(config, path))
     for p in (p for p in model.parameters() if p.ndim == 2):
         torch.nn.init.normal_(p, std=0.02)
-    sft.train(model, load_chat(folder, system=""), benign, SFT, torch.float32, seed)
+    sft.train(model, load_chat(folder), benign, SFT, torch.float32, seed)
     save_model(model, folder)
 
 
