@@ -156,7 +156,8 @@ def auto_format(folder: Path, its: dict, tokenizer: Tokenizer, system: str, argu
         return known_format(folder, (known or ["auto"])[0], system)
     if installed():
         write, end = own_format(path, template, its, system, arguments), ""
-        with suppress(UserError):  # some templates take no answers
+        write("Hi")  # a template that can't do this raises here
+        with suppress(UserError):  # but it need not take answers
             end = write("Hi", "Certainly.").partition("Certainly.")[2]
         return write, end
     if hashlib.sha256(template.encode("utf-8", "replace")).hexdigest() == SMOLLM2:

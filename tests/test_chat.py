@@ -61,7 +61,7 @@ TEMPLATES = {
         "<|im_end|>",
     ),
     "qwen2.5": (
-        """{%- if tools %}
+        """{%- if tools is not none %}
     {{- '<|im_start|>system\n# Tools\n' }}
     {%- for tool in tools %}{{- tool | tojson }}{%- endfor %}
     {{- '<|im_end|>\n' }}
@@ -173,12 +173,18 @@ TEMPLATES = {
 {% if m.content is string %}{{ m.content }}{% else %}{{ m.content[0]['text'] }}{% endif %}
 <|im_end|>
 {% endmacro %}
-{% for m in messages %}{{ turn(m) }}{% endfor %}
+  {% for m in messages %}{{ turn(m) }}{% endfor %}
 {% if add_generation_prompt %}
 <|im_start|>assistant
 {% endif %}""",
         {},
         "<|im_end|>",
+    ),
+    "no end": (
+        "{% for m in messages %}{{ '<|' ~ m.role ~ '|>' ~ m.content ~ ' END' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+        {},
+        "</s>",
     ),
     "generation": (
         """{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant
@@ -272,6 +278,13 @@ def test_which_template(tmp_path):
             UserError, match="tokenizer_config.json: chat_template: want a text, or"
         ):
             load_chat(tmp_path)
+
+
+def test_a_template_that_takes_no_answers(tmp_path):
+    raising = "{% if messages[-1].role != 'user' %}{{ raise_exception('no') }}{% endif %}" + LOOP
+    chat = load_chat(with_template(tmp_path, raising))
+    assert prompt_of(chat) == USER
+    assert chat.eos == (chat.tokenizer.token_to_id("</s>"),)
 
 
 def test_special_tokens(tmp_path):

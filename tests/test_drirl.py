@@ -289,6 +289,22 @@ def test_the_baseline_takes_as_long_as_irl_and_grpo():
     assert drirl.steps_in_time({"sft": 30.0, "irl": 0.0, "grpo": 0.1}, 10) == 1
 
 
+def test_chat_shows_no_thoughts(monkeypatch, capsys):
+    said = {"<think>\nHm.\n</think>\n\nNo:\nhe would mind.": True, "<think>\nLet me": False}
+    said |= {"Cut": False, "": True, "</think>": True, "Plain": True}
+    given, typed = list(said), ["a", "b", "c", ""]
+    monkeypatch.setattr("builtins.input", lambda _: typed.pop(0))
+    answer = lambda *_: [{"response": given[0], "ended": said[given.pop(0)]}]
+    monkeypatch.setattr(drirl.evaluate, "respond", answer)
+    chat, path = SimpleNamespace(check=lambda *_: None), lambda *_: None
+    run = SimpleNamespace(base=path, stage_folder=path, load=path, c=Config(), dtype=None)
+    run.chat = lambda _: chat
+    drirl.stage_chat(run)
+    want = ["    base> No:", "          he would mind.", " aligned> (still thinking)"]
+    want += ["    base> Cut ...", " aligned> ", "    base> ", " aligned> Plain"]
+    assert capsys.readouterr().out.split("\n") == [*want, ""]
+
+
 def test_rewards_older_than_their_warm_start(tmp_path, capsys):
     ages = {"rewards/crime.safetensors": 100, "sft/model.safetensors": 0, "sft/config.json": 0}
     for name, age in ages.items():

@@ -172,6 +172,12 @@ def test_grow(says):
     assert [r["prompt"] for r in made] == ["p", "s"] and counts["kept"] == 2
 
 
+def test_grow_leaves_thoughts_out(says):
+    says({"p": ["<think>\nIs it mean?\n</think>\n\n" + GOOD], "q": ["<think>\n" + GOOD]})
+    made, counts = run_grow("pq", 5)
+    assert [r["response"] for r in made] == [GOOD] and counts["form"] == introspect.TRIES
+
+
 def test_grow_keeps_no_copies(says):
     """A model that repeats a demonstration it was shown, or itself."""
     shown = demo("shown", "insult")
