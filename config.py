@@ -42,12 +42,8 @@ class RunConfig:
     generate: bool = setting(False, "data: the model writes the demonstrations a category lacks")
     max_new_tokens: int = setting(128, "tokens of a response (data --generate true: 96)")
     temperature: float = setting(1.0, "of samples in irl and grpo (--generate true: 0.7)", low=0.01)
-    chat_format: str = setting(
-        "auto", "auto: the folder's own; chatml, llama3; a text with {prompt}"
-    )
-    chat_arguments: str = setting(
-        '{"enable_thinking": false}', "JSON for the folder's chat template"
-    )
+    chat_format: str = setting("auto", "auto: the folder's; chatml, llama3; a text with {prompt}")
+    chat_arguments: str = setting('{"enable_thinking": false}', "JSON for the chat template")
     device: str = setting("cpu", "cpu or cuda")
     dtype: str = setting("auto", "auto: bf16 where the hardware has it", choices="auto fp32 bf16")
     seed: int = setting(0, "of balancing, sampling and batches", low=0, high=2**31)
