@@ -13,7 +13,6 @@ override the recipe, and the recipe overrides the folder's config.json.
 
 import argparse
 import dataclasses
-import json
 import math
 import resource
 import sys
@@ -40,13 +39,13 @@ from support.run import ORDER, Run, borrow, machine
 def as_lines(rows: list[dict]) -> str:
     fields = ("prompt", "category", "draft", "answer", "generated")
     kept = ({k: r[k] for k in fields if k in r} for r in rows)
-    return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept)
+    return "".join(as_json(r, None) for r in kept)
 
 
 def stage_data(run: Run) -> None:
     """Stage 1: balances the pool's demonstrations over the seven categories."""
     c, path = run.c.run, run.file("pool")
-    pool = loaders.load_rows(path)
+    pool = loaders.load_rows(path, tell=bool(c.pool))
     harmful = [r for r in pool if r["category"] != data.HELPFUL]
     rows = data.distinct(harmful)
     if not rows:

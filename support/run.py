@@ -7,7 +7,6 @@ code, seconds. RUN/unfinished-STAGE.safetensors is the state of a stage at work 
 import dataclasses
 import functools
 import hashlib
-import json
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 import torch
 
 import data
-import evaluate
 from config import SHIPPED, Config, UserError, changed, get, settings
 from encoder import load_encoder
 from model import Transformer
@@ -139,7 +137,7 @@ class Run:
         for r in read_records(path):
             mine = r["stage"] == stage and isinstance(r.get("step"), int) and r["step"] <= steps
             if r["stage"] not in later or mine:
-                kept += json.dumps(r) + "\n"
+                kept += as_json(r, None)
         finished = [name for name in ORDER if name not in later and self.done(name)]
         for name in reversed(later):  # a kill in between leaves the earlier ones done
             (self.folder / f"done/{name}.json").unlink(missing_ok=True)
@@ -161,7 +159,7 @@ class Run:
     @contextmanager
     def work(self, stage: str, rows: list[dict], resumable: bool = True):
         """The Loop to train in, once input is checked and models are loaded; begins the stage."""
-        facts = {"processes": parallel.world(), "prompts": digest(json.dumps(rows).encode())}
+        facts = {"processes": parallel.world(), "prompts": digest(repr(rows).encode())}
         path = self.unfinished(stage) if resumable else None
         loop = Loop(stage, path, self.identity | facts, self.log, self.c.run.resume)
         if loop.done:
@@ -203,7 +201,8 @@ class Run:
 
     def demonstrations(self, path: Path, chat: chats.Chat, categories) -> list[dict]:
         """A file's rows, with some of every category, and none too long for the model."""
-        rows = loaders.load_demonstrations(path)
+        tell = path == Path(self.c.run.benign) and not parallel.rank()
+        rows = loaders.load_demonstrations(path, tell)
         n = {c: sum(r["category"] == c for r in rows) for c in categories}
         if lost := [c for c in categories if not n[c]]:
             raise UserError(f"{path}: no demonstrations of category {', '.join(lost)}; add some")
@@ -228,12 +227,11 @@ class Run:
 
     def prompts(self, folders: list[Path]) -> tuple[list[dict], list[chats.Chat]]:
         """The held-out prompts, none too long for these folders' models, and the models' chats."""
-        rows, found = loaders.load_rows(self.file("prompts"), strict=False), []
-        for row in rows:
-            evaluate.kind_of(row)  # refuses unknown kinds
+        path, found = self.file("prompts"), []
+        rows = loaders.load_rows(path, strict=False, tell=bool(self.c.run.prompts))
         for folder in folders:
             open_model(folder)  # refuses a broken folder before anything is computed
             found.append(self.chat(folder))
             bare = [{"prompt": r["prompt"]} for r in rows]
-            found[-1].check(bare, self.c.run.max_new_tokens, self.file("prompts"))
+            found[-1].check(bare, self.c.run.max_new_tokens, path)
         return rows, found

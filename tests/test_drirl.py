@@ -243,6 +243,39 @@ def test_numbers_that_are_not_finite_are_null_in_files(tmp_path):
         "stage": "sft", "step": 1, "loss": None, "alpha": [1.0, None]
     }  # fmt: skip
     assert read_json(tmp_path / "report.json") == {"entropy": None}
+    path, old = tmp_path / "metrics.jsonl", '{"stage": "sft", "step": 1, "loss": NaN}'
+    path.write_text(old + "\n")
+    run.begin("irl")
+    assert path.read_text() == old.replace("NaN", "null") + "\n"
+    assert drirl.as_lines([{"prompt": "é", "answer": float("inf")}]) == (
+        '{"prompt": "é", "answer": null}\n'
+    )
+
+
+def test_what_was_read_as_what_is_said_once(tmp_path, capsys):
+    """Of the user's own files; the data stage, and what eval and all look at first."""
+    pool = [r for mine in by_category(3).values() for r in mine]
+    said = (
+        f"{tmp_path / 'pool.jsonl'}: 21 rows; prompt from 'prompt'; kind from 'category': 21 harm"
+    )
+    for n in (1, 0):
+        assert data_stage(tmp_path, pool, "--per-category", "3") == 0
+        assert capsys.readouterr().out.count(said) == n
+    prompts, benign = tmp_path / "p.jsonl", tmp_path / "b.jsonl"
+    rows(prompts, {"Prompt": "p", "kind": "look-alike"}, {"Prompt": "q", "is_safe": 0})
+    rows(benign, *({**r, "category": "safe"} for r in pool))
+    run, chat = run_of(tmp_path), SimpleNamespace(check=lambda *a: None)
+    run.c = changed(run.c, {"run.prompts": str(prompts), "run.benign": str(benign)})
+    for _ in range(2):
+        run.prompts([])
+        run.demonstrations(run.file("benign"), chat, ["helpful"])
+    labels = "prompt from 'Prompt'; kind from 'kind', 'is_safe': 1 lookalike, 1 harmful"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{prompts}: 2 rows; {labels}",
+        f"{benign}: 21 rows; prompt from 'prompt'; kind from 'category': 21 ordinary",
+    ]
+    run_of(tmp_path).prompts([])
+    assert capsys.readouterr().out == ""
 
 
 def test_a_finished_stage_leaves_its_record(tmp_path, capsys):
