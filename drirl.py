@@ -45,11 +45,13 @@ def as_lines(rows: list[dict]) -> str:
 def stage_data(run: Run) -> None:
     """Stage 1: balances the pool's demonstrations over the seven categories."""
     c, path = run.c.run, run.file("pool")
-    pool = loaders.load_rows(path, tell=bool(c.pool))
+    pool = loaders.load_rows(path)
     harmful = [r for r in pool if r["category"] != data.HELPFUL]
     rows = data.distinct(harmful)
     if not rows:
         raise UserError(f"{path}: no harmful prompts: every row is of category {data.HELPFUL}")
+    if c.pool:
+        loaders.say(pool.told)
     drafted = [i for i, r in enumerate(rows) if "draft" in r]
     helpful, twice = len(pool) - len(harmful), len(harmful) - len(rows)
     print(f"{path}: {len(pool)} rows, {helpful} helpful ones left out, {twice} duplicates dropped")

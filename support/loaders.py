@@ -252,10 +252,14 @@ def row_of(record, strict: bool) -> tuple[dict, dict]:
     return row, {ours: fields[ours][0] for ours in ("prompt", *said)}
 
 
+class Rows(list):
+    """Rows of a file; told: a line that says what was read as what."""
+
+
 @functools.cache
-def say(line: str) -> None:
-    """Prints a line once, however many stages read the file."""
-    print(line)
+def say(told: str) -> None:
+    """Prints such a line once, however many stages read the file."""
+    print(told)
 
 
 def told(path: str | Path, rows: list[dict], read: dict, unknown: int) -> str:
@@ -267,12 +271,9 @@ def told(path: str | Path, rows: list[dict], read: dict, unknown: int) -> str:
     return text + (f"; {unknown} have no label and count as harmful" if unknown else "")
 
 
-def load_rows(path: str | Path, strict=True, drafted=False, tell=False) -> list[dict]:
-    """All rows of a file; the first wrong one is an error.
-
-    drafted: want category and draft. tell: print what was read as what.
-    """
-    rows, read, unknown = [], {}, []
+def load_rows(path: str | Path, strict: bool = True, drafted: bool = False) -> Rows:
+    """All rows of a file; the first wrong one is an error. drafted: want category and draft."""
+    rows, read, unknown = Rows(), {}, []
     for where, record in records_of(Path(path)):
         try:
             row, names = row_of(record, strict)
@@ -287,11 +288,10 @@ def load_rows(path: str | Path, strict=True, drafted=False, tell=False) -> list[
         raise UserError(f"{path}: no rows")
     if unknown and (label := next((name for ours, name in read if ours in LABELS), None)):
         raise UserError(f"{unknown[0]}: no {label}, which other rows have")
-    if tell:
-        say(told(path, rows, read, len(unknown)))
+    rows.told = told(path, rows, read, len(unknown))
     return rows
 
 
-def load_demonstrations(path: str | Path, tell=False) -> list[dict]:
+def load_demonstrations(path: str | Path) -> Rows:
     """Rows with a category and a Chain-of-Draft response; one without either is an error."""
-    return load_rows(path, drafted=True, tell=tell)
+    return load_rows(path, drafted=True)

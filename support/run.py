@@ -201,14 +201,15 @@ class Run:
 
     def demonstrations(self, path: Path, chat: chats.Chat, categories) -> list[dict]:
         """A file's rows, with some of every category, and none too long for the model."""
-        tell = path == Path(self.c.run.benign) and not parallel.rank()
-        rows = loaders.load_demonstrations(path, tell)
+        rows = loaders.load_demonstrations(path)
         n = {c: sum(r["category"] == c for r in rows) for c in categories}
         if lost := [c for c in categories if not n[c]]:
             raise UserError(f"{path}: no demonstrations of category {', '.join(lost)}; add some")
         if sum(n.values()) < (contrast := self.c.irl.contrast):
             raise UserError(f"{path}: too few rows for --irl-contrast {contrast}")
         chat.check(rows, self.c.run.max_new_tokens, path)
+        if path == Path(self.c.run.benign) and not parallel.rank():
+            loaders.say(rows.told)
         return rows
 
     def rows(self, chat: chats.Chat) -> list[dict]:
@@ -227,11 +228,12 @@ class Run:
 
     def prompts(self, folders: list[Path]) -> tuple[list[dict], list[chats.Chat]]:
         """The held-out prompts, none too long for these folders' models, and the models' chats."""
-        path, found = self.file("prompts"), []
-        rows = loaders.load_rows(path, strict=False, tell=bool(self.c.run.prompts))
+        rows, found = loaders.load_rows(self.file("prompts"), strict=False), []
         for folder in folders:
             open_model(folder)  # refuses a broken folder before anything is computed
             found.append(self.chat(folder))
             bare = [{"prompt": r["prompt"]} for r in rows]
-            found[-1].check(bare, self.c.run.max_new_tokens, path)
+            found[-1].check(bare, self.c.run.max_new_tokens, self.file("prompts"))
+        if self.c.run.prompts:
+            loaders.say(rows.told)
         return rows, found

@@ -275,6 +275,9 @@ def test_what_was_read_as_what_is_said_once(tmp_path, capsys):
         f"{benign}: 21 rows; prompt from 'prompt'; kind from 'category': 21 ordinary",
     ]
     run_of(tmp_path).prompts([])
+    rows(prompts, {"prompt": "another"})
+    with pytest.raises(config.UserError):  # a mistake is one line
+        run.prompts([tmp_path / "no model"])
     assert capsys.readouterr().out == ""
 
 

@@ -129,6 +129,8 @@ def test_text(tmp_path):
         (bz2.compress(b"a"), "packed (bzip2, xz, zstd or 7z): unpack it"),
         (lzma.compress(b"a"), "packed (bzip2, xz, zstd or 7z): unpack it"),
         (b"(\xb5/\xfd\x04\x00", "packed (bzip2, xz, zstd or 7z): unpack it"),
+        (b"7z\xbc\xaf\x27\x1c", "packed (bzip2, xz, zstd or 7z): unpack it"),
+        (b"\xd0\xcf\x11\xe0\xa1", "an old Excel workbook: save it as CSV"),
         (zipped(), "a zip file or an Excel workbook: unpack it, or save it as CSV"),
         (b"PAR1\x15\x04\xff", "a Parquet file: export it as JSON lines"),
         (b"ARROW1\0\0\xff", "an Arrow file: export it as JSON lines"),

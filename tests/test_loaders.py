@@ -9,7 +9,7 @@ from test_files import mutate
 
 from config import UserError
 from data import CATEGORIES, HELPFUL, format_draft
-from support.loaders import ALIASES, LOOKALIKE, load_demonstrations, load_rows, plain
+from support.loaders import ALIASES, LOOKALIKE, load_demonstrations, load_rows, plain, say
 
 KNOWN = {*CATEGORIES, HELPFUL, None}
 GOOD = {"prompt": "p", "category": "crime", "draft": ["one", "two"], "answer": "No."}
@@ -307,8 +307,7 @@ def test_what_was_read_as_what(tmp_path, capsys):
         ),
     ):
         for _ in range(2):  # of several stages the first says it
-            load(tmp_path, text, strict=False, tell=True)
-        load(tmp_path, text, strict=False)
+            say(load(tmp_path, text, strict=False).told)
         assert capsys.readouterr().out == f"{tmp_path / 'a'}: {says}"
 
 
