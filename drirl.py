@@ -206,7 +206,9 @@ def stage_chat(run: Run) -> None:
 def stage_all(run: Run) -> None:
     """data to eval, less what was done before. All input is looked at before the first writes."""
     _, (chat,) = run.prompts([run.base()])
-    run.demonstrations(run.file("benign"), chat, [data.HELPFUL])
+    benign = run.demonstrations(run.file("benign"), chat, [data.HELPFUL])
+    if run.c.run.benign:
+        loaders.say(benign.told)
     run.encoder()
     run.refuse_others()
     before = run.c.run.resume

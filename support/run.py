@@ -208,8 +208,6 @@ class Run:
         if sum(n.values()) < (contrast := self.c.irl.contrast):
             raise UserError(f"{path}: too few rows for --irl-contrast {contrast}")
         chat.check(rows, self.c.run.max_new_tokens, path)
-        if path == Path(self.c.run.benign) and not parallel.rank():
-            loaders.say(rows.told)
         return rows
 
     def rows(self, chat: chats.Chat) -> list[dict]:

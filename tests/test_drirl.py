@@ -252,8 +252,8 @@ def test_numbers_that_are_not_finite_are_null_in_files(tmp_path):
     )
 
 
-def test_what_was_read_as_what_is_said_once(tmp_path, capsys):
-    """Of the user's own files; the data stage, and what eval and all look at first."""
+def test_what_was_read_as_what_is_said_once(tmp_path, capsys, monkeypatch):
+    """Of the user's own files: by the data stage, and by what eval and all look at first."""
     pool = [r for mine in by_category(3).values() for r in mine]
     said = (
         f"{tmp_path / 'pool.jsonl'}: 21 rows; prompt from 'prompt'; kind from 'category': 21 harm"
@@ -264,18 +264,22 @@ def test_what_was_read_as_what_is_said_once(tmp_path, capsys):
     prompts, benign = tmp_path / "p.jsonl", tmp_path / "b.jsonl"
     rows(prompts, {"Prompt": "p", "kind": "look-alike"}, {"Prompt": "q", "is_safe": 0})
     rows(benign, *({**r, "category": "safe"} for r in pool))
-    run, chat = run_of(tmp_path), SimpleNamespace(check=lambda *a: None)
-    run.c = changed(run.c, {"run.prompts": str(prompts), "run.benign": str(benign)})
+    run = run_of(tmp_path, run_prompts=str(prompts), run_benign=str(benign))
+    chat = SimpleNamespace(check=lambda *a: None)
+    monkeypatch.setattr(Run, "base", lambda self: tmp_path)
+    monkeypatch.setattr(Run, "chat", lambda *a: chat)
+    monkeypatch.setattr("support.run.open_model", lambda folder: None)
+    monkeypatch.setattr(drirl, "ORDER", ())
     for _ in range(2):
-        run.prompts([])
-        run.demonstrations(run.file("benign"), chat, ["helpful"])
+        drirl.stage_all(run)
     labels = "prompt from 'Prompt'; kind from 'kind', 'is_safe': 1 lookalike, 1 harmful"
-    assert capsys.readouterr().out.splitlines() == [
+    assert [line for line in capsys.readouterr().out.splitlines() if " rows; " in line] == [
         f"{prompts}: 2 rows; {labels}",
         f"{benign}: 21 rows; prompt from 'prompt'; kind from 'category': 21 ordinary",
     ]
     run_of(tmp_path).prompts([])
     rows(prompts, {"prompt": "another"})
+    monkeypatch.undo()
     with pytest.raises(config.UserError):  # a mistake is one line
         run.prompts([tmp_path / "no model"])
     assert capsys.readouterr().out == ""
