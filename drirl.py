@@ -13,7 +13,6 @@ override the recipe, and the recipe overrides the folder's config.json.
 
 import argparse
 import dataclasses
-import json
 import math
 import resource
 import sys
@@ -40,7 +39,7 @@ from support.run import ORDER, Run, borrow, machine
 def as_lines(rows: list[dict]) -> str:
     fields = ("prompt", "category", "draft", "answer", "generated")
     kept = ({k: r[k] for k in fields if k in r} for r in rows)
-    return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept)
+    return "".join(as_json(r, None) for r in kept)
 
 
 def stage_data(run: Run) -> None:
@@ -51,6 +50,8 @@ def stage_data(run: Run) -> None:
     rows = data.distinct(harmful)
     if not rows:
         raise UserError(f"{path}: no harmful prompts: every row is of category {data.HELPFUL}")
+    if c.pool:
+        loaders.say(pool.told)
     drafted = [i for i, r in enumerate(rows) if "draft" in r]
     helpful, twice = len(pool) - len(harmful), len(harmful) - len(rows)
     print(f"{path}: {len(pool)} rows, {helpful} helpful ones left out, {twice} duplicates dropped")
@@ -206,7 +207,9 @@ def stage_chat(run: Run) -> None:
 def stage_all(run: Run) -> None:
     """data to eval, less what was done before. All input is looked at before the first writes."""
     _, (chat,) = run.prompts([run.base()])
-    run.demonstrations(run.file("benign"), chat, [data.HELPFUL])
+    benign = run.demonstrations(run.file("benign"), chat, [data.HELPFUL])
+    if run.c.run.benign:
+        loaders.say(benign.told)
     run.encoder()
     run.refuse_others()
     before = run.c.run.resume

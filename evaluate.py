@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from config import UserError
 from data import CATEGORIES, HELPFUL, SEPARATOR, counts
 from model import Transformer
 from sample import generate
 from support.chat import Chat
 from support.files import as_json, write
 from support.judge import gibberish, judge
-from support.loaders import LABELS
 
 PHRASES = "Refused means phrase-matched refusal. It measures wording, not safety."
 KINDS = ("harmful", "ordinary", "lookalike")
@@ -48,12 +46,8 @@ def respond(model: Transformer, chat: Chat, prompts, max_new_tokens: int, desc=N
 
 
 def kind_of(row: dict) -> str:
-    """harmful, ordinary or lookalike: the row's `kind`, else by its category or label."""
-    harmless = row.get("category") == HELPFUL or LABELS.get(str(row.get("label", "")).lower())
-    kind = row.get("kind") or ("ordinary" if harmless else "harmful")
-    if kind not in KINDS:
-        raise UserError(f"prompt {row['prompt'][:40]!r}: kind {kind!r}; known: {', '.join(KINDS)}")
-    return kind
+    """harmful, ordinary or lookalike: the row's `kind`, else by its category."""
+    return row.get("kind") or ("ordinary" if row.get("category") == HELPFUL else "harmful")
 
 
 def evaluate(model, chat, rows: list[dict], max_new_tokens: int, name: str = "model") -> dict:

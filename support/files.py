@@ -16,6 +16,24 @@ MAX_TEXT, MAX_JSON, MAX_DEPTH = 2**29, 2**26, 64  # bytes of data, of other JSON
 # most of a config.json's whole numbers
 SIZES = {"vocab_size": 10**7, "hidden_size": 10**6, "intermediate_size": 10**7}
 SIZES |= {"num_hidden_layers": 1000, "num_attention_heads": 10**4}
+MAGIC = {  # how files begin that are not the text that is wanted: what they are
+    (b"\x1f\x8b",): "a gzip file: unpack it",
+    (
+        b"BZh",
+        b"\xfd7zXZ",
+        b"(\xb5/\xfd",
+        b"7z\xbc\xaf",
+    ): "packed (bzip2, xz, zstd or 7z): unpack it",
+    (b"PK\x03\x04",): "a zip file or an Excel workbook: unpack it, or save it as CSV",
+    (b"\xd0\xcf\x11\xe0",): "an old Excel workbook: save it as CSV",
+    (b"PAR1",): "a Parquet file: export it as JSON lines",
+    (b"ARROW1", b"\xff\xff\xff\xff"): "an Arrow file: export it as JSON lines",
+    (b"SQLite format 3",): "an SQLite database: export its table as CSV",
+    (b"%PDF-",): "a PDF file: want a text in UTF-8",
+    (b"\xff\xfe", b"\xfe\xff"): "a text in UTF-16: save it as UTF-8",
+    (b"<!doctype html", b"<html"): "a web page: fetch the file itself",
+    (b"version https://git-lfs",): "a Git LFS pointer: fetch the file with git lfs pull",
+}
 HELD = {}  # {folder: descriptor}
 
 
@@ -67,20 +85,25 @@ def read_text(path: Path, limit: int = MAX_JSON) -> str:
         raw = f.read(limit + 1)
         if len(raw) > limit:
             raise ValueError(f"larger than {limit} bytes: not the file meant, or one to split")
+        head = raw[:99].lstrip()
+        for starts, what in MAGIC.items():
+            if head.startswith(starts) or head.lower().startswith(starts):
+                raise ValueError(what)
         if b"\0" in raw:
             raise ValueError(f"a NUL byte at {raw.index(0)}: want a text in UTF-8")
         return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def depth(value) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(depth, parts), default=0)
 
 
 def parse_json(text: str):
     """json.loads, at most MAX_DEPTH levels deep. Raises ValueError."""
     with suppress(RecursionError):
         value = json.loads(text)
-        level = [value]
-        for _ in range(MAX_DEPTH):
-            parts = [x.values() if type(x) is dict else x for x in level if type(x) in (dict, list)]
-            level = [x for part in parts for x in part]
-        if not level:
+        if depth(value) <= MAX_DEPTH:
             return value
     raise ValueError(f"nested too deep, more than {MAX_DEPTH} levels")
 

@@ -1,40 +1,61 @@
 """Files of prompts and demonstrations that people have, read into rows of one kind.
 
-| format | known by | prompt | category | response |
-|---|---|---|---|---|
-| our JSON lines | draft and answer | prompt | category | draft and answer |
-| Safety-Prompts JSON | a dict of lists | prompt | the list's key | response |
-| XSTest CSV | type, focus, note | prompt | helpful if safe (a look-alike), else none | |
-| StrongREJECT CSV | forbidden_prompt | forbidden_prompt | category | |
-| AdvBench CSV | goal | goal | none (target complies: no demonstration) | |
-| HarmBench CSV | Behavior | ContextString, Behavior | SemanticCategory | |
-| Alpaca JSON | instruction | instruction, input | category | output |
-| chat JSON lines | messages | first user turn | category | the assistant turn after it |
-| any other CSV, JSON or JSON lines | | see PROMPTS | category | see RESPONSES |
+| format | prompt | harmful or not, category | response |
+|---|---|---|---|
+| our JSON lines | prompt | kind, category | draft and answer |
+| Safety-Prompts JSON, a dict of lists | prompt | the list's key | response |
+| XSTest CSV, prompts or completions | prompt | type: contrast_... or a look-alike | completion |
+| StrongREJECT CSV | forbidden_prompt | category | |
+| AdvBench CSV | goal | | none: target complies |
+| HarmBench CSV | ContextString, Behavior | SemanticCategory | |
+| WildGuard | prompt | prompt_harm_label | response |
+| Alpaca JSON | instruction, input | category | output |
+| messages, conversations, turns; TRL's prompt | first user turn | category | next turn |
+| HH-RLHF | chosen: the first after Human: | category | the next after Assistant: |
+| any other CSV, JSON or JSON lines | see FIELDS | see FIELDS and NAMES | see FIELDS |
 
-The content tells the format, never the file's name. CSV may have commas, semicolons or tabs. A row
-keeps its fields that are not null, and has prompt, category (one of ours or None) and, if there is
-one, response. Errors name file and line: a record's first, or in JSON its item.
+The content tells the format, never the file's name. CSV may have commas, semicolons, tabs or bars.
+A row has prompt, kind, category (one of ours or None) and, if there is one, response; fields that
+mean nothing here stay. A prompt is harmful where nothing says otherwise; a label that isn't
+understood is an error. Errors name file and line: a record's first, or in JSON its item.
 """
 
 import contextlib
 import csv
+import functools
 import io
 import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from config import UserError
 from data import CATEGORIES, HELPFUL, format_draft, parse_draft
 from support.files import MAX_TEXT, parse_json, read_text
 
-PROMPTS = "prompt forbidden_prompt goal behavior question instruction query text".split()
-RESPONSES = ("response", "completion", "output")
-XSTEST = {"type", "focus", "note"}
 MAX_LINE = 10**6  # characters of a JSON line
-LABELS = {"safe": True, "benign": True, "harmless": True, "unsafe": False, "harmful": False}
+CHATS = ("messages", "conversations", "conversation", "turns", "chosen")  # never one text
 
-# Our category: the names that Safety-Prompts, StrongREJECT, HarmBench and others have for it, in
-# lower case with _ for anything that is no letter. None: harmful, but not how.
+# Our field: the names that files have for it. The first with a value counts. Here and in NAMES
+# case, spaces, _ and - make no difference.
+FIELDS = {
+    "prompt": "messages conversations conversation turns prompt prompts prompts_final user_prompt "
+    "user_input forbidden_prompt goal behavior question instruction query text chosen",
+    "context": "context_string",
+    "response": "response completion output",
+    "label": "label prompt_label prompt_harm_label harm_label safety",
+    "safe": "is_safe safe is_benign benign is_harmless harmless",  # these two may be yes or no
+    "harmful": "is_harmful harmful is_unsafe unsafe is_toxic toxic toxicity is_malicious malicious",
+    "category": "category semantic_category",
+}
+FIELDS |= {name: name for name in ("input", "draft", "answer", "kind", "type")}
+LABELS, TOPICS = ("kind", "label", "safe", "harmful"), ("category", "type")
+YES, NO = "1 1.0 true t yes y".split(), "0 0.0 false f no n".split()
+ROLES = {"human": "user", "gpt": "assistant"}
+
+# Our category: the names that Safety-Prompts, StrongREJECT, HarmBench and others have for it.
+# None: harmful, but not how. The look-alikes are XSTest's.
+LOOKALIKE = "lookalike"
 NAMES = {
     "insult": "insult harassment_bullying",
     "unfairness": "unfairness unfairness_and_discrimination hate_harassment_and_discrimination",
@@ -45,149 +66,232 @@ NAMES = {
     "privacy": "privacy privacy_and_property copyright",
     "ethics": "ethics ethics_and_morality ethics_morality disinformation_and_deception "
     "sexual_content misinformation_disinformation",
-    HELPFUL: "helpful harmless benign safe",
-    None: "harmful unsafe",
+    HELPFUL: "helpful ordinary harmless benign safe unharmful not_harmful non_harmful non_toxic",
+    LOOKALIKE: "lookalike homonyms figurative_language safe_targets safe_contexts definitions "
+    "real_group_nons_discr nons_group_real_discr historical_events privacy_public "
+    "privacy_fictional",
+    None: "harmful unsafe not_safe toxic malicious contrast",
 }
-ALIASES = {name: ours for ours, names in NAMES.items() for name in names.split()}
 
 
-class Bad(ValueError):
-    """One row is wrong; the reader adds where it stands."""
+@functools.cache
+def plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.lower())
 
 
-def records_of(path: Path) -> list[tuple[str, dict | Bad]]:
-    """(where, record) of every row; a line that is no JSON is a Bad."""
+ALIASES = {plain(name): ours for ours, names in NAMES.items() for name in names.split()}
+OURS = {plain(name): ours for ours, names in FIELDS.items() for name in names.split()}
+KNOWN = ", ".join((*CATEGORIES, HELPFUL, "ordinary", LOOKALIKE, "safe", "harmful"))
+LABEL = re.compile("label|safe|harm|toxic|benign")  # names of what may be one,
+REPLY = re.compile("respon|complet|answer|final|annot")  # but not of the prompt
+
+
+def records_of(path: Path) -> Iterator[tuple[str, object]]:
+    """(where, record) of every row."""
     text = read_text(path, MAX_TEXT)
     if text.lstrip()[:1] not in ("{", "["):
-        return csv_records(path, text)
-    whole = parse(text)
-    if isinstance(whole, Bad):
-        lines = enumerate(text.split("\n"), 1)
-        rows = [(f"{path}:{n}", parse(line, MAX_LINE)) for n, line in lines if line.strip()]
-        if text.lstrip()[0] == "{" and any(isinstance(row, dict) for _, row in rows):
-            return rows  # JSON lines
-        raise UserError(f"{path}: {whole}")
+        yield from csv_records(path, text)
+        return
+    try:
+        whole = parse_json(text)
+    except ValueError as e:
+        if text.lstrip()[0] == "[" or not re.search(r"^\{.*\}\s*$", text, re.MULTILINE):
+            raise UserError(f"{path}: not JSON: {e}") from None
+        yield from json_lines(path, text)
+        return
     lists = isinstance(whole, dict) and whole and all(isinstance(v, list) for v in whole.values())
-    if not lists or "messages" in whole:
-        items = whole if isinstance(whole, list) else [whole]
-        return [(f"{path}, item {n}", row) for n, row in enumerate(items, 1)]
-    rows = []
+    if not lists or any(OURS.get(plain(key)) == "prompt" for key in whole):
+        whole = {"": whole if isinstance(whole, list) else [whole]}
     for key, items in whole.items():
         for n, row in enumerate(items, 1):
             row = {"category": key, **row} if isinstance(row, dict) else row
-            rows.append((f"{path}, {key!r} item {n}", row))
-    return rows
+            yield f"{path}, {f'{key!r} ' if key else ''}item {n}", row
 
 
-def csv_records(path: Path, text: str) -> list[tuple[str, dict | Bad]]:
-    mark, rows, end = max(",;\t", key=text.split("\n")[0].count), [], 0
-    file = io.StringIO(text, newline="")
-    reader = csv.DictReader(file, delimiter=mark, skipinitialspace=True, strict=True)
+def json_lines(path: Path, text: str) -> Iterator[tuple[str, object]]:
+    for n, line in enumerate(text.split("\n"), 1):
+        if len(line) > MAX_LINE:
+            size = f"a line of {len(line)} characters"
+            raise UserError(f"{path}:{n}: {size}: want at most {MAX_LINE}")
+        if line.strip():
+            try:
+                yield f"{path}:{n}", parse_json(line)
+            except ValueError as e:
+                raise UserError(f"{path}:{n}: not JSON: {e}") from None
+
+
+def csv_records(path: Path, text: str) -> Iterator[tuple[str, dict]]:
+    """The rows below the header; empty ones and Excel's first line sep=; are skipped."""
+    first = next((line for line in text.split("\n") if line.strip(" ,;\t|")), "")
+    mark, file = max(",;\t|", key=first.count), io.StringIO(text, newline="")
+    reader = csv.reader(file, delimiter=mark, skipinitialspace=True, strict=True)
+    header, end = [], 0
     try:
-        for row in reader:
-            end = reader.line_num
-            first = end - "".join(map(str, row.values())).count("\n")
-            if None in row or None in row.values():
-                row = Bad("more or fewer fields than the header has columns")
-            rows.append((f"{path}:{first}", row))
+        for fields in reader:
+            where, end = f"{path}:{end + 1}", reader.line_num
+            if not "".join(fields).strip() or not header and fields[0].lower() == "sep=":
+                continue
+            if header and len(fields) != len(header):
+                raise UserError(f"{where}: more or fewer fields than the header has columns")
+            if header:
+                yield where, dict(zip(header, fields))
+            header = header or fields
     except csv.Error as e:
         raise UserError(f"{path}:{end + 1}: not CSV: {e}") from None
-    return rows
 
 
-def parse(text: str, limit: int = MAX_TEXT):
-    if len(text) > limit:
-        return Bad(f"a line of {len(text)} characters: want at most {limit}")
+def fields_of(record: dict) -> dict[str, tuple[str, object]]:
+    """{our field: (its name in the file, value)}. Null, NaN and blank are no values."""
+    named = {}
+    for name, value in record.items():
+        if not (value is None or value != value or isinstance(value, str) and not value.strip()):
+            named[plain(name)] = name, value
+    return {ours: named[key] for key, ours in reversed(OURS.items()) if key in named}
+
+
+def turns_of(name: str, value) -> list[tuple[str, str]]:
+    """(role, text) of every turn; one text is a user turn. Raises UserError."""
+    if isinstance(value, str):
+        parts = re.split(r"(?:^|\n\n)(Human|Assistant):", value)  # HH-RLHF's
+        if value.lstrip().startswith("Human:") and "Assistant" in parts:
+            roles = ["user" if who == "Human" else "assistant" for who in parts[1::2]]
+            return list(zip(roles, map(str.strip, parts[2::2])))
+        if plain(name) not in CHATS and not re.match(r"\s*\[\s*\{", value):
+            return [("user", value)]
+    turns = []
     try:
-        return parse_json(text)
-    except ValueError as e:
-        return Bad(f"not JSON: {e}")
+        for turn in value if isinstance(value, list) else [value]:
+            if isinstance(turn, str) and plain(name) == "turns" and isinstance(value, list):
+                turn = {"role": "user", "content": turn}
+            role = (turn["role"] if "role" in turn else turn["from"]).lower()
+            content = turn["content"] if "content" in turn else turn["value"]
+            parts = content if isinstance(content, list) else [content]
+            texts = [part if isinstance(part, str) else part["text"] for part in parts]
+            turns.append((ROLES.get(role, role), "\n".join(texts)))
+    except (AttributeError, KeyError, TypeError):
+        want = "a text or a list of turns, each a role and a text"
+        raise UserError(f"{name}: want {want}; found {str(value)[:60]!r}") from None
+    return turns
 
 
-def texts_of(lower: dict) -> tuple[str, str | None]:
-    """(prompt, response) of a record with lower-case keys. Raises Bad."""
-    if "messages" in lower:
-        turns = lower["messages"]
-        objects = isinstance(turns, list) and all(isinstance(t, dict) for t in turns)
-        if not objects or not all(isinstance(t.get("content"), str) for t in turns):
-            raise Bad("messages: want a list of objects with role and content")
-        roles = [t.get("role") for t in turns]
-        at = roles.index("user") if "user" in roles else None
-        if at is None or not turns[at]["content"].strip():
-            raise Bad("messages: no user turn")
-        answered = roles[at + 1 : at + 2] == ["assistant"]
-        return turns[at]["content"], turns[at + 1]["content"] if answered else None
-    text = {k: v for k, v in lower.items() if isinstance(v, str) and v.strip()}
-    prompt = next((text[k] for k in PROMPTS if k in text), None)
-    response = next((text[k] for k in RESPONSES if k in text), None)
-    if prompt is None:
-        raise Bad(f"no prompt; want one of the fields {', '.join(PROMPTS)}, messages")
-    if "contextstring" in text and prompt == text.get("behavior"):  # only half without
-        prompt = f"{text['contextstring']}\n\n{prompt}"
-    if "input" in text and prompt == text.get("instruction"):
-        prompt = f"{prompt}\n\n{text['input']}"
-    return prompt, response
+def texts_of(fields: dict) -> tuple[str, str | None]:
+    """(prompt, response). Raises UserError."""
+    if "prompt" not in fields:
+        raise UserError(f"no prompt; want one of the fields {', '.join(FIELDS['prompt'].split())}")
+    name, value = fields["prompt"]
+    turns = turns_of(name, value)
+    at = next((i for i, (role, text) in enumerate(turns) if role == "user"), None)
+    if at is None or not turns[at][1].strip():
+        raise UserError(f"{name}: no user turn")
+    prompt, reply = turns[at][1], dict(turns[at + 1 : at + 2]).get("assistant")
+    texts = {ours: value for ours, (_, value) in fields.items() if isinstance(value, str)}
+    if plain(name) == "behavior" and "context" in texts:  # only half without
+        prompt = f"{texts['context']}\n\n{prompt}"
+    if plain(name) == "instruction" and "input" in texts:
+        prompt = f"{prompt}\n\n{texts['input']}"
+    response = reply or texts.get("response")
+    return prompt.replace("\r\n", "\n"), response and response.replace("\r\n", "\n")
 
 
-def row_of(record, strict: bool) -> dict:
-    """One record as a row of ours. Raises Bad."""
-    if isinstance(record, Bad):
-        raise record
+def says(ours: str, value) -> str | None:
+    """What a field's value says of the prompt, a key of NAMES; "" if that isn't known."""
+    text = str(value).strip().lower()
+    if ours in ("safe", "harmful") and text in YES + NO:
+        return HELPFUL if (text in YES) == (ours == "safe") else None
+    letters = re.sub("[^a-z]", "", text) if isinstance(value, str) else ""
+    return ALIASES.get("contrast" if letters.startswith("contrast") else letters, "")
+
+
+def meanings_of(record: dict, fields: dict, strict: bool) -> dict[str, str | None]:
+    """{our field: what it says}. With `strict` a topic must be known, unless a label is."""
+    out = {}
+    for ours in (ours for ours in LABELS + TOPICS if ours in fields):
+        name, value = fields[ours]
+        found = says(ours, value)
+        if found == HELPFUL and ours in ("safe", "harmful") and "response" in fields:
+            raise UserError(f"{name} {value!r}: of the response? Call the prompt's label")
+        if found != "":
+            out[ours] = found
+        elif ours in LABELS or strict and not out:
+            raise UserError(f"{name} {value!r}; known: {KNOWN}; for 0 and 1 is_safe or is_harmful")
+    for name, value in record.items() if out.keys() <= {"category"} else ():
+        label = LABEL.search(plain(name))
+        found = says("harmful" if label else "label", value)
+        other = plain(name) not in OURS and not REPLY.search(plain(name))
+        if other and (found == HELPFUL or label and found is None):
+            raise UserError(f"{name} {value!r}: a label? Call it is_safe, is_harmful, or remove it")
+    sides = {out[x] in (HELPFUL, LOOKALIKE): "{} {!r}".format(*fields[x]) for x in out}
+    if len(sides) > 1:
+        raise UserError(" contradicts ".join(sides.values()))
+    return out
+
+
+def row_of(record, strict: bool) -> tuple[dict, dict]:
+    """One record as a row of ours, and {what was read: its name in the file}."""
     if not isinstance(record, dict):
-        raise Bad(f"want an object, found {type(record).__name__}")
-    record = {k: v for k, v in record.items() if v is not None}
-    lower = {k.strip().lower(): v for k, v in record.items()}
-    prompt, response = (t and t.replace("\r\n", "\n") for t in texts_of(lower))
-    row = {**record, "prompt": prompt, "category": category_of(lower, strict)}
-    if XSTEST <= lower.keys() and row["category"] == HELPFUL:
-        row["kind"] = "lookalike"  # XSTest's safe prompts
-    if "draft" in record:
+        raise UserError(f"want an object, found {type(record).__name__}")
+    fields = fields_of(record)
+    (prompt, response), said = texts_of(fields), meanings_of(record, fields, strict)
+    found = list(said.values())
+    kind = LOOKALIKE if LOOKALIKE in found else "ordinary" if HELPFUL in found else "harmful"
+    category = next(filter(None, found), None) if kind == "harmful" else HELPFUL
+    row = {k: v for k, v in record.items() if v is not None and k not in FIELDS}
+    row |= {"prompt": prompt, "kind": kind, "category": category}
+    if "draft" in fields:
+        row |= {ours: fields.get(ours, ("", None))[1] for ours in ("draft", "answer")}
         try:
-            response = format_draft(record["draft"], record.get("answer"))
+            response = format_draft(row["draft"], row["answer"])
         except (TypeError, ValueError) as e:
-            raise Bad(f"want draft (a list of steps) and answer: {e}") from None
+            raise UserError(f"want draft (a list of steps) and answer: {e}") from None
     elif response is not None:
         with contextlib.suppress(ValueError):  # a plain answer: no demonstration yet
             row["draft"], row["answer"] = parse_draft(response)
     if re.search("[\ud800-\udfff]", prompt + (response or "")):
-        raise Bad("half a character (a lone surrogate)")
-    return row if response is None else {**row, "response": response}
+        raise UserError("half a character (a lone surrogate)")
+    row |= {} if response is None else {"response": response}
+    return row, {ours: fields[ours][0] for ours in ("prompt", *said)}
 
 
-def category_of(lower: dict, strict: bool) -> str | None:
-    """Ours, by label, category, SemanticCategory or type. strict: unknown names are errors."""
-    label = str(lower.get("label") or "").lower()
-    if XSTEST <= lower.keys() and not label:  # contrast_homonyms is unsafe, homonyms safe
-        label = "unsafe" if str(lower.get("type")).startswith("contrast") else "safe"
-    fields = ["category", "semanticcategory"] + ["type"] * (label not in LABELS)
-    name = next((lower[k] for k in fields if lower.get(k, "") != ""), "")
-    key = re.sub("[^a-z]+", "_", name.lower()).strip("_") if isinstance(name, str) else None
-    found = ALIASES.get(key)
-    if strict and label in LABELS and found and LABELS[label] != (found == HELPFUL):
-        raise Bad(f"label {label!r} contradicts category {name!r}")
-    if LABELS.get(label):
-        return HELPFUL
-    if strict and name != "" and key not in ALIASES:
-        known = ", ".join((*CATEGORIES, HELPFUL))
-        raise Bad(f"category {name!r}; known: {known}, and the names in support/loaders.py")
-    return found
+class Rows(list):
+    """Rows of a file; told: a line that says what was read as what."""
 
 
-def load_rows(path: str | Path, strict: bool = True, drafted: bool = False) -> list[dict]:
+@functools.cache
+def say(told: str) -> None:
+    """Prints such a line once, however many stages read the file."""
+    print(told)
+
+
+def told(path: str | Path, rows: list[dict], read: dict, unknown: int) -> str:
+    """One line: what was read as what. read: (our field, its name in the file) of all rows."""
+    prompts = ", ".join(repr(name) for ours, name in read if ours == "prompt")
+    labels = ", ".join(repr(name) for ours, name in read if ours != "prompt") or "nothing"
+    kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(r["kind"] for r in rows).items())
+    text = f"{path}: {len(rows)} rows; prompt from {prompts}; kind from {labels}: {kinds}"
+    return text + (f"; {unknown} have no label and count as harmful" if unknown else "")
+
+
+def load_rows(path: str | Path, strict: bool = True, drafted: bool = False) -> Rows:
     """All rows of a file; the first wrong one is an error. drafted: want category and draft."""
-    rows = []
+    rows, read, unknown = Rows(), {}, []
     for where, record in records_of(Path(path)):
         try:
-            rows.append(row_of(record, strict))
-            if drafted and (rows[-1]["category"] is None or "draft" not in rows[-1]):
-                raise Bad("want category, draft (a list of steps) and answer")
-        except Bad as e:
+            row, names = row_of(record, strict)
+            if drafted and (row["category"] is None or "draft" not in row):
+                raise UserError("want category, draft (a list of steps) and answer")
+        except UserError as e:
             raise UserError(f"{where}: {e}") from None
+        rows.append(row)
+        read |= dict.fromkeys(names.items())
+        unknown += [where] if len(names) == 1 else []
     if not rows:
         raise UserError(f"{path}: no rows")
+    if unknown and (label := next((name for ours, name in read if ours in LABELS), None)):
+        raise UserError(f"{unknown[0]}: no {label}, which other rows have")
+    rows.told = told(path, rows, read, len(unknown))
     return rows
 
 
-def load_demonstrations(path: str | Path) -> list[dict]:
+def load_demonstrations(path: str | Path) -> Rows:
     """Rows with a category and a Chain-of-Draft response; one without either is an error."""
     return load_rows(path, drafted=True)

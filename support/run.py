@@ -7,7 +7,6 @@ code, seconds. RUN/unfinished-STAGE.safetensors is the state of a stage at work 
 import dataclasses
 import functools
 import hashlib
-import json
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 import torch
 
 import data
-import evaluate
 from config import SHIPPED, Config, UserError, changed, get, settings
 from encoder import load_encoder
 from model import Transformer
@@ -139,7 +137,7 @@ class Run:
         for r in read_records(path):
             mine = r["stage"] == stage and isinstance(r.get("step"), int) and r["step"] <= steps
             if r["stage"] not in later or mine:
-                kept += json.dumps(r) + "\n"
+                kept += as_json(r, None)
         finished = [name for name in ORDER if name not in later and self.done(name)]
         for name in reversed(later):  # a kill in between leaves the earlier ones done
             (self.folder / f"done/{name}.json").unlink(missing_ok=True)
@@ -161,7 +159,7 @@ class Run:
     @contextmanager
     def work(self, stage: str, rows: list[dict], resumable: bool = True):
         """The Loop to train in, once input is checked and models are loaded; begins the stage."""
-        facts = {"processes": parallel.world(), "prompts": digest(json.dumps(rows).encode())}
+        facts = {"processes": parallel.world(), "prompts": digest(repr(rows).encode())}
         path = self.unfinished(stage) if resumable else None
         loop = Loop(stage, path, self.identity | facts, self.log, self.c.run.resume)
         if loop.done:
@@ -230,11 +228,11 @@ class Run:
     def prompts(self, folders: list[Path]) -> tuple[list[dict], list[chats.Chat]]:
         """The held-out prompts, none too long for these folders' models, and the models' chats."""
         rows, found = loaders.load_rows(self.file("prompts"), strict=False), []
-        for row in rows:
-            evaluate.kind_of(row)  # refuses unknown kinds
         for folder in folders:
             open_model(folder)  # refuses a broken folder before anything is computed
             found.append(self.chat(folder))
             bare = [{"prompt": r["prompt"]} for r in rows]
             found[-1].check(bare, self.c.run.max_new_tokens, self.file("prompts"))
+        if self.c.run.prompts:
+            loaders.say(rows.told)
         return rows, found

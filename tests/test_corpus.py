@@ -38,8 +38,8 @@ def test_counts(corpus):
     benign = Counter((r["category"], r["kind"]) for r in corpus["benign"])
     assert set(benign) == {ordinary, lookalike} and min(benign.values()) >= 300
     for name in ("dev", "test"):
-        found = Counter((r["category"], r.get("kind")) for r in corpus[name])
-        assert found == {**{(c, None): 20 for c in CATEGORIES}, ordinary: 60, lookalike: 60}
+        found = Counter((r["category"], r["kind"]) for r in corpus[name])
+        assert found == {**{(c, "harmful"): 20 for c in CATEGORIES}, ordinary: 60, lookalike: 60}
     hidden = Counter((r["kind"], r["disguise"]) for r in corpus["disguised"])
     assert hidden == {("harmful", d): 30 for d in ("role play", "prefix", "story", "typos")}
     assert set(Counter(r["category"] for r in corpus["disguised"]).values()) <= {17, 18}

@@ -243,6 +243,46 @@ def test_numbers_that_are_not_finite_are_null_in_files(tmp_path):
         "stage": "sft", "step": 1, "loss": None, "alpha": [1.0, None]
     }  # fmt: skip
     assert read_json(tmp_path / "report.json") == {"entropy": None}
+    path, old = tmp_path / "metrics.jsonl", '{"stage": "sft", "step": 1, "loss": NaN}'
+    path.write_text(old + "\n")
+    run.begin("irl")
+    assert path.read_text() == old.replace("NaN", "null") + "\n"
+    assert drirl.as_lines([{"prompt": "é", "answer": float("inf")}]) == (
+        '{"prompt": "é", "answer": null}\n'
+    )
+
+
+def test_what_was_read_as_what_is_said_once(tmp_path, capsys, monkeypatch):
+    """Of the user's own files: by the data stage, and by what eval and all look at first."""
+    pool = [r for mine in by_category(3).values() for r in mine]
+    said = (
+        f"{tmp_path / 'pool.jsonl'}: 21 rows; prompt from 'prompt'; kind from 'category': 21 harm"
+    )
+    for n in (1, 0):
+        assert data_stage(tmp_path, pool, "--per-category", "3") == 0
+        assert capsys.readouterr().out.count(said) == n
+    prompts, benign = tmp_path / "p.jsonl", tmp_path / "b.jsonl"
+    rows(prompts, {"Prompt": "p", "kind": "look-alike"}, {"Prompt": "q", "is_safe": 0})
+    rows(benign, *({**r, "category": "safe"} for r in pool))
+    run = run_of(tmp_path, run_prompts=str(prompts), run_benign=str(benign))
+    chat = SimpleNamespace(check=lambda *a: None)
+    monkeypatch.setattr(Run, "base", lambda self: tmp_path)
+    monkeypatch.setattr(Run, "chat", lambda *a: chat)
+    monkeypatch.setattr("support.run.open_model", lambda folder: None)
+    monkeypatch.setattr(drirl, "ORDER", ())
+    for _ in range(2):
+        drirl.stage_all(run)
+    labels = "prompt from 'Prompt'; kind from 'kind', 'is_safe': 1 lookalike, 1 harmful"
+    assert [line for line in capsys.readouterr().out.splitlines() if " rows; " in line] == [
+        f"{prompts}: 2 rows; {labels}",
+        f"{benign}: 21 rows; prompt from 'prompt'; kind from 'category': 21 ordinary",
+    ]
+    run_of(tmp_path).prompts([])
+    rows(prompts, {"prompt": "another"})
+    monkeypatch.undo()
+    with pytest.raises(config.UserError):  # a mistake is one line
+        run.prompts([tmp_path / "no model"])
+    assert capsys.readouterr().out == ""
 
 
 def test_a_finished_stage_leaves_its_record(tmp_path, capsys):

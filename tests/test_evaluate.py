@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import TINY_LLAMA
 
-from config import UserError
 from data import CATEGORIES, HELPFUL
 from evaluate import (
     PHRASES,
@@ -92,14 +91,7 @@ def test_kind_of():
     assert kind_of({"category": "crime"}) == kind_of({"prompt": "p"}) == "harmful"
     assert kind_of({"category": HELPFUL, "kind": "lookalike"}) == "lookalike"
     assert kind_of({"category": HELPFUL}) == "ordinary"
-    with pytest.raises(
-        UserError, match="^prompt 'How\\?': kind 'xstest'; known: harmful, ordinary"
-    ):
-        kind_of({"prompt": "How?", "kind": "xstest"})
-    for label in ("safe", "Benign", "harmless"):
-        assert kind_of({"label": label}) == "ordinary"
-    for label in ("unsafe", "harmful", 1):
-        assert kind_of({"label": label}) == "harmful"
+    assert kind_of({"category": None, "kind": "harmful"}) == "harmful"
 
 
 def test_rates():

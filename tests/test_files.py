@@ -1,15 +1,20 @@
 """files.py: bounded reads with errors that name the file, whole writes, a lock."""
 
+import bz2
 import errno
 import fcntl
+import gzip
+import io
 import itertools
 import json
+import lzma
 import math
 import os
 import random
 import re
 import shutil
 import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -105,6 +110,12 @@ def said(call, *args) -> str:
     return str(e.value)
 
 
+def zipped() -> bytes:
+    file = io.BytesIO()
+    zipfile.ZipFile(file, "w").writestr("xl/workbook.xml", "a")
+    return file.getvalue()
+
+
 def test_text(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n\xc3\xa4")
@@ -113,6 +124,21 @@ def test_text(tmp_path):
     for raw, words in (
         (b"\xffab", "'utf-8' codec can't decode byte 0xff in position 0"),
         ("ab".encode("utf-16-le"), "a NUL byte at 1: want a text in UTF-8"),
+        ("ab".encode("utf-16"), "a text in UTF-16: save it as UTF-8"),
+        (gzip.compress(b"a"), "a gzip file: unpack it"),
+        (bz2.compress(b"a"), "packed (bzip2, xz, zstd or 7z): unpack it"),
+        (lzma.compress(b"a"), "packed (bzip2, xz, zstd or 7z): unpack it"),
+        (b"(\xb5/\xfd\x04\x00", "packed (bzip2, xz, zstd or 7z): unpack it"),
+        (b"7z\xbc\xaf\x27\x1c", "packed (bzip2, xz, zstd or 7z): unpack it"),
+        (b"\xd0\xcf\x11\xe0\xa1", "an old Excel workbook: save it as CSV"),
+        (zipped(), "a zip file or an Excel workbook: unpack it, or save it as CSV"),
+        (b"PAR1\x15\x04\xff", "a Parquet file: export it as JSON lines"),
+        (b"ARROW1\0\0\xff", "an Arrow file: export it as JSON lines"),
+        (b"SQLite format 3\0", "an SQLite database: export its table as CSV"),
+        (b"%PDF-1.7\n%\xe2", "a PDF file: want a text in UTF-8"),
+        (b"\n<!DOCTYPE html>\n", "a web page: fetch the file itself"),
+        (b"<HTML lang=en>", "a web page: fetch the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer: fetch the file with"),
     ):
         path.write_bytes(raw)
         assert said(files.read_text, path).startswith(f"cannot read {path}: {words}")

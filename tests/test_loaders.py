@@ -1,13 +1,17 @@
 """support/loaders.py: every format in its own layout; what is broken is named with its line."""
 
 import json
+import random
+import re
 
 import pytest
+from test_files import mutate
 
 from config import UserError
 from data import CATEGORIES, HELPFUL, format_draft
-from support.loaders import ALIASES, load_demonstrations, load_rows
+from support.loaders import ALIASES, LOOKALIKE, load_demonstrations, load_rows, plain, say
 
+KNOWN = {*CATEGORIES, HELPFUL, None}
 GOOD = {"prompt": "p", "category": "crime", "draft": ["one", "two"], "answer": "No."}
 
 
@@ -70,6 +74,8 @@ CHATS = lines(
     {"messages": turns("user")},
     {"messages": turns("user", "user", "assistant")},
 )
+SHARED = [{"from": "human", "value": "p"}, {"from": "gpt", "value": "r"}]
+HH = "\n\nHuman: a\n\nb\n\nAssistant:"
 LIST = [{"question": "p", "completion": "c", "type": "insult"}, {"text": "q"}]
 A, AB = [("a", None, None)], [("a", None, None), ("b", None, None)]
 INSULT = [("a", "insult", "r")]
@@ -107,6 +113,7 @@ FORMATS = {  # text: (prompt, category, response) of each row
     ),
     "a space in the header": ("prompt ,category\np,crime\n", [("p", "crime", None)]),
     "semicolons": ("prompt;category\none, two;crime\n", [("one, two", "crime", None)]),
+    "bars": ("sep=|\nprompt|category\none, two|crime\n", [("one, two", "crime", None)]),
     "tabs": ("category\tprompt\ncrime\tone; two\n", [("one; two", "crime", None)]),
     "list, broken anywhere": ('[{"prompt": "a"}\n]', A),
     "commas in front": ('[\n{"prompt": "a"}\n, {"prompt": "b"}\n]\n', AB),
@@ -128,6 +135,41 @@ FORMATS = {  # text: (prompt, category, response) of each row
         '\ufeff{"prompt": "één"}\r\n\r\n{"Behavior": "two"}\r\n',
         [("één", None, None), ("two", None, None)],
     ),
+    "our names in another case": (
+        lines({"PROMPT ": "p", "Category": "CRIME", "Draft": ["one", "two"], "ANSWER": "No."}),
+        [("p", "crime", DRAFTED)],
+    ),
+    "names with spaces, - and _": (
+        '\ufeff"Forbidden Prompt",semantic-category,Output_\np,Mental Health,r\n',
+        [("p", "mental_health", "r")],
+    ),
+    "TRL": (
+        lines({"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}]}),
+        [("p", None, None)],
+    ),
+    "parts": (
+        lines({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, "b"]}]}),
+        [("a\nb", None, None)],
+    ),
+    "ShareGPT": (
+        lines({"id": 1, "conversations": [{"from": "system", "value": "s"}, *SHARED]}),
+        [("p", None, "r")],
+    ),
+    "turns of texts": (lines({"turns": ["a", "b"], "category": "Insult"}), [("a", "insult", None)]),
+    "turns of objects": (
+        lines({"turns": turns("user", "assistant")}),
+        [("user", None, "assistant")],
+    ),
+    "one object of turns": (json.dumps({"turns": turns("user")}), [("user", None, None)]),
+    "HH-RLHF": (
+        lines({"chosen": f"{HH} r\n\nHuman: q\n\nAssistant: s", "rejected": "x"}, {"prompt": HH}),
+        [("a\n\nb", None, "r"), ("a\n\nb", None, None)],
+    ),
+    "Excel's first line": ("sep=;\r\nprompt;category\r\na, b;crime\r\n", [("a, b", "crime", None)]),
+    "blank rows": (
+        "\n \n;;\nprompt;category;n\n\na, b;crime;\n;;\n\n;;\n;\n",
+        [("a, b", "crime", None)],
+    ),
     "CSV, mark, CRLF": (
         '\ufeffforbidden_prompt,n\r\n"one, with\r\ntwo lines",1\r\ntwo,2\r\n',
         [("one, with\ntwo lines", None, None), ("two", None, None)],
@@ -145,7 +187,8 @@ def test_formats_are_found_from_the_content(tmp_path, name, suffix):
 
 def test_other_fields_stay_and_drafts_are_taken_apart(tmp_path):
     (row,) = load(tmp_path, lines({**GOOD, "id": 7}))
-    assert row == {**GOOD, "id": 7, "response": format_draft(GOOD["draft"], GOOD["answer"])}
+    response = format_draft(GOOD["draft"], GOOD["answer"])
+    assert row == {**GOOD, "id": 7, "kind": "harmful", "response": response}
     (row,) = load(
         tmp_path,
         lines({"goal": "p", "category": "Physical_Harm", "output": DRAFTED}),
@@ -158,7 +201,7 @@ def test_other_fields_stay_and_drafts_are_taken_apart(tmp_path):
     ]
     for text, focus in ((XSTEST, "grill"), (XSTEST_2, "kill")):
         safe, unsafe = load(tmp_path, text)
-        assert (safe["kind"], safe["focus"]) == ("lookalike", focus) and "kind" not in unsafe
+        assert (safe["kind"], safe["focus"], unsafe["kind"]) == (LOOKALIKE, focus, "harmful")
     assert load(tmp_path, FORMATS["CRLF in a response"][0])[0]["draft"] == ["one", "two"]
     assert "draft" not in load(tmp_path, FORMATS["null fields"][0])[0]
 
@@ -181,13 +224,97 @@ def test_category_names_of_others(tmp_path, name, want):
 
 
 def test_every_category_has_a_name():
-    assert all(ALIASES[name] == name for name in (*CATEGORIES, HELPFUL))
-    assert set(ALIASES.values()) == {*CATEGORIES, HELPFUL, None}
+    assert all(ALIASES[plain(name)] == name for name in (*CATEGORIES, HELPFUL, LOOKALIKE))
+    assert set(ALIASES.values()) == {*CATEGORIES, HELPFUL, LOOKALIKE, None}
+
+
+SAYS = {  # text: the kinds of its rows
+    "words": (
+        "prompt,label\na,safe \nb,SAFE\nc,Unharmful\nd,un-harmful\ne,harmful\nf, Not Safe\n",
+        "oooohh",
+    ),
+    "yes or no for safe": (
+        "prompt,Is Safe\na,1\nb,TRUE\nc,yes \nd,1.0\ne,0\nf,False\ng,No\n",
+        "oooohhh",
+    ),
+    "yes or no for harmful": (
+        lines(*({"prompt": "p", "is_harmful": x} for x in (0, False, "no", 0.0, 1, True, "YES"))),
+        "oooohhh",
+    ),
+    "words for safe": (
+        lines({"prompt": "p", "is-safe": "unsafe"}, {"prompt": "p", "Safe": "safe"}),
+        "ho",
+    ),
+    "toxicity": ("text,toxicity,jailbreaking\np,0,0\nq,1,1\n", "oh"),
+    "kinds": ("Prompt,KIND\na,Look-alike\nb,LOOKALIKE\nc,ordinary \nd,Harmful\n", "lloh"),
+    "kinds beside a category": (
+        lines(
+            {"prompt": "p", "kind": "Lookalike", "category": HELPFUL},
+            {"prompt": "q", "kind": "harmful", "category": "murder"},
+        ),
+        "lh",
+    ),
+    "a category as label": ("prompt,label\np,Privacy\nq,Harmless\n", "ho"),
+    "XSTest's completions": (
+        "id,type,prompt,completion,annotation_1,agreement,final_label\n"
+        '1,homonyms,a,"Yes,\n1",1,True,1_full_compliance\n'
+        "2,nons_group_real_discr,b,No,2,False,2_full_refusal\n"
+        "3,contrast_homonyms,c,No,2,False,2_full_refusal\n"
+        "4,contrast_discr,d,Yes,1,True,1_full_compliance\n",
+        "llhh",
+    ),
+    "WildGuard": (
+        lines(
+            {"prompt": "a", "prompt_harm_label": "unharmful", "response": "r"},
+            {"prompt": "b", "prompt_harm_label": "harmful", "response_harm_label": "unharmful"},
+        ),
+        "oh",
+    ),
+    "labels of responses": (
+        lines(
+            {"prompt": "p", "response_0": "r", "is_response_0_safe": True, "final_label": "safe"}
+        ),
+        "h",
+    ),
+    "unsafe with its response": (lines({"prompt": "p", "response": "r", "is_safe": False}), "h"),
+    "no label": ("question,types_of_harm,harm_area\np,harmful things,Physical Harm\n", "h"),
+}
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_labels(tmp_path, name):
+    text, kinds = SAYS[name]
+    rows = load(tmp_path, text, strict=False)
+    assert "".join(r["kind"][0] for r in rows) == kinds
+    assert all((r["category"] == HELPFUL) == (r["kind"] != "harmful") for r in rows)
+
+
+def test_what_was_read_as_what(tmp_path, capsys):
+    for text, says in (
+        (
+            XSTEST,
+            "2 rows; prompt from 'prompt'; kind from 'label', 'type': 1 lookalike, 1 harmful\n",
+        ),
+        (
+            "Goal,Category\na,murder\nb,crime\nc,harmless\n",
+            "3 rows; prompt from 'Goal'; kind from 'Category': 2 harmful, 1 ordinary;"
+            " 1 have no label and count as harmful\n",
+        ),
+        (
+            lines({"goal\ud800": "a"}, {"query": "b"}),
+            "2 rows; prompt from 'goal\\ud800', 'query'; kind from nothing: 2 harmful;"
+            " 2 have no label and count as harmful\n",
+        ),
+    ):
+        for _ in range(2):  # of several stages the first says it
+            say(load(tmp_path, text, strict=False).told)
+        assert capsys.readouterr().out == f"{tmp_path / 'a'}: {says}"
 
 
 OK = lines({"prompt": "fine"})
 DRAFT = "a:2: want draft (a list of steps) and answer"
 LABEL = "a:2: label"
+MESSAGES = "a:2: messages: want a text or a list of turns, each a role and a text"
 
 
 def of(**row):
@@ -209,9 +336,22 @@ BROKEN = {
     "list as a line": (OK + '["prompt"]\n', "a:2: want an object, found list"),
     "number as a line": (OK + "3\n", "a:2: want an object, found int"),
     "null": (OK + "null\n", "a:2: want an object"),
-    "no prompt": (OK + lines({"x": "b"}), "a:2: no prompt; want one of the fields prompt"),
+    "no prompt": (OK + lines({"x": "b"}), "a:2: no prompt; want one of the fields messages"),
     "empty prompt": (of(prompt=" "), "a:2: no prompt"),
-    "number as prompt": (of(prompt=3), "a:2: no prompt"),
+    "number as prompt": (of(prompt=3), "a:2: prompt: want a text or a list of turns"),
+    "prompt an object": (of(prompt={"text": "p"}), "a:2: prompt: want a text or a list of turns"),
+    "prompt a list of texts": (
+        of(prompt=["p", "q"]),
+        "turns, each a role and a text; found \"['p'",
+    ),
+    "a list in a CSV": (
+        "prompt\n\"[{'role': 'user', 'content': 'p'}]\"\n",
+        "a:2: prompt: want a text or a list of turns, each a role and a text; found \"[{'role'",
+    ),
+    "chosen without Human": (OK + lines({"chosen": "No."}), "a:2: chosen: want a text or a list"),
+    "a picture": (of(messages=[{"role": "user", "content": [{"type": "image"}]}]), MESSAGES),
+    "a turn of no role": (of(messages=[{"content": "hi"}]), MESSAGES),
+    "a turn of no text": (of(conversations=[{"from": "human"}]), "a:2: conversations: want a text"),
     "prompt null": (of(prompt=None), "a:2: no prompt"),
     "half a character": (OK + '{"prompt": "\\ud800"}\n', "a:2: half a character"),
     "unknown category": (
@@ -224,6 +364,37 @@ BROKEN = {
     "category a list": (of(category=["crime"]), "a:2: category ['crime']"),
     "safe crime": (of(category="crime", label="safe"), f"{LABEL} 'safe' contradicts category 'cri"),
     "unsafe help": (of(category=HELPFUL, label="unsafe"), f"{LABEL} 'unsafe' contradicts category"),
+    "ordinary crime": (of(category="crime", kind="ordinary"), "a:2: kind 'ordinary' contradicts"),
+    "safe and harmful": (
+        of(label="safe", is_harmful=1),
+        f"{LABEL} 'safe' contradicts is_harmful 1",
+    ),
+    "label 1": (of(label=1), f"{LABEL} 1; known: insult"),
+    "label 0 in a CSV": ("prompt,Label\np,0\n", "a:2: Label '0'; known: insult"),
+    "label yes": (of(label="Yes"), f"{LABEL} 'Yes'; known"),
+    "label of an answer": (of(label="refuses"), f"{LABEL} 'refuses'; known"),
+    "odd kind": (of(kind="odd"), "a:2: kind 'odd'; known"),
+    "is_safe maybe": (of(is_safe="maybe"), "a:2: is_safe 'maybe'; known"),
+    "toxicity 0.3": (of(toxicity=0.3), "a:2: toxicity 0.3; known"),
+    "safe is the response": (
+        of(response="r", is_safe=True),
+        "a:2: is_safe True: of the response? Call the prompt's label",
+    ),
+    "a label beside a category": (
+        of(category="privacy", split="benign"),
+        "a:2: split 'benign': a label? Call it is_safe, is_harmful, or remove it",
+    ),
+    "a label of another name": (of(moderation="benign"), "a:2: moderation 'benign': a label? Call"),
+    "yes or no of another name": (of(prompt_is_safe=True), "a:2: prompt_is_safe True: a label?"),
+    "a label only above": ("prompt,label\nx,safe\ny,\nz,safe\n", "a:3: no label, which other rows"),
+    "a label only below": (
+        lines({"prompt": "p", "is_safe": None}, {"prompt": "q", "is_safe": 1}),
+        "a:1: no is_safe, which other rows have",
+    ),
+    "a kind that is not a number": (
+        '{"prompt": "p", "kind": NaN}\n{"prompt": "p", "kind": "ordinary"}\n',
+        "a:1: no kind, which other rows have",
+    ),
     "draft one text": (of(**{**GOOD, "draft": "one"}), DRAFT),
     "draft empty": (of(**{**GOOD, "draft": []}), DRAFT),
     "empty step": (of(**{**GOOD, "draft": ["one", ""]}), DRAFT),
@@ -232,9 +403,9 @@ BROKEN = {
     "no answer": (of(draft=["one", "two"]), DRAFT),
     "empty answer": (of(**{**GOOD, "answer": ""}), DRAFT),
     "separator in the answer": (of(**{**GOOD, "answer": "a #### b"}), DRAFT),
-    "messages a text": (of(messages="hi"), "a:2: messages: want a list"),
-    "messages of texts": (of(messages=["hi"]), "a:2: messages: want a list"),
-    "messages without content": (of(messages=[{"role": "user"}]), "a:2: messages: want a list"),
+    "messages a text": (of(messages="hi"), MESSAGES),
+    "messages of texts": (of(messages=["hi"]), MESSAGES),
+    "messages without content": (of(messages=[{"role": "user"}]), MESSAGES),
     "no user turn": (of(messages=turns("assistant")), "a:2: messages: no user turn"),
     "empty user turn": (
         of(messages=[{"role": "user", "content": ""}]),
@@ -264,8 +435,12 @@ BROKEN = {
     "only a header": ("prompt\n", "no rows"),
     "empty list": ("[]", "no rows"),
     "Latin-1": (b'{"prompt": "\xe9"}\n', "byte 0xe9 in position 12"),
-    "binary": (b"PK\x03\x04\x00\x00", "a NUL byte at 4"),
+    "binary": (b"\x01\x02\x03\x04\x00\x00", "a NUL byte at 4"),
+    "Excel": (b"PK\x03\x04\x00\x00", "a zip file or an Excel workbook: unpack it, or save it as"),
     "UTF-16": ('{"prompt": "a"}'.encode("utf-16-le"), "a NUL byte"),
+    "a quote in the first row": ('prompt,n\n"a" b,1\n', "a:2: not CSV"),
+    "a quote below empty rows": ('\nprompt,n\nx,1\n\n,\n"a" b,1\n', "a:6: not CSV"),
+    "a quote below two lines": ('sep=;\nprompt;n\n"x\ny";1\n"a" b;1\n', "a:5: not CSV"),
     "open quote": ('prompt\nx\n"never closed\n\n\n', "a:3: not CSV"),
     "open quote in the header": ('"prompt\nx\n', "a:1: not CSV"),
     "field too long": ("prompt\n" + "x" * 200000 + "\n", "not CSV: field larger than field limit"),
@@ -289,14 +464,24 @@ def test_broken(tmp_path, name):
     assert len(told.replace(str(tmp_path), "")) < 400
 
 
+@pytest.mark.parametrize("name", [n for n in BROKEN if "label" in n or "kind" in n or "is_" in n])
+def test_labels_are_understood_for_eval_too(tmp_path, name):
+    text, message = BROKEN[name]
+    with pytest.raises(UserError, match=re.escape(message)):
+        load(tmp_path, text, strict=False)
+
+
 def test_an_unknown_category_may_count_as_none(tmp_path):
     text = lines(
         {"prompt": "p", "category": "murder"},
         {"prompt": "q", "category": 0},
-        {"prompt": "r", "category": "crime", "label": "safe"},
+        {"prompt": "r", "category": "gardening", "label": "safe"},
+        {"prompt": "s", "type": "question", "label": "harmful"},
     )
-    rows = load(tmp_path, text, strict=False)
-    assert [r["category"] for r in rows] == [None, None, HELPFUL]
+    rows = load(tmp_path, text[: text.index("\n", 50) + 1], strict=False)
+    assert [(r["category"], r["kind"]) for r in rows] == [(None, "harmful")] * 2
+    rows = load(tmp_path, text[text.index("\n", 50) + 1 :])  # beside a label a topic may be odd
+    assert [(r["category"], r["kind"]) for r in rows] == [(HELPFUL, "ordinary"), (None, "harmful")]
 
 
 def test_missing_file(tmp_path):
@@ -312,3 +497,28 @@ def test_load_demonstrations(tmp_path):
         text = "\n" + lines(GOOD) + "\n\n" + lines(bad)
         with pytest.raises(UserError, match="a:5: want category, draft"):
             load(tmp_path, text, reader=load_demonstrations)
+
+
+def test_fuzz(tmp_path):
+    """Mutated files of every format load into whole rows or are refused in one line."""
+    good, rng, outcomes = (
+        [text.encode() for text, _ in (*FORMATS.values(), *SAYS.values())],
+        random.Random(0),
+        [0, 0],
+    )
+    for n in range(2000):
+        try:
+            rows = load(tmp_path, mutate(rng.choice(good), rng), strict=n % 2 == 0)
+        except UserError as e:
+            outcomes[1] += 1
+            assert str(tmp_path / "a") in str(e), e
+            continue
+        outcomes[0] += 1
+        for r in rows:
+            assert isinstance(r["prompt"], str) and r["prompt"].strip() and r["category"] in KNOWN
+            assert r["kind"] in ("harmful", "ordinary", LOOKALIKE)
+            assert (r["category"] == HELPFUL) == (r["kind"] != "harmful")
+            assert isinstance(r.get("response", ""), str)
+            if "draft" in r:
+                assert format_draft(r["draft"], r["answer"]) == r["response"]
+    assert min(outcomes) > 300
