@@ -16,6 +16,8 @@ MAX_TEXT, MAX_JSON, MAX_DEPTH = 2**29, 2**26, 64  # bytes of data, of other JSON
 # most of a config.json's whole numbers
 SIZES = {"vocab_size": 10**7, "hidden_size": 10**6, "intermediate_size": 10**7}
 SIZES |= {"num_hidden_layers": 1000, "num_attention_heads": 10**4}
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+OTHERS = {"*.gguf": "GGUF", "*model*.bin": "pickled", "consolidated*.pth": "pickled"}  # weights
 HELD = {}  # {folder: descriptor}
 
 
@@ -57,7 +59,8 @@ def inside(folder: Path, name: str) -> Path:
     """The file `name` of a folder, or in its Hugging Face cache; UserError if it is elsewhere."""
     path, root = folder / name, Path(os.path.realpath(folder))
     plain = name.isprintable() and len(name.encode()) < 256
-    if not plain or Path(os.path.realpath(path)).parent not in (root, root.parent.parent / "blobs"):
+    allowed = root, *(parent / "blobs" for parent in root.parents[1:3])
+    if not plain or Path(os.path.realpath(path)).parent not in allowed:
         raise UserError(f"{folder}: {name!r} leads out of the folder; put the file itself there")
     return path
 
@@ -107,25 +110,52 @@ def number(raw: dict, name: str, where: str | Path, low: float, high: float, def
     return value
 
 
+def read_folder(folder: Path, kind: str, *names: str) -> dict:
+    """The config.json of a folder of weights. UserError says what else it is, or what it lacks."""
+    no = f"{folder} is no {kind} folder:"
+    if not folder.is_dir():
+        raise UserError(f"{no} no such folder; download it first: hf download NAME --local-dir DIR")
+    if (adapter := inside(folder, "adapter_config.json")).exists():
+        base = read_json(adapter).get("base_model_name_or_path", "unnamed")
+        raise UserError(f"{no} a LoRA adapter; merge it into its base model {base!r:.80} first")
+    if not any(inside(folder, name).exists() for name in (WEIGHTS, INDEX)):
+        for pattern, what in OTHERS.items():
+            for path in folder.glob(pattern):
+                raise UserError(f"{no} {path.name!r} is {what}; convert it to safetensors")
+    for name in ("config.json", *names):
+        if not inside(folder, name).exists():
+            raise UserError(f"{no} it has no {name}")
+    return read_json(inside(folder, "config.json"))
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file; the library checks the length of its header before it reads it."""
+    with doing(f"read {path}"), open(path, "rb") as f:
+        if f.read(8) == b"version ":
+            raise ValueError("a git-LFS pointer, not the weights: run git lfs pull")
     try:
         return load_file(path)
     except Exception as e:  # of several kinds, by what is wrong with the header
         raise UserError(f"cannot read {path}: {e}; fetch or make it again") from e
 
 
-def load_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder: model.safetensors, or the shards that its index.json names."""
-    index, names = inside(folder, "model.safetensors.index.json"), {"model.safetensors"}
-    if index.exists():
+def load_tensors(folder: Path, config: dict) -> dict[str, Tensor]:
+    """All tensors of a folder, none quantised: model.safetensors, else the shards of its index."""
+    index, names, tensors = inside(folder, INDEX), {WEIGHTS}, {}
+    if index.exists() and not inside(folder, WEIGHTS).exists():
         shards = read_json(index).get("weight_map")
         names = set(map(str, shards.values())) if isinstance(shards, dict) else ()
         if not names:
             raise UserError(f"{index}: weight_map: want an object, {{tensor: file}}")
-    tensors = {}
     for name in sorted(names):
         tensors |= read_tensors(inside(folder, name))
+    for name, x in tensors.items():
+        number = x.is_floating_point() and x.dtype.itemsize > 1  # of more than 8 bits
+        if not name.endswith(("_ids", "logit_scale")) and (not number or "scale" in name):
+            its = config.get("quantization_config")
+            method = its.get("quant_method", x.dtype) if isinstance(its, dict) else x.dtype
+            how = "take the folder with the original weights, in bf16 or fp32"
+            raise UserError(f"{folder}: these weights are quantised ({method!r:.99}): {how}")
     return tensors
 
 
