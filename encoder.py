@@ -65,10 +65,8 @@ class Layer(nn.Module):
 
     def attend(self, x: Tensor, mask: Tensor) -> Tensor:
         B, T, D = x.shape
-        q, k, v = (
-            f(x).view(B, T, self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v)
-        )
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        qkv = (f(x).view(B, T, self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(*qkv, attn_mask=mask)
         return self.o(y.transpose(1, 2).reshape(B, T, D))
 
     def feed(self, x: Tensor) -> Tensor:
@@ -84,7 +82,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Texts in, unit vectors out. BERT: mean of the tokens. CLIP: the end-of-text token."""
+    """Texts in, unit vectors out. BERT: the tokens' mean or the first. CLIP: the end-of-text's."""
 
     def __init__(self, c: dict, projected: int, tokenizer: Tokenizer):
         """c: as read_encoder returns it. projected: width of CLIP's projection, 0: none."""
@@ -92,6 +90,7 @@ class Encoder(nn.Module):
         D, heads, eps = c["hidden_size"], c["num_attention_heads"], c["layer_norm_eps"]
         self.clip, self.tokenizer = c["model_type"] != "bert", tokenizer
         self.eos, self.limit = c["eos_token_id"], c["max_position_embeddings"]
+        self.first = c["pooling"] == "cls"
         shape = (D, c["intermediate_size"], heads, eps, c["hidden_act"], self.clip)
         self.layers = nn.ModuleList(Layer(*shape) for _ in range(c["num_hidden_layers"]))
         self.norm = nn.LayerNorm(D, eps)
@@ -105,14 +104,14 @@ class Encoder(nn.Module):
         at = torch.arange(ids.shape[1], device=ids.device)
         real = at < lengths[:, None]  # (B, T)
         x = self.words[ids] + (self.positions[: len(at)] + self.segment)
-        if not self.clip:
-            x = self.norm(x)
-            for layer in self.layers:
-                x = layer(x, real[:, None, None])
-            return (x * real[..., None]).sum(1) / lengths[:, None]  # mean over real tokens
         causal = (at <= at[:, None])[None, None]  # pads lie to the right
+        x, mask = (x, causal) if self.clip else (self.norm(x), real[:, None, None])
         for layer in self.layers:
-            x = layer(x, causal)
+            x = layer(x, mask)
+        if self.first:
+            return x[:, 0]
+        if not self.clip:
+            return (x * real[..., None]).sum(1) / lengths[:, None]  # mean over real tokens
         # old configs say eos 2 and mean the largest id
         end = ids.argmax(1) if self.eos == 2 else (ids == self.eos).int().argmax(1)
         x = self.norm(x)[torch.arange(len(x), device=x.device), end]
@@ -124,15 +123,13 @@ class Encoder(nn.Module):
         rows = [self.tokenizer.encode(t).ids for t in texts]
         rows = [r if len(r) <= self.limit else r[: self.limit - 1] + r[-1:] for r in rows]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        out = [None] * len(rows)
+        out = []
         for i in range(0, len(order), batch):
-            part = order[i : i + batch]
-            ids = [torch.tensor(rows[j], device=self.words.device) for j in part]
+            ids = [torch.tensor(rows[j], device=self.words.device) for j in order[i : i + batch]]
             lengths = torch.tensor([len(x) for x in ids], device=self.words.device)
-            vectors = self.pool(pad_sequence(ids, batch_first=True), lengths)
-            for j, v in zip(part, F.normalize(vectors, dim=1)):
-                out[j] = v
-        return torch.stack(out) if out else self.words.new_zeros(0, self.words.shape[1])
+            out.append(self.pool(pad_sequence(ids, batch_first=True), lengths))
+        back = torch.tensor(order).argsort()  # from the order of lengths to that of the texts
+        return F.normalize(torch.cat(out)[back], dim=1) if out else self.words[:0]
 
 
 def load_encoder(folder: str | Path, device="cpu"):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from config import UserError
-from support.files import SIZES, inside, load_tensors, number, read_json
+from support.files import SIZES, inside, load_tensors, number, read_folder, read_json
 
 # Our name of a tensor, BERT's, CLIP's; those of a layer have a weight and a bias.
 LAYERS = """
@@ -43,13 +43,27 @@ def named(clip: bool, layers: int) -> dict[str, str]:
     return names
 
 
+def pooling(folder: Path) -> str:
+    """mean or cls (the first token), as files of sentence-transformers say; mean without them."""
+    path = inside(folder, "modules.json")
+    for module in read_json(path, list) if path.exists() else ():
+        kind = str(module.get("type") if isinstance(module, dict) else module).split(".")[-1]
+        if kind not in ("Transformer", "Pooling", "Normalize"):
+            raise UserError(f"{path}: unsupported module {kind!r:.99} after the encoder")
+    path = inside(inside(folder, "1_Pooling"), "config.json")
+    raw = {"pooling_mode_mean_tokens": True, **(read_json(path) if path.exists() else {})}
+    on = [name[13:] for name, value in raw.items() if name.startswith("pooling_mode_") and value]
+    mode = str(raw.get("pooling_mode") or " + ".join(on))
+    mode = mode.removesuffix("_tokens").removesuffix("_token")
+    if mode not in ("mean", "cls"):
+        raise UserError(f"{path}: unsupported pooling {mode!r:.99}: want mean or cls")
+    return mode
+
+
 def read_encoder(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     """A BERT or CLIP folder's numbers, and its tensors under encoder.Encoder's names."""
-    where = inside(folder, "config.json")
-    if not where.exists() or not (folder / "tokenizer.json").exists():
-        raise UserError(f"{folder} is no encoder folder: it needs config.json and tokenizer.json")
-    c = read_json(where)
-    kind = c.get("model_type")
+    where, raw = folder / "config.json", read_folder(folder, "encoder", "tokenizer.json")
+    c, kind = raw, raw.get("model_type")
     if kind not in ("bert", "clip", "clip_text_model"):
         raise UserError(f"{where}: text encoder {kind!r}: want bert, clip or clip_text_model")
     if kind == "clip":  # the text half of a whole CLIP
@@ -64,9 +78,11 @@ def read_encoder(folder: Path) -> tuple[dict, dict[str, Tensor]]:
         raise UserError(f"{where}: hidden_size must be a multiple of num_attention_heads")
     numbers["layer_norm_eps"] = number(c, "layer_norm_eps", where, 0.0, 1.0)
     numbers["eos_token_id"] = number(c, "eos_token_id", where, 0, 10**7, 2)
-    tensors = {}
-    for name, x in load_tensors(folder).items():
-        tensors[name.removeprefix("bert.").removeprefix("text_model.")] = x
+    numbers["pooling"], tensors = pooling(folder) if kind == "bert" else "end", {}
+    for name, x in load_tensors(folder, raw).items():
+        name = name.removeprefix("bert.").removeprefix("text_model.")
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")  # BERT's first names
+        tensors[name.replace("LayerNorm.beta", "LayerNorm.bias")] = x
     names = named(kind != "bert", numbers["num_hidden_layers"])
     if lost := [theirs for theirs in names.values() if theirs not in tensors]:
         raise UserError(f"{folder}: the text encoder lacks {lost[0]!r}")

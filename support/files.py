@@ -16,24 +16,27 @@ MAX_TEXT, MAX_JSON, MAX_DEPTH = 2**29, 2**26, 64  # bytes of data, of other JSON
 # most of a config.json's whole numbers
 SIZES = {"vocab_size": 10**7, "hidden_size": 10**6, "intermediate_size": 10**7}
 SIZES |= {"num_hidden_layers": 1000, "num_attention_heads": 10**4}
-MAGIC = {  # how files begin that are not the text that is wanted: what they are
-    (b"\x1f\x8b",): "a gzip file: unpack it",
-    (
-        b"BZh",
-        b"\xfd7zXZ",
-        b"(\xb5/\xfd",
-        b"7z\xbc\xaf",
-    ): "packed (bzip2, xz, zstd or 7z): unpack it",
-    (b"PK\x03\x04",): "a zip file or an Excel workbook: unpack it, or save it as CSV",
-    (b"\xd0\xcf\x11\xe0",): "an old Excel workbook: save it as CSV",
-    (b"PAR1",): "a Parquet file: export it as JSON lines",
-    (b"ARROW1", b"\xff\xff\xff\xff"): "an Arrow file: export it as JSON lines",
-    (b"SQLite format 3",): "an SQLite database: export its table as CSV",
-    (b"%PDF-",): "a PDF file: want a text in UTF-8",
-    (b"\xff\xfe", b"\xfe\xff"): "a text in UTF-16: save it as UTF-8",
-    (b"<!doctype html", b"<html"): "a web page: fetch the file itself",
-    (b"version https://git-lfs",): "a Git LFS pointer: fetch the file with git lfs pull",
+MAGIC = {  # how a file begins that is not what is wanted: what it is, and what to do
+    b"\x1f\x8b": "a gzip file: unpack it",
+    b"BZh": "packed by bzip2: unpack it",
+    b"\xfd7zXZ": "packed by xz: unpack it",
+    b"(\xb5/\xfd": "packed by zstd: unpack it",
+    b"7z\xbc\xaf": "a 7z archive: unpack it",
+    b"PK\x03\x04": "a zip file or an Excel workbook: unpack it, or save it as CSV",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook: save it as CSV",
+    b"PAR1": "a Parquet file: export it as JSON lines",
+    b"ARROW1": "an Arrow file: export it as JSON lines",
+    b"\xff\xff\xff\xff": "an Arrow file: export it as JSON lines",
+    b"SQLite format 3": "an SQLite database: export its table as CSV",
+    b"%PDF-": "a PDF file: want a text in UTF-8",
+    b"\xff\xfe": "a text in UTF-16: save it as UTF-8",
+    b"\xfe\xff": "a text in UTF-16: save it as UTF-8",
+    b"<!doctype html": "a web page: fetch the file itself",
+    b"<html": "a web page: fetch the file itself",
+    b"version https://git-lfs": "a git-LFS pointer, not the file: run git lfs pull",
 }
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+OTHERS = {"*.gguf": "GGUF", "*model*.bin": "pickled", "consolidated*.pth": "pickled"}  # weights
 HELD = {}  # {folder: descriptor}
 
 
@@ -75,9 +78,17 @@ def inside(folder: Path, name: str) -> Path:
     """The file `name` of a folder, or in its Hugging Face cache; UserError if it is elsewhere."""
     path, root = folder / name, Path(os.path.realpath(folder))
     plain = name.isprintable() and len(name.encode()) < 256
-    if not plain or Path(os.path.realpath(path)).parent not in (root, root.parent.parent / "blobs"):
+    allowed = root, *(parent / "blobs" for parent in root.parents[1:3])
+    if not plain or Path(os.path.realpath(path)).parent not in allowed:
         raise UserError(f"{folder}: {name!r} leads out of the folder; put the file itself there")
     return path
+
+
+def check_start(head: bytes) -> None:
+    """ValueError for a file that begins as one of MAGIC."""
+    for start, what in MAGIC.items():
+        if start in (head.lstrip()[: len(start)], head.lstrip()[: len(start)].lower()):
+            raise ValueError(what)
 
 
 def read_text(path: Path, limit: int = MAX_JSON) -> str:
@@ -85,10 +96,7 @@ def read_text(path: Path, limit: int = MAX_JSON) -> str:
         raw = f.read(limit + 1)
         if len(raw) > limit:
             raise ValueError(f"larger than {limit} bytes: not the file meant, or one to split")
-        head = raw[:99].lstrip()
-        for starts, what in MAGIC.items():
-            if head.startswith(starts) or head.lower().startswith(starts):
-                raise ValueError(what)
+        check_start(raw[:99])
         if b"\0" in raw:
             raise ValueError(f"a NUL byte at {raw.index(0)}: want a text in UTF-8")
         return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -130,25 +138,51 @@ def number(raw: dict, name: str, where: str | Path, low: float, high: float, def
     return value
 
 
+def read_folder(folder: Path, kind: str, *names: str) -> dict:
+    """The config.json of a folder of weights. UserError says what else it is, or what it lacks."""
+    no = f"{folder} is no {kind} folder:"
+    if not folder.is_dir():
+        raise UserError(f"{no} no such folder; download it first: hf download NAME --local-dir DIR")
+    if (adapter := inside(folder, "adapter_config.json")).exists():
+        base = read_json(adapter).get("base_model_name_or_path", "unnamed")
+        raise UserError(f"{no} a LoRA adapter; merge it into its base model {base!r:.80} first")
+    if not any(inside(folder, name).exists() for name in (WEIGHTS, INDEX)):
+        for pattern, what in OTHERS.items():
+            for path in folder.glob(pattern):
+                raise UserError(f"{no} {path.name!r} is {what}; convert it to safetensors")
+    for name in ("config.json", *names):
+        if not inside(folder, name).exists():
+            raise UserError(f"{no} it has no {name}")
+    return read_json(inside(folder, "config.json"))
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file; the library checks the length of its header before it reads it."""
+    with doing(f"read {path}"), open(path, "rb") as f:
+        check_start(f.read(99))
     try:
         return load_file(path)
     except Exception as e:  # of several kinds, by what is wrong with the header
         raise UserError(f"cannot read {path}: {e}; fetch or make it again") from e
 
 
-def load_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder: model.safetensors, or the shards that its index.json names."""
-    index, names = inside(folder, "model.safetensors.index.json"), {"model.safetensors"}
-    if index.exists():
+def load_tensors(folder: Path, config: dict) -> dict[str, Tensor]:
+    """All tensors of a folder, none quantised: model.safetensors, else the shards of its index."""
+    index, names, tensors = inside(folder, INDEX), {WEIGHTS}, {}
+    if index.exists() and not inside(folder, WEIGHTS).exists():
         shards = read_json(index).get("weight_map")
         names = set(map(str, shards.values())) if isinstance(shards, dict) else ()
         if not names:
             raise UserError(f"{index}: weight_map: want an object, {{tensor: file}}")
-    tensors = {}
     for name in sorted(names):
         tensors |= read_tensors(inside(folder, name))
+    for name, x in tensors.items():
+        number = x.is_floating_point() and x.dtype.itemsize > 1  # of more than 8 bits
+        if not name.endswith(("_ids", "logit_scale")) and (not number or "scale" in name):
+            its = config.get("quantization_config")
+            method = its.get("quant_method", x.dtype) if isinstance(its, dict) else x.dtype
+            how = "take the folder with the original weights, in bf16 or fp32"
+            raise UserError(f"{folder}: these weights are quantised ({method!r:.99}): {how}")
     return tensors
 
 

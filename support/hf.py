@@ -9,17 +9,8 @@ from torch import Tensor
 
 from config import UserError
 from model import ModelConfig, Transformer
-from support import parallel
-from support.files import (
-    SIZES,
-    as_json,
-    inside,
-    load_tensors,
-    number,
-    read_json,
-    read_tensors,
-    write,
-)
+from support import files, parallel
+from support.files import inside, number
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 COPIED += ("special_tokens_map.json", "chat_template.jinja")
@@ -37,7 +28,7 @@ def read_config(raw: dict, where: str | Path = "config.json") -> ModelConfig:
         flags[name] = raw.get(name) or False
         if not isinstance(flags[name], bool):
             raise UserError(f"{where}: {name} is {raw[name]!r}: want true or false")
-    sizes = [number(raw, name, where, 1, most) for name, most in SIZES.items()]
+    sizes = [number(raw, name, where, 1, most) for name, most in files.SIZES.items()]
     heads, bias = sizes[-1], flags["attention_bias"]
     kv_heads = number(raw, "num_key_value_heads", where, 1, heads, heads)
     head_dim = number(raw, "head_dim", where, 1, 10**4, raw["hidden_size"] // heads)
@@ -83,9 +74,9 @@ def read_rope(raw: dict, where: str | Path) -> tuple[float, dict | None]:
 def fitting(state: dict, tensors: dict, where: str | Path) -> dict[str, Tensor]:
     """The tensors for a network's state. UserError if shapes differ or numbers are whole."""
     for name in sorted(state.keys() | tensors.keys()):
-        want, got = (tuple(x[name].shape) if name in x else None for x in (state, tensors))
+        want, got = (tuple(x[name].shape) if name in x else "nothing" for x in (state, tensors))
         if want != got:
-            raise UserError(f"{where}: tensor {name} has shape {got}, config.json asks for {want}")
+            raise UserError(f"{where}: tensor {name}: found {got}, config.json asks for {want}")
         if not tensors[name].is_floating_point():
             raise UserError(f"{where}: tensor {name} is quantised: want floating point")
     return tensors
@@ -105,17 +96,20 @@ def named(c: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def open_model(folder: str | Path) -> tuple[Transformer, dict[str, Tensor]]:
     """A folder's network on the meta device, without numbers, and the tensors that fit it."""
-    path = inside(folder := Path(folder), "config.json")
-    if not path.exists():
-        raise UserError(f"{folder} is no model folder: it has no config.json")
+    raw, where = files.read_folder(folder := Path(folder), "model"), folder / "config.json"
+    config = read_config(raw, where)
+    tensors = files.load_tensors(folder, raw)
+    tensors = {k.removeprefix("model."): x for k, x in tensors.items() if "inv_freq" not in k}
+    head = tensors.get("lm_head.weight")
+    if config.tied and head is not None:  # as transformers: one serves as both, or they differ
+        if torch.equal(head, tensors.setdefault("embed_tokens.weight", head)):
+            del tensors["lm_head.weight"]
+        else:
+            config = read_config({**raw, "tie_word_embeddings": False}, where)
     with torch.device("meta"):  # no random initial weights
-        model = Transformer(read_config(read_json(path), path))
+        model = Transformer(config)
     model.source = folder
-    tensors = {name.removeprefix("model."): x for name, x in load_tensors(folder).items()}
-    tensors = {k: x for k, x in tensors.items() if not k.endswith("rotary_emb.inv_freq")}
-    if model.config.tied:
-        tensors.pop("lm_head.weight", None)
-    return model, fitting(named(model.config, model.state_dict()), tensors, folder)
+    return model, fitting(named(config, model.state_dict()), tensors, folder)
 
 
 def load_model(folder: str | Path, dtype=torch.float32, device="cpu") -> Transformer:
@@ -147,23 +141,23 @@ def save_model(model: Transformer, folder: str | Path, dtype: torch.dtype | None
     if parallel.rank():
         return
     save = lambda aside: save_file(state, aside, metadata={"format": "pt"})
-    files = {"model.safetensors": save, "model.safetensors.index.json": None}  # no shards now
+    new = {files.WEIGHTS: save, files.INDEX: None}  # no shards now
     for name in COPIED if source and source.resolve() != folder.resolve() else ():
-        files[name] = inside(source, name).read_bytes() if (source / name).exists() else None
-    raw = dict(model.config.raw)
+        new[name] = inside(source, name).read_bytes() if (source / name).exists() else None
+    raw = {k: x for k, x in model.config.raw.items() if k != "quantization_config"}
     kind = str(next(iter(state.values())).dtype).removeprefix("torch.")
     raw["dtype" if "dtype" in raw else "torch_dtype"] = kind
-    files["config.json"] = as_json(raw)
-    write({folder / name: content for name, content in files.items()})
+    new["config.json"] = files.as_json(raw)
+    files.write({folder / name: content for name, content in new.items()})
 
 
 def save_rewards(models, folder: Path, beside: dict[str, str]) -> None:
     """A reward.RewardModels, and files of text that belong to it, as one set."""
-    files = {folder / name: text for name, text in beside.items()}
+    new = {folder / name: text for name, text in beside.items()}
     for name, shadow in models.shadows.items():
         state = {k: v.contiguous() for k, v in shadow.state_dict().items()}
-        files[folder / f"{name}.safetensors"] = functools.partial(save_file, state)
-    write(files)
+        new[folder / f"{name}.safetensors"] = functools.partial(save_file, state)
+    files.write(new)
 
 
 def load_rewards(models, folder: Path):
@@ -173,5 +167,5 @@ def load_rewards(models, folder: Path):
         if not path.exists():
             raise UserError(f"no reward model {path}; run irl first, with this integration")
         where = f"{path}, of another --model or --irl-reward-blocks (run irl again)"
-        shadow.load_state_dict(fitting(shadow.state_dict(), read_tensors(path), where))
+        shadow.load_state_dict(fitting(shadow.state_dict(), files.read_tensors(path), where))
     return models.requires_grad_(False)

@@ -321,7 +321,7 @@ CASES = {  # what is done to a good folder, the command, words of the message
         shadow(lambda state: state.update({"norm.weight": torch.ones(9)})),
         GRPO,
         "rewards/crime.safetensors",
-        "norm.weight has shape (9,)",
+        "norm.weight: found (9,)",
         "run irl again",
     ),
     "warm start cut off": (cut("run/sft/model.safetensors", 5), IRL, "sft/model.safetensors"),

@@ -2,12 +2,15 @@
 
 import json
 import math
+import os
 import random
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors.torch import load_file, save_file
 from test_files import mutate_json
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -110,15 +113,15 @@ WRONG = {  # what is wrong in a BERT's config.json, and what is said
     "family": (dict(model_type="clip_text_model"), "lacks"),
     "width": (dict(hidden_size=10**9), "hidden_size.*1000000000"),
     "heads": (dict(num_attention_heads=3), HEADS),
-    "shape": (dict(intermediate_size=13), r"layers.0.down.weight has shape \(16, 24\)"),
-    "positions": (dict(max_position_embeddings=11), r"positions has shape \(10, 16\)"),
+    "shape": (dict(intermediate_size=13), r"layers.0.down.weight: found \(16, 24\)"),
+    "positions": (dict(max_position_embeddings=11), r"positions: found \(10, 16\)"),
     "nothing": (dict(hidden_size=None), "hidden_size"),
 }
 
 
 @pytest.fixture
 def bert(tmp_path):
-    theirs = transformers.BertModel(transformers.BertConfig(**SMALL))
+    theirs = randomise(transformers.BertModel(transformers.BertConfig(**SMALL)))
     return save(theirs, tmp_path, 18, 19)
 
 
@@ -133,22 +136,160 @@ def test_folder_errors(bert, name):
 
 def test_no_folder(bert, tmp_path):
     (bert / "tokenizer.json").unlink()
-    for folder in (bert, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match=f"{folder} is no encoder folder: it needs"):
+    (tmp_path / "lora").mkdir()
+    base = {"base_model_name_or_path": "BAAI/bge-small-en-v1.5"}
+    (tmp_path / "lora/adapter_config.json").write_text(json.dumps(base))
+    for folder, why in (
+        (bert, "it has no tokenizer.json"),
+        (tmp_path / "nowhere", "no such folder; download it first: hf download"),
+        (tmp_path / "lora", "a LoRA adapter; merge it into its base model 'BAAI/bge-small"),
+    ):
+        with pytest.raises(UserError, match=f"{folder} is no encoder folder: {why}"):
             load_encoder(folder)
 
 
+def change_tensors(folder, change):
+    """change: the new name and tensor of each."""
+    state = load_file(folder / "model.safetensors")
+    state = dict(change(name, x.clone()) for name, x in state.items())
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def test_names_of_the_first_bert(bert):
+    """gamma, beta and bert., read by transformers: the same vectors as under today's names."""
+    want = load_encoder(bert).embed(TEXTS)
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+
+    def first(name, x):
+        for new, its in old.items():
+            name = name.replace(new, its)
+        return "bert." + name, x
+
+    change_tensors(bert, first)
+    theirs = transformers.BertModel.from_pretrained(bert).eval()
+    mean = [theirs(ids_of(t, 18, 19)).last_hidden_state.mean(1) for t in TEXTS]
+    got = load_encoder(bert).embed(TEXTS)
+    assert torch.equal(got, want) and (got - F.normalize(torch.cat(mean))).abs().max() < 1e-5
+
+
+def pooling_file(folder, **raw):
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    raw["word_embedding_dimension"] = 16
+    (folder / "1_Pooling/config.json").write_text(json.dumps(raw))
+
+
+def modules_file(folder, *kinds):
+    modules = [{"path": f"{i}_{kind}", "type": f"st.models.{kind}"} for i, kind in enumerate(kinds)]
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+FLAGS = ("mean_tokens", "max_tokens", "cls_token", "weightedmean_tokens", "lasttoken")
+FLAGS = {f"pooling_mode_{name}": False for name in (*FLAGS, "mean_sqrt_len_tokens")}
+MEAN, CLS = "pooling_mode_mean_tokens", "pooling_mode_cls_token"
+POOLED = {  # 1_Pooling/config.json, what is done
+    "nothing": ({}, "mean"),
+    "mean": ({**FLAGS, MEAN: True, "include_prompt": True}, "mean"),
+    "cls": ({**FLAGS, CLS: True}, "cls"),
+    "mean by name": ({"pooling_mode": "mean", "embedding_dimension": 16}, "mean"),
+    "cls by name": ({"pooling_mode": "cls"}, "cls"),
+    "the name counts": ({**FLAGS, MEAN: True, "pooling_mode": "cls"}, "cls"),
+    "no name": ({**FLAGS, CLS: True, "pooling_mode": None}, "cls"),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+@torch.no_grad()
+def test_pooling(bert, name):
+    raw, mode = POOLED[name]
+    pooling_file(bert, **raw)
+    modules_file(bert, "Transformer", "Pooling", "Normalize")
+    theirs = transformers.BertModel.from_pretrained(bert).eval()
+    states = [theirs(ids_of(t, 18, 19)).last_hidden_state for t in TEXTS]
+    want = torch.cat([x[:, 0] if mode == "cls" else x.mean(1) for x in states])
+    for batch in (1, 3):
+        assert (load_encoder(bert).embed(TEXTS, batch) - F.normalize(want)).abs().max() < 1e-5
+
+
+OTHER_POOLING = {  # 1_Pooling/config.json, words of the message
+    "max": ({**FLAGS, "pooling_mode_max_tokens": True}, "pooling 'max': want mean or cls"),
+    "last": ({**FLAGS, "pooling_mode_lasttoken": True}, "pooling 'lasttoken'"),
+    "weighted": ({**FLAGS, "pooling_mode_weightedmean_tokens": True}, "pooling 'weightedmean'"),
+    "two": ({**FLAGS, MEAN: True, CLS: True}, r"pooling 'mean_tokens \+ cls'"),
+    "two, one by default": ({CLS: True}, r"pooling 'mean_tokens \+ cls'"),
+    "none": (FLAGS, "pooling '': want"),
+    "max by name": ({"pooling_mode": "max"}, "pooling 'max'"),
+    "two by name": ({"pooling_mode": ["cls", "mean"]}, "pooling"),
+    "nonsense": ({"pooling_mode": {"a\n": 9**99}}, "pooling"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_POOLING)
+def test_other_pooling_is_refused(bert, name):
+    raw, words = OTHER_POOLING[name]
+    pooling_file(bert, **raw)
+    with pytest.raises(UserError, match=f"{bert}/1_Pooling/config.json: unsupported {words}") as e:
+        load_encoder(bert)
+    assert "\n" not in str(e.value)
+
+
+def test_other_modules_are_refused(bert):
+    modules_file(bert, "Transformer", "Pooling")
+    load_encoder(bert)
+    modules_file(bert, "Transformer", "Pooling", "Dense", "Normalize")
+    with pytest.raises(UserError, match=f"{bert}/modules.json: unsupported module 'Dense'"):
+        load_encoder(bert)
+    for content in ("[3]", "[{}]", '[{"type": ["Pooling"]}]', "{}", "["):
+        (bert / "modules.json").write_text(content)
+        with pytest.raises(UserError, match=f"{bert}/modules.json"):
+            load_encoder(bert)
+
+
+def test_pooling_in_the_hugging_face_cache(bert, tmp_path):
+    """Its files are links to blobs/, from a subfolder three folders up; other links are refused."""
+    pooling_file(bert, pooling_mode="cls")
+    folder, blobs = tmp_path / "hub/snapshots/abc", tmp_path / "hub/blobs"
+    blobs.mkdir(parents=True)
+    (folder / "1_Pooling").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json"):
+        blob = blobs / name.replace("/", "-")
+        shutil.copy(bert / name, blob)
+        (folder / name).symlink_to(os.path.relpath(blob, (folder / name).parent))
+    assert torch.equal(load_encoder(folder).embed(TEXTS), load_encoder(bert).embed(TEXTS))
+    (folder / "1_Pooling/config.json").unlink()
+    (folder / "1_Pooling/config.json").symlink_to(bert / "config.json")
+    with pytest.raises(UserError, match="1_Pooling: 'config.json' leads out of the folder"):
+        load_encoder(folder)
+
+
+def test_quantised_weights_are_refused(bert):
+    """Whole numbers that are positions are none."""
+    query = "encoder.layer.0.attention.self.query.weight"
+    positions = lambda name, x: ("embeddings.position_ids", torch.arange(10)[None])
+    change_tensors(bert, lambda name, x: positions(name, x) if "pooler" in name else (name, x))
+    load_encoder(bert)
+    for kind in (torch.int8, torch.float8_e4m3fn):
+        change_tensors(bert, lambda name, x: (name, x.to(kind) if name == query else x))
+        with pytest.raises(UserError, match=rf"{bert}: these weights are quantised \({kind}\)"):
+            load_encoder(bert)
+
+
 def test_fuzz(bert):
-    """A mutated config.json works or is refused by a UserError."""
-    raw, rng, refused = (bert / "config.json").read_bytes(), random.Random(0), 0
-    for _ in range(200):
-        (bert / "config.json").write_bytes(mutate_json(raw, rng))
+    """A mutated config.json or pooling mode works or is refused by a UserError."""
+    pooling_file(bert, **{**FLAGS, MEAN: True})
+    paths = [bert / "config.json", bert / "1_Pooling/config.json"]
+    rng, refused = random.Random(0), 0
+    whole = [path.read_bytes() for path in paths]
+    for n in range(300):
+        for path, raw in zip(paths, whole):
+            path.write_bytes(raw)
+        paths[n % 2].write_bytes(mutate_json(whole[n % 2], rng))
         try:
             load_encoder(bert).embed(["w3 w4"])
         except UserError as e:
             refused += 1
             assert str(bert) in str(e)
-    assert 20 < refused < 200
+    assert 30 < refused < 300
 
 
 def test_word_encoder():

@@ -117,6 +117,56 @@ def test_shards(tmp_path):
     assert (load_model(tmp_path)(ids) - 2 * want).abs().max() < 2e-4
 
 
+@torch.no_grad()
+def test_a_single_file_wins_over_shards(tmp_path):
+    """As in transformers: an index may be left from before."""
+    make(tmp_path, shards="60KB", seed=1)
+    make(tmp_path / "newer", seed=2)
+    shutil.copy(tmp_path / "newer" / WEIGHTS, tmp_path)
+    assert (tmp_path / INDEX).exists()
+    ids, theirs = random_ids(1, 9), AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert (load_model(tmp_path)(ids) - theirs(ids).logits).abs().max() < 1e-4
+    (tmp_path / WEIGHTS).unlink()
+    assert (load_model(tmp_path)(ids) - theirs(ids).logits).abs().max() > 0.1
+
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+STORED = {  # of a tied model: what is done to its tensors, whether it stays tied
+    "only the embedding": (lambda s: None, True),
+    "only the head": (lambda s: s.update({HEAD: s.pop(EMBEDDING)}), True),
+    "both": (lambda s: s.update({HEAD: s[EMBEDDING].clone()}), True),
+    "a head of its own": (lambda s: s.update({HEAD: s[EMBEDDING].flip(0)}), False),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", STORED)
+def test_tied_models(name, tmp_path):
+    """transformers ties by what it finds; saved, the folder says which it is."""
+    change, tied = STORED[name]
+    make(tmp_path, **TIED)
+    tensors(change)(tmp_path)
+    ids, theirs = random_ids(1, 9), AutoModelForCausalLM.from_pretrained(tmp_path)
+    want, ours = theirs(ids).logits, load_model(tmp_path)
+    assert (ours(ids) - want).abs().max() < 1e-4 and ours.config.tied == tied
+    save_model(ours, tmp_path / "again")
+    assert json.loads((tmp_path / "again/config.json").read_text())["tie_word_embeddings"] == tied
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert torch.equal(again(ids).logits, want)
+
+
+@torch.no_grad()
+def test_names_without_model_and_old_buffers(tmp_path):
+    """As a base model is saved, and as old checkpoints have it: both as transformers reads them."""
+    theirs, ids = make(tmp_path, **TIED), random_ids(1, 9)
+    tensors(lambda s: s.update({k.removeprefix("model."): s.pop(k) for k in list(s)}))(tmp_path)
+    old = {"layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}
+    tensors(lambda s: s.update(old))(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(ids).logits, theirs(ids).logits)
+    assert (load_model(tmp_path)(ids) - theirs(ids).logits).abs().max() < 1e-4
+
+
 def test_save_in_bfloat16_and_copy_tokenizer(tmp_path):
     make(tmp_path, **TIED)
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -229,8 +279,20 @@ def tensors(change):
     return change_all
 
 
-def index(weight_map):
-    return text(INDEX, json.dumps({"weight_map": weight_map}))
+def index(content):
+    """Only shards, as this index.json or this map of tensors to files says."""
+
+    def change(folder):
+        (folder / WEIGHTS).unlink(missing_ok=True)
+        whole = content if isinstance(content, str) else json.dumps({"weight_map": content})
+        (folder / INDEX).write_text(whole)
+
+    return change
+
+
+def renamed(change):
+    """Gives the tensors other names."""
+    return tensors(lambda s: s.update({change(k): s.pop(k) for k in list(s)}))
 
 
 def outside(name):
@@ -250,6 +312,19 @@ def both(*changes):
     return lambda folder: [change(folder) for change in changes]
 
 
+def adapter(base):
+    return text("adapter_config.json", json.dumps({"base_model_name_or_path": base}))
+
+
+def lost(*names):
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def moved(name):
+    """The weights under another name."""
+    return lambda folder: (folder / WEIGHTS).rename(folder / name)
+
+
 def moved_config(folder):
     shutil.move(folder / "config.json", folder.parent / "c")
     (folder / "config.json").symlink_to("../c")
@@ -259,6 +334,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8, "original_max_position_embeddings"
 UPSIDE_DOWN = {**LLAMA3, "low_freq_factor": 4, "high_freq_factor": 1}
 OVERLAP = lambda b: re.sub(rb'"data_offsets":\[\d+,', b'"data_offsets":[0,', b)
 HUGE = struct.pack("<Q", 10**8 + 1) + bytes(2**27)
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 10\n"
 AGAIN, MAP, OUT = "fetch or make it again", "weight_map: want an object", "leads out of the"
 BAD = {  # what is done to a good folder, words of the message
     "width of 10^12": (edit(hidden_size=10**12), "config.json: hidden_size is 1000000000000: want"),
@@ -292,10 +368,10 @@ BAD = {  # what is done to a good folder, words of the message
     "gelu": (edit(hidden_act="gelu"), "or hidden_act other than silu"),
     "other vocabulary": (
         edit(vocab_size=261),
-        "tensor embed_tokens.weight has shape (260, 8), config.json asks for (261, 8)",
+        "tensor embed_tokens.weight: found (260, 8), config.json asks for (261, 8)",
     ),
-    "more layers": (edit(num_hidden_layers=2), "has shape None, config.json asks for"),
-    "bias": (edit(attention_bias=True), "bias has shape None, config.json asks for (4,)"),
+    "more layers": (edit(num_hidden_layers=2), ": found nothing, config.json asks for (8,)"),
+    "bias": (edit(attention_bias=True), "bias: found nothing, config.json asks for (4,)"),
     "config a list": (text("config.json", "[]"), "config.json: want an object, found list"),
     "config no JSON": (text("config.json", "{"), "config.json as JSON"),
     "config too deep": (text("config.json", '{"a":' * 99 + "1" + "}" * 99), "nested too deep"),
@@ -314,16 +390,26 @@ BAD = {  # what is done to a good folder, words of the message
     "offsets overlap": (header(OVERLAP), f"{WEIGHTS}: "),
     "tensor missing": (
         tensors(lambda s: s.pop("model.norm.weight")),
-        "tensor norm.weight has shape None, config.json asks for (8,)",
+        "tensor norm.weight: found nothing, config.json asks for (8,)",
     ),
     "tensor too many": (
         tensors(lambda s: s.update({"model.more": torch.ones(2)})),
-        "tensor more has shape (2,), config.json asks for None",
+        "tensor more: found (2,), config.json asks for nothing",
     ),
     "tensor of whole numbers": (
         tensors(lambda s: s.update({"model.norm.weight": torch.ones(8, dtype=torch.int8)})),
-        "tensor norm.weight is quantised: want floating point",
+        "these weights are quantised (torch.int8): take the folder with the original weights",
     ),
+    "no head": (
+        edit(tie_word_embeddings=False),
+        "tensor lm_head.weight: found nothing, config.json asks for (260, 8)",
+    ),
+    "names of torch.compile": (
+        renamed(lambda k: "_orig_mod." + k),
+        "tensor _orig_mod.model.embed_tokens.weight: found (260, 8), config.json asks for nothing",
+    ),
+    "names of peft": (renamed(lambda k: "base_model.model." + k), "tensor base_model.model.model"),
+    "names of GPT-2": (renamed(lambda k: k.replace("model.", "transformer.")), "found nothing"),
     "weights a link": (outside(WEIGHTS), f"'{WEIGHTS}' {OUT}"),
     "index absolute": (index({"a": "/etc/passwd"}), f"'/etc/passwd' {OUT}"),
     "index above": (index({"a": "../model2/w"}), f"'../model2/w' {OUT}"),
@@ -339,8 +425,24 @@ BAD = {  # what is done to a good folder, words of the message
     "index a list": (index(["a"]), MAP),
     "index of numbers": (index({"a": 1}), "model/1: No such file"),
     "index of nothing": (index({}), MAP),
-    "index without a map": (text(INDEX, "{}"), MAP),
-    "index no JSON": (text(INDEX, "{"), f"{INDEX} as JSON"),
+    "index without a map": (index("{}"), MAP),
+    "index no JSON": (index("{"), f"{INDEX} as JSON"),
+    # folders of something else
+    "LoRA": (both(adapter("x/y"), lost("config.json", WEIGHTS)), "folder: a LoRA adapter;"),
+    "LoRA beside a model": (adapter("x/y"), "merge it into its base model 'x/y' first"),
+    "LoRA of nothing": (adapter(None), "a LoRA adapter; merge it"),
+    "LoRA with a long base": (adapter("a\nb" * 10**5), r"base model 'a\nba\nba"),
+    "pickled": (moved("pytorch_model.bin"), "'pytorch_model.bin' is pickled; convert it to safet"),
+    "pickled shards": (moved("pytorch_model-00001-of-00001.bin"), "00001.bin' is pickled"),
+    "GGUF": (both(moved("tiny-q4.gguf"), lost("config.json")), "'tiny-q4.gguf' is GGUF; convert"),
+    "arguments of a trainer": (moved("training_args.bin"), f"{WEIGHTS}: No such file"),
+    "git-LFS": (text(WEIGHTS, POINTER), f"{WEIGHTS}: a git-LFS pointer", "run git lfs pull"),
+    "git-LFS shard": (both(index({"a": "s"}), text("s", POINTER)), "model/s: a git-LFS pointer"),
+    "no folder": (lambda folder: shutil.rmtree(folder), "no such folder; download it first: hf d"),
+    "a file": (
+        lambda folder: [shutil.rmtree(folder), folder.write_text("")],
+        "no model folder: no such folder",
+    ),
 }
 
 
@@ -367,6 +469,71 @@ def test_bad_folders(folder, name):
     assert str(folder) in said and "\n" not in said and all(word in said for word in words), said
 
 
+PROJECTION = "model.layers.0.mlp.down_proj."
+SCALE = {"weight_scale": torch.ones(1)}
+ABSMAX = {"weight.absmax": torch.ones(1), "weight.quant_map": torch.ones(16)}
+FP8, WORDS = torch.float8_e4m3fn, torch.zeros(2, 12, dtype=torch.int32)
+BYTES, SMALL = torch.zeros(48, 1, dtype=torch.uint8), torch.ones(8, 12)
+PACKED = {  # quant_method in config.json, what stands in a layer's place
+    "bitsandbytes": {"weight": BYTES, **ABSMAX},
+    "bitsandbytes in 8 bits": {"weight": SMALL.char(), "SCB": torch.ones(8)},
+    "gptq": {"qweight": WORDS, "qzeros": WORDS, "scales": torch.ones(1, 8).half()},
+    "awq": {"qweight": WORDS.T.contiguous(), "scales": torch.ones(1, 8).half()},
+    "fp8": {"weight": SMALL.to(FP8), "weight_scale_inv": torch.ones(1, 1)},
+    "fp8 without scales": {"weight": SMALL.to(FP8)},
+    "fbgemm_fp8": {"weight": SMALL.to(torch.float8_e5m2)},
+    "compressed-tensors": {"weight_packed": WORDS, **SCALE},
+    "fake compressed-tensors": {"weight": SMALL, **SCALE},
+    "hqq": {"W_q": BYTES, "scale": torch.ones(48, 1), "zero": torch.ones(48, 1)},
+    "hqq seen as float": {"W_q": torch.ones(24, 1), "scale": torch.ones(48, 1)},
+    "mxfp4": {"weight_blocks": BYTES, "weight_scales": BYTES},
+    "torchao": {"weight:qdata": SMALL.char(), "weight:scale": torch.ones(8, 1)},
+    "quanto": {"weight._data": SMALL.char(), "weight._scale": torch.ones(8, 1)},
+}
+
+
+def packed(state, parts):
+    del state[PROJECTION + "weight"]
+    state.update({PROJECTION + name: x for name, x in parts.items()})
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_quantised_weights(folder, name):
+    """Refused by the method's name, or by a tensor's type; nothing is said of shapes."""
+    tensors(lambda state: packed(state, PACKED[name]))(folder)
+    for its, word in (
+        ({"quant_method": name, "bits": 4}, repr(name)),
+        ({"bits": 4}, "torch."),
+        (None, "torch."),
+        (["x"], "torch."),
+        ({"quant_method": "a\nb" * 99}, r"('a\nba\nb"),
+    ):
+        edit(quantization_config=its)(folder)
+        with pytest.raises(UserError) as e:
+            load_model(folder)
+        start, _, how = str(e.value).partition("): ")
+        assert start.startswith(f"{folder}: these weights are quantised (") and word in start
+        assert how == "take the folder with the original weights, in bf16 or fp32"
+        assert "\n" not in start and len(start) < len(str(folder)) + 150
+
+
+def test_float_weights_that_were_quantised(folder, tmp_path):
+    """A merge of QLoRA leaves its settings behind: they go when the model is saved."""
+    plain = load_model(folder)
+    its = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    edit(quantization_config=its)(folder)
+    save_model(load_model(folder), tmp_path / "saved")
+    assert "quant" not in (tmp_path / "saved/config.json").read_text()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.lm_head.weight, plain.head)
+
+
+def test_other_files_beside_the_weights(folder):
+    for name in ("pytorch_model.bin", "tiny.gguf", "training_args.bin"):
+        (folder / name).write_bytes(b"anything")
+    load_model(folder)
+
+
 def test_one_config_of_each_kind():
     """Which biases and norms a family has; the whole file is kept."""
     for kind, found in (("llama", (1, 1, 1, 0)), ("qwen2", (1, 0, 0, 0)), ("qwen3", (1, 1, 0, 1))):
@@ -389,7 +556,8 @@ def test_fuzz(folder, name):
     """Mutated files load or are refused by a UserError, in bounded time and memory."""
     file, change, times = FUZZED[name]
     if name == "index":
-        index({k: WEIGHTS for k in load_file(folder / WEIGHTS)})(folder)
+        moved("s.safetensors")(folder)
+        index({k: "s.safetensors" for k in load_file(folder / "s.safetensors")})(folder)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     raw, rng, refused = (folder / file).read_bytes(), random.Random(name), 0
     for n in range(times):
