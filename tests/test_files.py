@@ -126,10 +126,10 @@ def test_text(tmp_path):
         ("ab".encode("utf-16-le"), "a NUL byte at 1: want a text in UTF-8"),
         ("ab".encode("utf-16"), "a text in UTF-16: save it as UTF-8"),
         (gzip.compress(b"a"), "a gzip file: unpack it"),
-        (bz2.compress(b"a"), "packed (bzip2, xz, zstd or 7z): unpack it"),
-        (lzma.compress(b"a"), "packed (bzip2, xz, zstd or 7z): unpack it"),
-        (b"(\xb5/\xfd\x04\x00", "packed (bzip2, xz, zstd or 7z): unpack it"),
-        (b"7z\xbc\xaf\x27\x1c", "packed (bzip2, xz, zstd or 7z): unpack it"),
+        (bz2.compress(b"a"), "packed by bzip2: unpack it"),
+        (lzma.compress(b"a"), "packed by xz: unpack it"),
+        (b"(\xb5/\xfd\x04\x00", "packed by zstd: unpack it"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it"),
         (b"\xd0\xcf\x11\xe0\xa1", "an old Excel workbook: save it as CSV"),
         (zipped(), "a zip file or an Excel workbook: unpack it, or save it as CSV"),
         (b"PAR1\x15\x04\xff", "a Parquet file: export it as JSON lines"),
@@ -138,7 +138,7 @@ def test_text(tmp_path):
         (b"%PDF-1.7\n%\xe2", "a PDF file: want a text in UTF-8"),
         (b"\n<!DOCTYPE html>\n", "a web page: fetch the file itself"),
         (b"<HTML lang=en>", "a web page: fetch the file itself"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer: fetch the file with"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-LFS pointer, not the file: run"),
     ):
         path.write_bytes(raw)
         assert said(files.read_text, path).startswith(f"cannot read {path}: {words}")
