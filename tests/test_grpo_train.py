@@ -257,7 +257,7 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
     assert len(losses) > 1  # micro-batches
     assert {args[5:] for args in losses} == {(0.3, 0.02, len(prompts) * (G + imitate))}
     A = torch.cat([args[3] for args in losses]).view(-1, G + imitate)
-    chat, tokens = Letters(), rollout.rows()
+    chat, tokens = Letters(), rollout
     response = {tuple(chat.prompt(r["prompt"])): r["response"] for r in rows}
     share = lambda ids: ids.count(7) / len(ids)
     for p, prompt in enumerate(prompts):
