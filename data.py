@@ -118,10 +118,7 @@ def balance(rows: list[dict], per_category: int, embeddings: Tensor, seed: int =
 
 def centroids(embeddings: Tensor, categories: list[str]) -> Tensor:
     """(7, D) unit vectors: the mean direction of each category's prompts, embeddings (N, D)."""
-    means = []
-    for name in CATEGORIES:
-        index = [i for i, c in enumerate(categories) if c == name]
-        means.append(embeddings[index].mean(0))
+    means = [embeddings[[c == name for c in categories]].mean(0) for name in CATEGORIES]
     return torch.nn.functional.normalize(torch.stack(means), dim=1)
 
 

@@ -117,29 +117,29 @@ def blend(means: dict[str, float], category: str, batch_mean: float) -> float:
 
 
 def difficulty(W, gaps, categories: list[str], deltas: dict, gap_means: dict, scaling) -> Tensor:
-    """alpha (P, G) from similarities W (P, G) and reward gaps (P, G), category by category.
+    """alpha (P, 1) from similarities W (P, G) and reward gaps (P, G), category by category.
 
     Updates the running means of 1 - W (deltas) and of the gap (gap_means).
     """
-    alpha = torch.ones_like(W)
+    alpha = W.new_ones(len(W), 1)
     for category in sorted(set(categories)):
         rows = [p for p, name in enumerate(categories) if name == category]
         mean_delta = blend(deltas, category, (1 - W[rows]).mean().item())
         mean_gap = blend(gap_means, category, gaps[rows].mean().item())
-        hard = data_hardness(W[rows].mean(1, keepdim=True).expand(-1, W.shape[1]), mean_delta)
+        hard = data_hardness(W[rows].mean(1, keepdim=True), mean_delta)
         responsive = model_responsiveness(gaps[rows].flatten(), mean_gap)
         alpha[rows] = difficulty_scale(hard, responsive, scaling)
     return alpha
 
 
 def advantages(scores: Tensor, alpha: Tensor, eps: float) -> Tensor:
-    """A (P, G + 1) from rewards `scores` (P, G + 1), the demonstration's last, and alpha (P, G).
+    """A (P, G + 1) from rewards `scores` (P, G + 1), the demonstration's last, and alpha (P, 1).
 
-    Demonstration: mean alpha (R_demo - mean R of the samples) / (std of all G + 1 + eps).
+    Demonstration: alpha (R_demo - mean R of the samples) / (std of all G + 1 + eps).
     """
     R, R_demo = scores[:, :-1], scores[:, -1:]
     std = scores.std(1, correction=0, keepdim=True)
-    above = alpha.mean(1, keepdim=True) * (R_demo - R.mean(1, keepdim=True)) / (std + eps)
+    above = alpha * (R_demo - R.mean(1, keepdim=True)) / (std + eps)
     return torch.cat((group_advantage(R, alpha, eps), above), 1)
 
 
@@ -206,18 +206,17 @@ def draw_samples(policy, chat, part: list[dict], c: Config, dtype, seed: int) ->
     draws = torch.rand(len(part), G, T, generator=torch.Generator().manual_seed(seed))
     prompts, draws = [chat.prompt(r["prompt"]) for r in part[share]], draws[share].flatten(0, 1)
     sampler = frozen_copy(policy, dtype)  # cast once a rollout, not once a token
-    rollout = generate(sampler, prompts, G, T, c.run.temperature, eos=chat.eos, draws=draws)
-    rows = rollout.rows()
+    rows = generate(sampler, prompts, G, T, c.run.temperature, eos=chat.eos, draws=draws)
     return [rows[i : i + G] for i in range(0, len(rows), G)]
 
 
 @torch.no_grad()
-def reward_batch(reference, rewards, batch: Batch, categories, tokens: int, dtype) -> Tensor:
-    """Rewards (B,) of a batch's completions; categories: one per prompt."""
+def reward_batch(reference, rewards, batch: Batch, prompts, tokens: int, dtype) -> Tensor:
+    """Rewards (B,) of a batch's completions; prompts: its rows, with their categories."""
     R = []
     for rows in batch.split(list(range(len(batch.owner))), tokens):
         part, _ = batch.select(rows)
-        names = [categories[p] for p in batch.owner[rows].unique().tolist()]
+        names = [prompts[p]["category"] for p in batch.owner[rows].unique().tolist()]
         with autocast(reference.device, dtype):
             R.append(rewards(run_blocks(reference, part, stop=rewards.below), part, names))
     return torch.cat(R)
@@ -239,8 +238,8 @@ def micro_batches(reference, batch, frozen, rows, advantage, sequences, c: Confi
     return out
 
 
-def update(policy, optimizer, micro: list[MicroBatch], frozen, c: Config, dtype, finite) -> dict:
-    """One optimizer step, unless `finite` turns it down (Loop.finite). Returns what to log."""
+def update(policy, micro: list[MicroBatch], frozen, c: Config, dtype, loop: Loop) -> dict:
+    """One optimizer step, if its numbers are finite. Returns what to log."""
     sums = torch.zeros(3, dtype=torch.float64)  # loss, kl, clipped
     for m in micro:
         with autocast(policy.device, dtype):
@@ -255,9 +254,7 @@ def update(policy, optimizer, micro: list[MicroBatch], frozen, c: Config, dtype,
     stats = dict(zip(("loss", "kl", "clipped"), parallel.add(sums).tolist()))
     trained = [p for p in policy.parameters() if p.requires_grad]
     stats["grad_norm"] = parallel.clip_gradients(trained, 1.0)  # sums the processes' gradients
-    if finite(loss=stats["loss"], grad_norm=stats["grad_norm"]):
-        optimizer.step()
-    optimizer.zero_grad()
+    loop.descend(loss=stats["loss"], grad_norm=stats["grad_norm"])
     return stats
 
 
@@ -273,8 +270,7 @@ def train(policy, reference, rewards, chat, encoder, rows, c: Config, dtype, his
         parallel.shard(policy)
     optimizer, draw = optimizer_for(policy, g.lr), pick(rows, g.prompts, g.helpful_share, rng)
     loop.state = loop.state or start_means(history, encoder)  # saved with the weights
-    bar = tqdm(range(g.rollouts), desc="grpo", unit="rollout", disable=parallel.rank() > 0)
-    for n in bar:
+    for n in tqdm(range(g.rollouts), "grpo", unit="rollout", disable=parallel.rank() > 0):
         part, seed, clock = next(draw), rng.randrange(2**31), [time.time()]
         if loop.skip(n, policy, optimizer):
             continue
@@ -285,8 +281,7 @@ def train(policy, reference, rewards, chat, encoder, rows, c: Config, dtype, his
         mine = part[parallel.share()]
         answers = [[*group, chat.answer(r["response"])] for group, r in zip(groups, mine)]
         batch = Batch([chat.prompt(r["prompt"]) for r in mine], answers, policy.device)
-        own_categories = [r["category"] for r in mine]
-        R = reward_batch(reference, rewards, batch, own_categories, g.tokens_per_batch, dtype)
+        R = reward_batch(reference, rewards, batch, mine, g.tokens_per_batch, dtype)
         scores = parallel.gather(R.view(len(mine), -1), len(part))  # (P, G + 1)
         facts = parallel.gather(measure(groups, mine, chat, encoder, R), len(part))  # (P, G, 4)
         W, gaps = facts[..., 0], scores[:, -1:] - scores[:, :-1]  # (P, G)
@@ -307,7 +302,7 @@ def train(policy, reference, rewards, chat, encoder, rows, c: Config, dtype, his
         # 5. Update: mu steps up the gradient of J
         for step in range(g.iterations):
             set_lr(optimizer, g.lr, (n + (step + 0.5) / g.iterations) / g.rollouts)
-            stats = update(policy, optimizer, micro, frozen, c, dtype, loop.finite)
+            stats = update(policy, micro, frozen, c, dtype, loop)
         clock.append(time.time())
         # 6. Log
         loop.end(n, **stats, **log_record(categories, scores, facts, alpha, A, learnt, clock))
@@ -317,11 +312,9 @@ def measure(groups: list, part: list[dict], chat, encoder, like: Tensor) -> Tens
     """(P, G, 4), of `like`'s dtype: W, and of each sample: refuses, length, ended."""
     texts = [[chat.decode(ids) for ids in group] for group in groups]
     W = similarities(encoder, texts, [r["response"] for r in part]).to(like)
-    facts = [
-        [[judge(text) == "refuses", len(ids), chat.ended(ids)] for text, ids in zip(*pair)]
-        for pair in zip(texts, groups)
-    ]
-    return torch.cat((W[..., None], torch.tensor(facts).to(like)), 2)
+    facts = lambda ids: [judge(chat.decode(ids)) == "refuses", len(ids), chat.ended(ids)]
+    rest = torch.tensor([[facts(ids) for ids in group] for group in groups])
+    return torch.cat((W[..., None], rest.to(like)), 2)
 
 
 def log_record(categories, scores, facts, alpha, A, learnt, clock: list[float]) -> dict:
@@ -330,15 +323,13 @@ def log_record(categories, scores, facts, alpha, A, learnt, clock: list[float]) 
     W, refused, length, ended = facts.unbind(2)
     means = {"reward_std": R.std(1, correction=0), "gap_demo_minus_sample": R_demo - R}
     means |= {"similarity": W, "length": length, "ended": ended}
-    means |= {
-        "equal_groups_share": (R == R[:, :1]).all(1).to(R),
-        "advantage_samples": A[:, :-1][learnt[:, :-1]].abs(),
-    }
-    means |= {"advantage_demonstration": A[:, -1][learnt[:, -1]]}
-    for kind in ("harmful", "helpful"):
-        which = [p for p, name in enumerate(categories) if (name == HELPFUL) == (kind == "helpful")]
-        means |= {f"{kind}_refused": refused[which], f"{kind}_reward": R[which]} if which else {}
+    means["equal_groups_share"] = (R == R[:, :1]).all(1).to(R)
+    means["advantage_samples"] = A[:, :-1][learnt[:, :-1]].abs()
+    means["advantage_demonstration"] = A[:, -1][learnt[:, -1]]
+    harmless = torch.tensor([name == HELPFUL for name in categories])
+    for kind, which in (("harmful", ~harmless), ("helpful", harmless)):
+        means |= {f"{kind}_refused": refused[which], f"{kind}_reward": R[which]}
     record = {name: x.mean().item() for name, x in means.items() if x.numel()}
-    record["alpha"] = [round(a, 4) for a in alpha.mean(1).tolist()]
+    record["alpha"] = [round(a, 4) for a in alpha[:, 0].tolist()]
     seconds = (round(b - a, 2) for a, b in zip(clock, clock[1:]))
     return {**record, "seconds": dict(zip(("rollout", "score", "train"), seconds))}

@@ -88,7 +88,7 @@ def respond(model: Transformer, chat: Chat, turns, max_new_tokens, temperature, 
     if longest + max_new_tokens > model.config.context:
         what = f"an introspection of {longest} tokens and {max_new_tokens} new ones"
         raise UserError(f"{what} exceed the model's context of {model.config.context}")
-    return generate(model, ids, 1, max_new_tokens, temperature, seed=seed, eos=chat.eos).rows()
+    return generate(model, ids, 1, max_new_tokens, temperature, seed=seed, eos=chat.eos)
 
 
 def grow(model, chat, prompts, category, wanted, known, seed, max_new_tokens, batch=32):

@@ -107,9 +107,8 @@ class Attention(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.config = c
-        self.qkv_proj = nn.Linear(
-            c.hidden_size, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=c.qkv_bias
-        )
+        width = (c.heads + 2 * c.kv_heads) * c.head_dim
+        self.qkv_proj = nn.Linear(c.hidden_size, width, bias=c.qkv_bias)
         self.o_proj = nn.Linear(c.heads * c.head_dim, c.hidden_size, bias=c.out_bias)
         if c.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(c.head_dim, c.eps), RMSNorm(c.head_dim, c.eps)

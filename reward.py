@@ -134,11 +134,10 @@ def sample_groups(policy: Transformer, chat, rows: list[dict], c: Config) -> lis
     for i in tqdm(range(0, len(part), size), desc="irl samples", unit="batch"):
         prompts = [chat.prompt(r["prompt"]) for r in part[i : i + size]]
         seed = rng.randrange(2**31)
-        drawn = generate(policy, prompts, K, T, temperature, seed=seed, eos=chat.eos).rows()
+        drawn = generate(policy, prompts, K, T, temperature, seed=seed, eos=chat.eos)
         for k, (r, prompt) in enumerate(zip(part[i : i + size], prompts)):
-            others = opposites(r, rows, c.irl.contrast, rng)
             ids = {"prompt_ids": prompt, "demonstration": chat.answer(r["response"])}
-            contrast = [chat.answer(o["response"]) for o in others]
+            contrast = [chat.answer(o["response"]) for o in opposites(r, rows, c.irl.contrast, rng)]
             groups.append({**r, **ids, "samples": drawn[k * K :][:K], "contrast": contrast})
     rng.shuffle(groups)
     return groups
@@ -168,45 +167,36 @@ def adamw(models: RewardModels, c: IRLConfig) -> torch.optim.Optimizer:
 
 def fit(models: RewardModels, batches: list, c: IRLConfig, dtype, seed=0, loop=None) -> None:
     """One optimizer step a packed batch, c.joint_epochs + c.epochs times; then normalises."""
-    rng, loop, device = random.Random(seed), loop or Loop("irl"), batches[0][3].device
+    rng, loop = random.Random(seed), loop or Loop("irl")
     if missing := sorted(set(models.names) - {name for name, *_ in batches}):
         raise UserError(f"no samples to fit reward model {missing[0]!r} on; raise --irl-prompts")
     models.requires_grad_(True)
-    for shadow in models.shadows.values():
-        shadow.mean.zero_()
-        shadow.std.fill_(1.0)
     harmful = [name for name in models.names if name in CATEGORIES]
     epochs = c.joint_epochs + c.epochs
     steps = epochs * len(batches)
-    bar = tqdm(total=steps, desc="irl", unit="step")
     for epoch in range(epochs):
         joint = epoch < c.joint_epochs
         if epoch in (0, c.joint_epochs):  # AdamW's moments start anew when the models part
             optimizer = adamw(models, c)
-        order = rng.sample(batches, len(batches))
+        order = tqdm(rng.sample(batches, len(batches)), f"irl pass {epoch + 1}", unit="step")
         for step, (name, _, batch, x) in enumerate(order, epoch * len(batches)):
-            bar.update()
             if loop.skip(step, models, optimizer):
                 continue
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * (1 - step / steps)
             shadow = models.shadows[harmful[0] if joint and name in harmful else name]
-            with autocast(device, dtype):
+            with autocast(x.device, dtype):
                 r = shadow(x, batch).view(len(batch.source[0]), -1)  # (P, 1 + K + contrast)
             r_demo, r_others = r[:, 0], r[:, 1:]
             loss = irl_loss(r_demo, r_others, c.beta, c.estimator)
             gap = r_demo[:, None] - r_others
-            record = {
-                "model": name,
-                "loss": loss.item(),
-                "accuracy": (gap > 0).float().mean().item(),
-            }
+            record = {"model": name, "loss": loss.item()}
+            record["accuracy"] = (gap > 0).float().mean().item()
             record["gap_demo_minus_others"] = gap.mean().item()
             loop.update(step, loss + c.l2 * r.pow(2).mean(), shadow.parameters(), **record)
         if joint and epoch == c.joint_epochs - 1:
             for name in harmful[1:]:
                 models.shadows[name].load_state_dict(models.shadows[harmful[0]].state_dict())
-    bar.close()
     models.requires_grad_(False)
     standardise(models, batches, dtype)
 

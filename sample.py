@@ -4,9 +4,7 @@ Any range of blocks runs alone: policy, reference and rewards may share the froz
 """
 
 import functools
-import math
 import os
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +18,9 @@ from model import Transformer, attention
 def pad(rows: list[list[int]], device="cpu") -> tuple[Tensor, Tensor]:
     """Token lists -> ids (B, longest), padded on the right with 0, and lengths (B,)."""
     lengths = torch.tensor([len(r) for r in rows], dtype=torch.long, device=device)
-    ids = torch.zeros(len(rows), max([1, *map(len, rows)]), dtype=torch.long)
-    for i, r in enumerate(rows):
-        ids[i, : len(r)] = torch.tensor(r, dtype=torch.long)
-    return ids.to(device), lengths
+    width = max([1, *map(len, rows)])
+    ids = torch.tensor([r + [0] * (width - len(r)) for r in rows], dtype=torch.long, device=device)
+    return ids.view(len(rows), width), lengths
 
 
 def completion_mask(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tensor:
@@ -104,8 +101,7 @@ class Batch:
         self.ids = torch.cat([level.ids[level.mask] for level in self.levels])  # (N,)
         self.positions = torch.cat([level.positions for level in self.levels])  # (N,)
         self.first = len(start.slots) + len(middle.slots)  # index of the first completion token
-        # (P,): index of each prompt's last token
-        self.prompt_last = len(start.slots) + middle.mask.sum(1).cumsum(0) - 1
+        self.prompt_last = len(start.slots) + middle.mask.sum(1).cumsum(0) - 1  # (P,) indices
         self.before = torch.arange(self.first - 1, len(self.ids) - 1, device=device)
         sizes = end.mask.sum(1)
         starts = (sizes.cumsum(0) - sizes)[sizes > 0]
@@ -137,12 +133,10 @@ class Batch:
         prompts = sorted({owner[b] for b in rows})
         kept = [[answers[b] for b in rows if owner[b] == p] for p in prompts]
         part = Batch([texts[p] for p in prompts], kept, self.ids.device, self.shared)
-        start, middle, end = self.levels
-        wanted = [start.mask[start.mask]]
-        for level, which in ((middle, prompts), (end, rows)):
-            keep = torch.zeros(len(level.mask), dtype=torch.bool, device=self.ids.device)
-            keep[which] = True
-            wanted.append(keep[:, None].expand_as(level.mask)[level.mask])
+        wanted = []
+        for level, kept in zip(self.levels, ([0], prompts, rows)):
+            row = level.mask.nonzero()[:, 0]  # of each packed token
+            wanted.append(torch.isin(row, torch.tensor(kept, device=row.device)))
         return part, torch.cat(wanted).nonzero()[:, 0]
 
     def split(self, rows: list[int], tokens: int) -> list[list[int]]:
@@ -209,28 +203,15 @@ def token_logps(model: Transformer, batch: Batch, temperature: float = 1.0, froz
     return completion_logps(model, run_blocks(model, batch, x, frozen), batch, temperature)
 
 
-@dataclass
-class Rollout:
-    """What generate returns; row p * samples + g is sample g of prompt p."""
-
-    tokens: Tensor  # (B, T) long
-    mask: Tensor  # (B, T) True where a token was sampled, the end-of-text token included
-
-    def rows(self) -> list[list[int]]:
-        return [t[m].tolist() for t, m in zip(self.tokens.cpu(), self.mask.cpu())]
-
-
 def choose(logits: Tensor, temperature: float, top_p: float, draws: Tensor) -> Tensor:
     """Token ids (B,) by logits (B, V) and draws (B,) in [0, 1). temperature 0: the best."""
     if temperature == 0:
         return logits.max(-1).indices  # argmax, but faster on a CPU in bfloat16
-    logits = logits.float() / temperature
-    if top_p < 1:
-        sorted_logits, order = logits.sort(dim=-1, descending=True)
-        p = sorted_logits.softmax(-1)
-        drop = p.cumsum(-1) - p >= top_p  # keeps the smallest set that reaches top_p
-        logits = logits.masked_fill(drop.gather(1, order.argsort(-1)), -math.inf)
-    cdf = logits.softmax(-1).cumsum(-1)
+    p = (logits.float() / temperature).softmax(-1)
+    if top_p < 1:  # keeps the smallest set that reaches top_p
+        best, order = p.sort(descending=True)
+        p = p.scatter(1, order, best.where(best.cumsum(-1) - best < top_p, 0.0))
+    cdf = p.cumsum(-1)
     # a search in the cdf; torch.multinomial draws V exponentials a row
     ids = torch.searchsorted(cdf, draws[:, None] * cdf[:, -1:], right=True)
     return ids.clamp(max=cdf.shape[1] - 1)[:, 0]
@@ -263,9 +244,10 @@ def generate(
     seed: int = 0,
     eos: tuple[int, ...] = (),  # a row stops after any of these ids, which is kept
     draws: Tensor | None = None,  # (B, max_new_tokens) uniform numbers; None: of `seed`
-) -> Rollout:
-    """Sampled completions. Prompts run once; the samples of a prompt share out its cache.
+) -> list[list[int]]:
+    """Sampled completions; row p * samples + g is sample g of prompt p.
 
+    Prompts run once; the samples of a prompt share out its cache.
     Each row has draws of its own, so it says the same in whatever company, but for rounding.
     Finished rows leave the batch when an eighth of it is done.
     """
@@ -306,4 +288,4 @@ def generate(
         for block, (K, V) in zip(model.layers, cache):
             h = block(h, rope, attend)
         position = position + 1
-    return Rollout(tokens, mask)
+    return [t[m].tolist() for t, m in zip(tokens.cpu(), mask.cpu())]

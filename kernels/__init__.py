@@ -66,12 +66,11 @@ class TokenLogProbs(torch.autograd.Function):
             (dh,) = ctx.saved_tensors
             return dh * g[:, None].to(dh.dtype), None, None, None, None
         h, W, targets = ctx.saved_tensors
-        dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
-        dW, head = torch.zeros(W.shape, dtype=g.dtype, device=W.device), W.to(ctx.dtype)
+        dh, head = torch.empty_like(h), W.to(ctx.dtype)
+        dW = torch.zeros(W.shape, dtype=g.dtype, device=W.device)
         for s, z in chunks(h, head):
             _, dz = backend(z).rows(z, targets[s], ctx.temperature, g[s])
-            if dh is not None:
-                dh[s] = dz @ head
+            dh[s] = dz @ head
             if dW.dtype == dz.dtype:
                 dW.addmm_(dz.T, h[s].to(dz.dtype))
             else:

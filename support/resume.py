@@ -76,18 +76,18 @@ class Loop:
                 raise UserError(BROKEN.format(self.path)) from None
         return step < self.resumed
 
+    def learnt(self) -> dict[str, torch.nn.Parameter]:
+        return {k: p for k, p in self.model.named_parameters() if p.requires_grad}
+
     @torch.no_grad()
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        for name, p in self.model.named_parameters():
-            if p.requires_grad:
-                p.copy_(tensors.pop(f"weight.{name}").view(p.shape))
-        learnt = [p for group in self.optimizer.param_groups for p in group["params"]]
-        moments = {}
-        for name, x in tensors.items():
-            _, i, key = name.split(".")
-            shape = () if key == "step" else learnt[int(i)].shape
-            moments.setdefault(int(i), {})[key] = x.view(shape)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        learnt = self.learnt()
+        for name, p in learnt.items():
+            p.copy_(tensors.pop(f"weight {name}").view(p.shape))
+        for label, x in tensors.items():
+            key, name = label.split(" ")
+            p = learnt[name]
+            self.optimizer.state[p][key] = x.view(() if key == "step" else p.shape).to(p.device)
         self.start, self.restored = time.time(), True
 
     def finite(self, **values) -> bool:
@@ -96,13 +96,17 @@ class Loop:
         self.bad += bad
         return not bad
 
+    def descend(self, **values) -> None:
+        """An optimizer step, if these numbers are finite."""
+        if self.finite(**values):
+            self.optimizer.step()
+        self.optimizer.zero_grad()  # to None: AdamW leaves alone what this loss did not reach
+
     def update(self, step: int, loss: torch.Tensor, parameters, /, **record) -> None:
         """A step down the gradient of `loss`, its norm cut to 1, if both are finite; then `end`."""
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        if self.finite(loss=loss, grad_norm=norm):
-            self.optimizer.step()
-        self.optimizer.zero_grad()  # to None: AdamW leaves alone what this loss did not reach
+        self.descend(loss=loss, grad_norm=norm)
         self.end(step, **{"loss": loss.item(), "grad_norm": norm.item(), **record})
 
     def end(self, step: int, **record) -> None:
@@ -123,10 +127,10 @@ class Loop:
             raise KeyboardInterrupt
 
     def save(self) -> None:
-        learnt = {k: p for k, p in self.model.named_parameters() if p.requires_grad}
-        tensors = {f"weight.{k}": p.detach() for k, p in learnt.items()}
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"moment.{i}.{key}": x for key, x in moments.items()}
+        tensors = {}
+        for name, p in self.learnt().items():
+            kept = {"weight": p.detach(), **self.optimizer.state.get(p, {})}  # and AdamW's moments
+            tensors |= {f"{key} {name}": x for key, x in kept.items()}
         about = {"state": json.dumps({name: getattr(self, name) for name in SAVED})}
         write({self.path: lambda aside: save_file(tensors, aside, metadata=about)})
         self.saved = time.time()

@@ -40,7 +40,7 @@ def show(run, prompt: str) -> None:
 
     ids, demonstration = chat.prompt(prompt), row["response"]
     drawn = generate(policy, [ids], samples, limit, temperature, seed=c.run.seed, eos=chat.eos)
-    answers = [*drawn.rows(), chat.answer(demonstration)]
+    answers = [*drawn, chat.answer(demonstration)]
     texts = [*map(chat.decode, answers[:-1]), demonstration]
     batch = Batch([ids], [answers], run.device)
     with torch.no_grad(), autocast(run.device, run.dtype):

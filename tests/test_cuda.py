@@ -84,12 +84,10 @@ def test_generation(temperature):
 
     def make(device):
         how = dict(top_p=0.9, seed=3, eos=(7, 8, 9))
-        out = generate(network(device), PROMPTS, 4, 16, temperature, **how)
-        return out.tokens, out.mask
+        return generate(network(device), PROMPTS, 4, 16, temperature, **how)
 
-    (tokens, mask), (tokens_, mask_) = both(make)
-    assert torch.equal(tokens, tokens_) and torch.equal(mask, mask_)
-    assert mask.sum() < mask.numel()
+    rows = make("cpu")
+    assert make(DEVICE) == rows and len({len(row) for row in rows}) > 1
 
 
 @pytest.mark.parametrize("kind", ("Bert", "CLIPText"))

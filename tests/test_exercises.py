@@ -43,15 +43,13 @@ def parse_draft(text):
 """
 REREAD = """
 def generate(model, prompts, samples=1, max_new_tokens=64, temperature=1.0, top_p=1.0, eos=()):
-    tokens = torch.zeros(len(prompts) * samples, max_new_tokens, dtype=torch.long)
-    mask = tokens.bool()
-    for i, row in enumerate([p for p in prompts for _ in range(samples)]):
-        for t in range(max_new_tokens):
-            tokens[i, t], mask[i, t] = model(torch.tensor([row]))[0, -1].argmax(), True
-            row = row + [tokens[i, t].item()]
-            if row[-1] in eos:
-                break
-    return Rollout(tokens, mask)
+    out = []
+    for prompt in [p for p in prompts for _ in range(samples)]:
+        out.append([])
+        while len(out[-1]) < max_new_tokens and not (out[-1] and out[-1][-1] in eos):
+            ids = torch.tensor([prompt + out[-1]])
+            out[-1].append(model(ids)[0, -1].argmax().item())
+    return out
 """
 DIFFER = "tl.sum(tl.where(mine & (r != first), 1, 0), 0)"
 SPREAD = 'tl.max(r, 0) - tl.min(tl.where(mine, r, float("inf")), 0)'

@@ -140,7 +140,7 @@ def test_numbers(folder, capsys):
     )
     chat, rows = load_chat(folder / "sft"), load_demonstrations(folder / "data/balanced.jsonl")
     prompt, demonstration = chat.prompt(PROMPT), rows[0]["response"]
-    answers = generate(policy, [prompt], 3, 10, TEMPERATURE, seed=SEED, eos=chat.eos).rows()
+    answers = generate(policy, [prompt], 3, 10, TEMPERATURE, seed=SEED, eos=chat.eos)
     answers.append(chat.answer(demonstration))
     texts = [*map(chat.decode, answers[:3]), demonstration]
     by_model, R = [], []

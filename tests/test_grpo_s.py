@@ -97,7 +97,7 @@ def test_difficulty(scaling):
                 a = sigma(1 - sum(W[p].tolist()) / 5) / sigma(mean_delta[name])
                 want = {"none": 1, "data": a, "model": b, "product": a * b}
                 want |= {"sum": (a + b) / 2, "spread": (a * b) ** 8}
-                assert alpha[p].tolist() == pytest.approx([want[scaling]] * 5, abs=1e-12)
+                assert alpha[p].tolist() == pytest.approx([want[scaling]], abs=1e-12)
 
 
 # ---------------------------------------------------------------------------- advantages
@@ -109,8 +109,8 @@ def test_advantages():
     Samples 1 and 3, demonstration 5: means 2 and 3, stds 1 and sqrt(8 / 3).
     """
     scores = torch.tensor([[1.0, 3.0, 5.0], [2.0, 2.0, 2.0]], dtype=torch.float64)
-    alpha = torch.tensor([[2.0, 4.0], [1.0, 1.0]], dtype=torch.float64)
-    first = [-2 / 1.5, 4 / 1.5, 3 * 3 / (math.sqrt(8 / 3) + 0.5)]
+    alpha = torch.tensor([[3.0], [1.0]], dtype=torch.float64)
+    first = [-3 / 1.5, 3 / 1.5, 3 * 3 / (math.sqrt(8 / 3) + 0.5)]
     want = torch.tensor([first, [0.0] * 3], dtype=torch.float64)
     torch.testing.assert_close(advantages(scores, alpha, 0.5), want)
 

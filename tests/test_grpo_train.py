@@ -251,13 +251,13 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
     *_, (record,) = run(rows=rows, rollouts=1, tokens_per_batch=40, **more)
     (_, prompts, G, _, temperature), rollout = seen["generate"][0]
     assert {temperature, *(args[3] for args, _ in seen["completion_logps"])} == {0.9}
-    (W, gaps, _), alpha = seen["difficulty"][0]
+    (W, gaps, categories), alpha = seen["difficulty"][0]
     scores = seen["advantages"][0][0][0]
     losses = [args for args, _ in seen["loss"]]
     assert len(losses) > 1  # micro-batches
     assert {args[5:] for args in losses} == {(0.3, 0.02, len(prompts) * (G + imitate))}
     A = torch.cat([args[3] for args in losses]).view(-1, G + imitate)
-    chat, tokens = Letters(), rollout.rows()
+    chat, tokens = Letters(), rollout
     response = {tuple(chat.prompt(r["prompt"])): r["response"] for r in rows}
     share = lambda ids: ids.count(7) / len(ids)
     for p, prompt in enumerate(prompts):
@@ -275,6 +275,9 @@ def test_what_an_update_is_made_of(monkeypatch, imitate):
             torch.testing.assert_close(A[p, G], want)
     assert record["length"] == pytest.approx(sum(map(len, tokens)) / len(tokens))
     assert record["ended"] == sum(ids[-1] == 0 for ids in tokens) / len(tokens)
+    for name, harmless in (("harmful_reward", False), ("helpful_reward", True)):
+        mine = [p for p, category in enumerate(categories) if (category == HELPFUL) == harmless]
+        assert record[name] == pytest.approx(scores[mine, :-1].mean().item())
     assert record["gap_demo_minus_sample"] == pytest.approx(gaps.mean().item(), abs=1e-6)
 
 

@@ -199,8 +199,7 @@ def scripted(monkeypatch):
             facts = {"samples": samples, "new": max_new_tokens, "temperature": temperature}
             texts = ["".join(map(chr, t)) for t in turns]
             calls.append({"turns": texts, "seed": seed, "eos": eos, **facts})
-            rows = [[ord(c) for c in answers[i % len(answers)]] for i in range(len(turns))]
-            return SimpleNamespace(rows=lambda: rows)
+            return [[ord(c) for c in answers[i % len(answers)]] for i in range(len(turns))]
 
         monkeypatch.setattr(introspect, "generate", generate)
         return calls

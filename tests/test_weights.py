@@ -81,8 +81,8 @@ def test_smollm2_greedy():
         fixed |= {"attention_mask": torch.ones_like(ids), "eos_token_id": list(chat.eos)}
         want.append(theirs.generate(ids, **fixed)[0, len(prompt) :].tolist())
     greedy = {"max_new_tokens": 64, "temperature": 0, "eos": chat.eos}
-    assert generate(ours, prompts, **greedy).rows() == want
-    assert [generate(ours, [p], **greedy).rows()[0] for p in prompts] == want
+    assert generate(ours, prompts, **greedy) == want
+    assert [generate(ours, [p], **greedy)[0] for p in prompts] == want
     # scrambled weights would agree with themselves, too
     assert chat.decode(want[2]) == "17 times 3 is 51." and chat.ended(want[2])
 

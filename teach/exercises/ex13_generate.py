@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from model import Transformer, attention  # noqa: F401 (for you to use)
-from sample import Rollout
 
 
 @torch.no_grad()
@@ -39,12 +38,11 @@ def generate(
     seed: int = 0,
     eos: tuple[int, ...] = (),
     draws: Tensor | None = None,
-) -> Rollout:
+) -> list[list[int]]:
     """Greedy completions: each token is the argmax of its logits.
 
-    Rollout(tokens, mask), each (B, max_new_tokens). Row p * samples + g continues prompts[p]. It
-    ends after max_new_tokens tokens or after its first id of `eos`, which is kept. Behind the end
-    tokens are 0 and mask is False. Blocks see each prompt token once per row at most, and each new
-    token once.
+    B lists of token ids. Row p * samples + g continues prompts[p]. It ends after max_new_tokens
+    tokens or after its first id of `eos`, which is kept. Blocks see each prompt token once per row
+    at most, and each new token once.
     """
     raise NotImplementedError
