@@ -178,6 +178,23 @@ def test_table():
     assert only.split("\n")[2].startswith("| x | - | 0 [0, 49] | 20 [4, 62] | - |")
 
 
+def test_answers_in_unread_languages_are_told():
+    """Not those that are refused, nor gibberish; an older file of results has no such count."""
+    told = [
+        answer(f"p{i}", unread=script) for i, script in enumerate(["Thai", "", "Latin", "Thai"])
+    ]
+    told += [answer("q", verdict="refuses", unread="Greek"), answer("r")]
+    told += [{**answer("s", unread="Khmer"), "gibberish": True}]
+    found = rates(told)
+    assert found["unread"] == {"Thai": 2, "Latin": 1}
+    older = {k: v for k, v in rates(answers(5)).items() if k != "unread"}
+    lines = table([{"name": "x", "rates": found}, {"name": "y", "rates": older}]).split("\n")
+    line = (
+        "x: 3 answers in languages that the judge can't read, counted as complies: Thai 2, Latin 1"
+    )
+    assert [text for text in lines if "read" in text] == [line]
+
+
 def test_balance_table():
     before = {"counts": dict.fromkeys(CATEGORIES, 2), "imbalance": 4.0, "entropy": 0.98765}
     after = {"counts": dict.fromkeys(CATEGORIES, 1), "imbalance": math.inf, "entropy": 1.0}
@@ -225,7 +242,7 @@ def test_write_report_without_matplotlib(tmp_path, monkeypatch, capsys):
     assert "matplotlib is not installed" in capsys.readouterr().out
 
 
-def test_evaluate_keeps_the_order_of_the_prompts():
+def test_evaluate_keeps_the_order_of_the_prompts(monkeypatch):
     """Prompts of mixed lengths, decoded together, answer as each does alone, token by token."""
     torch.manual_seed(1)
     shape = {"vocab_size": 16, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -241,8 +258,10 @@ def test_evaluate_keeps_the_order_of_the_prompts():
             assert out == {"response": chat.decode(new), "tokens": len(new), "ended": new[-1] == 0}
     assert len({out["response"] for out in got}) > 1
     rows = [{"prompt": p, "category": HELPFUL if i else "crime"} for i, p in enumerate(prompts)]
+    monkeypatch.setattr("evaluate.unread", str.upper)
     whole = evaluate(model, chat, rows, 6, "tiny")
     assert whole["name"] == "tiny" and whole["rates"] == rates(whole["answers"])
     assert [a["prompt"] for a in whole["answers"]] == prompts
     assert [a["kind"] for a in whole["answers"]] == ["harmful"] + ["ordinary"] * 4
     assert [a["response"] for a in whole["answers"]] == [g["response"] for g in got]
+    assert [a["unread"] for a in whole["answers"]] == [g["response"].upper() for g in got]
