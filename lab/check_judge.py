@@ -24,4 +24,8 @@ def check_judge(rows: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    print(check_judge(read_records(CORPUS / "judged.jsonl", "label")))
+    print("judged.jsonl\n\n" + check_judge(read_records(CORPUS / "judged.jsonl", "label")))
+    styles = read_records(CORPUS / "styles.jsonl", "half")
+    for half in ("rules", "held out"):  # the rules were written on the first
+        print(f"\nstyles.jsonl, {half}\n")
+        print(check_judge([r for r in styles if r["half"] == half]))
