@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import data
-from config import SHIPPED, Config, UserError, changed, get, settings
+from config import CORPUS, SHIPPED, Config, UserError, changed, get, settings
 from encoder import load_encoder
 from model import Transformer
 from support import chat as chats
@@ -218,8 +218,13 @@ class Run:
         return self.demonstrations(balanced, chat, data.CATEGORIES) + harmless
 
     def open_prompts(self, chat: chats.Chat, rows: list[dict]) -> list[dict]:
-        """The pool's prompts that have a category and are not among the demonstrations `rows`."""
+        """The pool's prompts that have a category and are not among the demonstrations `rows`.
+
+        The shipped pool has harmful prompts alone; the harmless ones of corpus/open.jsonl join it.
+        """
         known, listed = {r["prompt"] for r in rows}, loaders.load_rows(self.file("pool"))
+        if not self.c.run.pool:
+            listed += loaders.load_rows(CORPUS / "open.jsonl")
         bare = [{"prompt": r["prompt"]} for r in listed]
         chat.check(bare, self.c.run.max_new_tokens, self.file("pool"))
         found = data.distinct(listed)

@@ -16,14 +16,15 @@ from support.judge import judge
 from support.loaders import load_demonstrations, load_rows
 from support.weights import fetch
 
-TRAIN, HELD = ("pool", "benign"), ("dev", "test", "disguised")
+TRAIN, OPEN = ("pool", "benign"), ("open",)
+HELD = ("dev", "test", "test_more", "disguised")
 LIMIT = 0.75  # largest cosine of two prompts in different splits
 
 
 @pytest.fixture(scope="module")
 def corpus():
     rows = {name: load_demonstrations(CORPUS / f"{name}.jsonl") for name in TRAIN}
-    return rows | {name: load_rows(CORPUS / f"{name}.jsonl") for name in HELD}
+    return rows | {name: load_rows(CORPUS / f"{name}.jsonl") for name in OPEN + HELD}
 
 
 def words(text):
@@ -37,9 +38,28 @@ def test_counts(corpus):
     ordinary, lookalike = (HELPFUL, "ordinary"), (HELPFUL, "lookalike")
     benign = Counter((r["category"], r["kind"]) for r in corpus["benign"])
     assert set(benign) == {ordinary, lookalike} and min(benign.values()) >= 300
-    for name in ("dev", "test"):
+    open_kinds = Counter(r["kind"] for r in corpus["open"])
+    assert open_kinds["lookalike"] >= 2 * open_kinds["ordinary"] and len(corpus["open"]) >= 900
+    for name, least in (
+        ("dev", (65, 200, 322)),
+        ("test", (20, 60, 60)),
+        ("test_more", (45, 140, 262)),
+    ):
         found = Counter((r["category"], r["kind"]) for r in corpus[name])
-        assert found == {**{(c, "harmful"): 20 for c in CATEGORIES}, ordinary: 60, lookalike: 60}
+        assert set(found) == {*((c, "harmful") for c in CATEGORIES), ordinary, lookalike}
+        harmful = min(n for (_, kind), n in found.items() if kind == "harmful")
+        assert (harmful, found[ordinary], found[lookalike]) == least
+
+
+def test_many_prompts_are_short(corpus):
+    """Of those added last at least two fifths have ten words or fewer, harmful or not."""
+    for name in ("open", "test_more"):
+        for kind in {r["kind"] for r in corpus[name]}:
+            sizes = [len(r["prompt"].split()) for r in corpus[name] if r["kind"] == kind]
+            assert sum(n <= 10 for n in sizes) >= 0.4 * len(sizes), (name, kind)
+
+
+def test_disguised(corpus):
     hidden = Counter((r["kind"], r["disguise"]) for r in corpus["disguised"])
     assert hidden == {("harmful", d): 30 for d in ("role play", "prefix", "story", "typos")}
     assert set(Counter(r["category"] for r in corpus["disguised"]).values()) <= {17, 18}
@@ -132,7 +152,9 @@ def fit_shape(harmful, harmless):
 
 
 @pytest.mark.parametrize(
-    "seen, name", [(TRAIN, "dev"), (TRAIN, "test"), (("test",), "dev"), (("dev",), "test")]
+    "seen, name",
+    [(TRAIN + OPEN, "dev"), (TRAIN + OPEN, "test"), (TRAIN + OPEN, "test_more")]
+    + [(("test",), "dev"), (("dev",), "test"), (("dev",), "test_more")],
 )
 def test_shape_does_not_tell(corpus, seen, name):
     """Harmful prompts or look-alikes? Who learns other files' shapes alone is near chance, 0.5."""
@@ -147,23 +169,23 @@ def test_shape_does_not_tell(corpus, seen, name):
     assert 0.35 < (hits + 1 - false_alarms) / 2 < 0.65
 
 
-@pytest.mark.parametrize("name", ("dev", "test"))
+@pytest.mark.parametrize("name", ("dev", "test", "test_more"))
 def test_no_setting_is_everywhere(corpus, name):
     """A word of under 1 in 100 pool prompts, such as a place, is in at most 4 of 140 harmful."""
 
     def prompts_with(rows):
         harmful = [set(words(r["prompt"])) for r in rows if r["category"] in CATEGORIES]
-        return Counter(w for found in harmful for w in found)
+        return Counter(w for found in harmful for w in found), len(harmful)
 
-    pool, rare = prompts_with(corpus["pool"]), len(corpus["pool"]) / 100
-    held = prompts_with(corpus[name])
-    assert {w: n for w, n in held.items() if n > 4 and pool[w] < rare} == {}
+    (pool, _), rare = prompts_with(corpus["pool"]), len(corpus["pool"]) / 100
+    held, size = prompts_with(corpus[name])
+    assert {w: n for w, n in held.items() if n > 4 * size / 140 and pool[w] < rare} == {}
 
 
 def test_splits_are_apart(corpus):
     phi = load_encoder(fetch("all-MiniLM-L6-v2"))
     vectors = {name: phi.embed([r["prompt"] for r in rows]) for name, rows in corpus.items()}
-    for a, b in [(a, b) for a in TRAIN for b in HELD] + list(combinations(HELD, 2)):
+    for a, b in [(a, b) for a in TRAIN + OPEN for b in HELD] + list(combinations(HELD, 2)):
         similar = vectors[a] @ vectors[b].T
         i, j = divmod(int(similar.argmax()), similar.shape[1])
         pair = corpus[a][i]["prompt"], corpus[b][j]["prompt"]
@@ -171,10 +193,12 @@ def test_splits_are_apart(corpus):
 
 
 def test_blind_readers_agree(corpus):
-    """corpus/README.md: each agrees with 279 of the 280 labels."""
-    held = [r for r in corpus["dev"] + corpus["test"] if r["category"] != HELPFUL]
+    """corpus/README.md: each disagrees with one label of all."""
+    held = corpus["dev"] + corpus["test"] + corpus["test_more"]
     labels = {r["prompt"]: r["category"] for r in held}
     rows = [json.loads(line) for line in (CORPUS / "readers.jsonl").read_text().splitlines()]
-    assert {r["prompt"] for r in rows} == labels.keys()
+    harmful = {prompt for prompt, category in labels.items() if category != HELPFUL}
+    assert harmful <= {r["prompt"] for r in rows} <= labels.keys()
     for reader in ("reader1", "reader2"):
-        assert sum(r[reader] == labels[r["prompt"]] for r in rows) == 279
+        given = [(r[reader].replace("answer", HELPFUL), labels[r["prompt"]]) for r in rows]
+        assert sum(a != b for a, b in given) == 1
