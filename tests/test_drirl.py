@@ -147,8 +147,7 @@ def scripted(monkeypatch):
 
     def generate(model, turns, samples, max_new_tokens, temperature, **k):
         seen["generate"] = max_new_tokens, temperature
-        said = [answers.get(t.rpartition("Request: ")[2], "no form") for t in turns]
-        return SimpleNamespace(rows=lambda: said)
+        return [answers.get(t.rpartition("Request: ")[2], "no form") for t in turns]
 
     def watched_balance(rows, n, vectors, seed):
         seen["balance"] = rows, vectors
