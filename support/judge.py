@@ -142,7 +142,7 @@ def unread(text: str) -> str:
     answer = re.sub(r"(?s)```.*?(?:```|$)", "", normalised(answer_of(text)))
     names = [unicodedata.name(c, "?").split()[0] for c in answer if c.isalpha()]
     script = max(sorted(set(names)), key=names.count, default="LATIN")
-    lines = (re.findall(r"[^\s\d.,;:!?()\"،؟।|{}\\-]+", line) for line in answer.splitlines())
+    lines = (re.findall(r"(?!-)[^\s\d.,;:!?()\"،؟।|{}\\]+", line) for line in answer.splitlines())
     words = [w for line in lines if len(line) >= 5 for w in line]
     known = sum(bool(PHRASES["KNOWN"].fullmatch(w)) for w in words)
     return "" if script in SCRIPTS and known >= len(words) / 10 else script.title()
