@@ -139,11 +139,12 @@ def known_format(folder: Path, name: str, system: str) -> tuple[Callable, str]:
         begin, head, end = FORMATS[name]
         text = begin + (head.format("system") + system + end if system else "")
         text += head.format("user") + "{prompt}" + end + head.format("assistant")
-    elif "{prompt}" in name:  # a shell's quotes pass \n as two characters
-        text, end = name.replace("\\n", "\n").replace("{system}", system), ""
+    elif "{prompt}" in name and (not system or "{system}" in name):
+        text, end = name.replace("\\n", "\n").replace("{system}", system), ""  # \n as by a shell
     else:
         want = "want --chat-format chatml, llama3 or your own, 'User: {prompt}\\nAssistant: '"
-        raise UserError(f"{folder}: chat format {name!r} is unknown: {want}")
+        what = "has no {system}" if "{prompt}" in name else "is unknown"
+        raise UserError(f"{folder}: chat format {name!r} {what}: {want}")
     return lambda prompt: text.replace("{prompt}", prompt), end
 
 
@@ -156,7 +157,10 @@ def auto_format(folder: Path, its: dict, tokenizer: Tokenizer, system: str, argu
         return known_format(folder, (known or ["auto"])[0], system)
     if installed():
         write, end = own_format(path, template, its, system, arguments), ""
-        write("Hi")  # a template that can't do this raises here
+        bare, said = own_format(path, template, its, "", arguments), write("Hi")  # or it raises
+        for what, other in (("prompt", write("Ho")), ("system text", system and bare("Hi"))):
+            if said == other:  # nothing of it is in there
+                raise UserError(f"{path}: the chat template drops the {what}: use --chat-format")
         with suppress(UserError):  # but it need not take answers
             end = write("Hi", "Certainly.").partition("Certainly.")[2]
         return write, end

@@ -45,12 +45,13 @@ def named(clip: bool, layers: int) -> dict[str, str]:
 
 def pooling(folder: Path) -> str:
     """mean or cls (the first token), as files of sentence-transformers say; mean without them."""
-    path = inside(folder, "modules.json")
+    path, at = inside(folder, "modules.json"), "1_Pooling"
     for module in read_json(path, list) if path.exists() else ():
         kind = str(module.get("type") if isinstance(module, dict) else module).split(".")[-1]
         if kind not in ("Transformer", "Pooling", "Normalize"):
             raise UserError(f"{path}: unsupported module {kind!r:.99} after the encoder")
-    path = inside(inside(folder, "1_Pooling"), "config.json")
+        at = str(module.get("path")) if kind == "Pooling" and isinstance(module, dict) else at
+    path = inside(inside(folder, at), "config.json")
     raw = {"pooling_mode_mean_tokens": True, **(read_json(path) if path.exists() else {})}
     on = [name[13:] for name, value in raw.items() if name.startswith("pooling_mode_") and value]
     mode = str(raw.get("pooling_mode") or " + ".join(on))
@@ -72,6 +73,8 @@ def read_encoder(folder: Path) -> tuple[dict, dict[str, Tensor]]:
         c = CLIP | text
     if (act := c.get("hidden_act")) not in ("gelu", "quick_gelu"):
         raise UserError(f"{where}: activation {act!r} of the encoder: want gelu or quick_gelu")
+    if c.get("is_decoder") or c.get("position_embedding_type", "absolute") != "absolute":
+        raise UserError(f"{where}: unsupported: is_decoder, or positions that are not absolute")
     sizes = SIZES | {"max_position_embeddings": 10**6}
     numbers = {name: number(c, name, where, 1, most) for name, most in sizes.items()}
     if numbers["hidden_size"] % numbers["num_attention_heads"]:

@@ -60,7 +60,7 @@ def read_rope(raw: dict, where: str | Path) -> tuple[float, dict | None]:
     kind = rope.get("rope_type", rope.get("type", "default")) if type(rope) is dict else rope
     if kind not in ("default", "llama3"):
         raise UserError(f"{where}: unsupported rope scaling {kind!r}: want default or llama3")
-    place = rope if raw.get("rope_theta") is None else raw
+    place = rope if "rope_theta" in rope else raw
     theta = number(place, "rope_theta", where, 1.0, 1e12, 10000.0)
     if kind == "default":
         return theta, None

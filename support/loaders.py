@@ -48,10 +48,10 @@ FIELDS = {
     "harmful": "is_harmful harmful is_unsafe unsafe is_toxic toxic toxicity is_malicious malicious",
     "category": "category semantic_category",
 }
-FIELDS |= {name: name for name in ("input", "draft", "answer", "kind", "type")}
+FIELDS |= {x: x for x in ("draft", "answer", "kind", "type")} | {"input": "input context"}
 LABELS, TOPICS = ("kind", "label", "safe", "harmful"), ("category", "type")
 YES, NO = "1 1.0 true t yes y".split(), "0 0.0 false f no n".split()
-ROLES = {"human": "user", "gpt": "assistant"}
+ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant"}
 
 # Our category: the names that Safety-Prompts, StrongREJECT, HarmBench and others have for it.
 # None: harmful, but not how. The look-alikes are XSTest's.
@@ -82,8 +82,9 @@ def plain(name: str) -> str:
 ALIASES = {plain(name): ours for ours, names in NAMES.items() for name in names.split()}
 OURS = {plain(name): ours for ours, names in FIELDS.items() for name in names.split()}
 KNOWN = ", ".join((*CATEGORIES, HELPFUL, "ordinary", LOOKALIKE, "safe", "harmful"))
-LABEL = re.compile("label|safe|harm|toxic|benign")  # names of what may be one,
-REPLY = re.compile("respon|complet|answer|final|annot")  # but not of the prompt
+LABEL = re.compile("label|safe|harm|toxic|benign|flag|jailbreak|attack")  # what may name one,
+REPLY = re.compile("respon|complet|answer|final|annot")  # but not of the prompt;
+HARMLESS = re.compile(r"(?:[a-z]+[\W_])?(?:benign|harmless)(?:[\W_][a-z]+)?")  # values of one
 
 
 def records_of(path: Path) -> Iterator[tuple[str, object]]:
@@ -129,7 +130,7 @@ def csv_records(path: Path, text: str) -> Iterator[tuple[str, dict]]:
     try:
         for fields in reader:
             where, end = f"{path}:{end + 1}", reader.line_num
-            if not "".join(fields).strip() or not header and fields[0].lower() == "sep=":
+            if not "".join(fields).strip() or not header and fields[0].lower()[:4] == "sep=":
                 continue
             if header and len(fields) != len(header):
                 raise UserError(f"{where}: more or fewer fields than the header has columns")
@@ -212,15 +213,20 @@ def meanings_of(record: dict, fields: dict, strict: bool) -> dict[str, str | Non
             raise UserError(f"{name} {value!r}: of the response? Call the prompt's label")
         if found != "":
             out[ours] = found
-        elif ours in LABELS or strict and not out:
+        elif ours in LABELS or not out and (strict or HARMLESS.fullmatch(str(value).lower())):
             raise UserError(f"{name} {value!r}; known: {KNOWN}; for 0 and 1 is_safe or is_harmful")
-    for name, value in record.items() if out.keys() <= {"category"} else ():
-        label = LABEL.search(plain(name))
+    rest = {k: x for k, x in record.items() if plain(k) not in OURS}
+    others = [(k, x) for k, xs in rest.items() for x in (xs if type(xs) is list else [xs])]
+    others += [(f"{k}.{name}", y) for k, x in others if type(x) is dict for name, y in x.items()]
+    for name, value in others if out.keys() <= {"category"} else ():
+        label, text = LABEL.search(plain(name)), str(value).lower()
         found = says("harmful" if label else "label", value)
-        other = plain(name) not in OURS and not REPLY.search(plain(name))
-        if other and (found == HELPFUL or label and found is None):
+        doubt = found == HELPFUL or label and (found is None or re.fullmatch("[0-9.]+", text))
+        if (doubt or HARMLESS.fullmatch(text)) and not REPLY.search(plain(name)):
             raise UserError(f"{name} {value!r}: a label? Call it is_safe, is_harmful, or remove it")
-    sides = {out[x] in (HELPFUL, LOOKALIKE): "{} {!r}".format(*fields[x]) for x in out}
+    every = [(x, k, v) for x in out for k, v in record.items() if OURS.get(plain(k)) == x]
+    found = {f"{name} {value!r}": says(ours, value) for ours, name, value in every}
+    sides = {x in (HELPFUL, LOOKALIKE): text for text, x in found.items() if x != ""}
     if len(sides) > 1:
         raise UserError(" contradicts ".join(sides.values()))
     return out

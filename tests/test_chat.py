@@ -287,14 +287,33 @@ def test_a_template_that_takes_no_answers(tmp_path):
     assert chat.eos == (chat.tokenizer.token_to_id("</s>"),)
 
 
+def test_what_a_format_drops(tmp_path):
+    """A template for lists of parts loses a text; others have no place for a system text."""
+    parts = "{% for m in messages %}{{ m.role }}: {% for x in m.content %}{{ x.text }}{% endfor %}"
+    with_template(tmp_path, parts + "{% endfor %}")
+    with pytest.raises(UserError, match="tokenizer_config.json: .* template drops the prompt: use"):
+        load_chat(tmp_path)
+    user = "{% for m in messages if m.role == 'user' %}User: {{ m.content }}{% endfor %}"
+    with_template(tmp_path, user)
+    assert prompt_of(load_chat(tmp_path)) == "User: Hi"
+    with pytest.raises(UserError, match="template drops the system text: use --chat-format"):
+        load_chat(tmp_path, system="Be kind.")
+    switch = "{% if messages[0].role == 'system' %}{{ messages[0].content | length }}{% endif %}"
+    with_template(tmp_path, switch + user)
+    assert prompt_of(load_chat(tmp_path, system="/no_think")) == "9User: Hi"  # it has a say
+    with pytest.raises(UserError, match=r"'User: \{prompt\}' has no \{system\}: want"):
+        load_chat(tmp_path, "User: {prompt}", "Be kind.")
+
+
 def test_special_tokens(tmp_path):
     """special_tokens_map.json counts as in transformers: not beside an added_tokens_decoder."""
     names = "{% for t in (bos_token, eos_token, pad_token, unk_token) %}{{ t }},{% endfor %}"
+    names = "{{ messages[0].content }}" + names
     own = {"bos_token": "<s>", "pad_token": None}
     own |= {"eos_token": {"__type": "AddedToken", "content": "</s>"}}
     mapped = {"bos_token": {"content": "<bos>"}, "unk_token": "<|end|>"}
     decoder = {"added_tokens_decoder": {"256": {"content": "<|endoftext|>", "special": True}}}
-    for its, want in ((own, "<bos>,</s>,,<|end|>,"), (own | decoder, "<s>,</s>,,,")):
+    for its, want in ((own, "Hi<bos>,</s>,,<|end|>,"), (own | decoder, "Hi<s>,</s>,,,")):
         with_template(tmp_path, names, **its)
         (tmp_path / "special_tokens_map.json").write_text(json.dumps(mapped))
         chat = load_chat(tmp_path)

@@ -211,6 +211,32 @@ def test_pooling(bert, name):
         assert (load_encoder(bert).embed(TEXTS, batch) - F.normalize(want)).abs().max() < 1e-5
 
 
+@torch.no_grad()
+def test_pooling_in_another_folder(bert):
+    """modules.json says where it lies."""
+    want = {}
+    for mode, flag in (("mean", MEAN), ("cls", CLS)):
+        pooling_file(bert, **FLAGS | {flag: True})
+        want[mode] = load_encoder(bert).embed(TEXTS)
+    (bert / "1_Pooling").rename(bert / "pooler")
+    assert torch.equal(load_encoder(bert).embed(TEXTS), want["mean"])
+    (bert / "modules.json").write_text(json.dumps([{"path": "pooler", "type": "st.Pooling"}]))
+    assert torch.equal(load_encoder(bert).embed(TEXTS), want["cls"])
+    (bert / "modules.json").write_text(json.dumps([{"path": "../x", "type": "st.Pooling"}]))
+    with pytest.raises(UserError, match="leads out of the folder"):
+        load_encoder(bert)
+
+
+@pytest.mark.parametrize(
+    "change", [{"is_decoder": True}, {"position_embedding_type": "relative_key_query"}]
+)
+def test_other_attention_is_refused(bert, change):
+    raw = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(raw | change))
+    with pytest.raises(UserError, match="config.json: unsupported: is_decoder, or positions"):
+        load_encoder(bert)
+
+
 OTHER_POOLING = {  # 1_Pooling/config.json, words of the message
     "max": ({**FLAGS, "pooling_mode_max_tokens": True}, "pooling 'max': want mean or cls"),
     "last": ({**FLAGS, "pooling_mode_lasttoken": True}, "pooling 'lasttoken'"),

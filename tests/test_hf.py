@@ -105,6 +105,16 @@ def test_logits_match_transformers(name, tmp_path):
 
 
 @torch.no_grad()
+def test_two_thetas(tmp_path):
+    """That of rope_parameters counts, as in transformers."""
+    make(tmp_path, "Qwen2", rope_parameters=PLAIN)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"rope_theta": 5000.0}))
+    theirs, ids = AutoModelForCausalLM.from_pretrained(tmp_path), random_ids(1, 30)
+    assert (load_model(tmp_path)(ids) - theirs(ids).logits).abs().max() < 1e-4
+
+
+@torch.no_grad()
 def test_shards(tmp_path):
     """Read, and gone when a model is saved over them."""
     theirs, ids = make(tmp_path, shards="60KB"), random_ids(1, 9)

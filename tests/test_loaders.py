@@ -111,6 +111,20 @@ FORMATS = {  # text: (prompt, category, response) of each row
         'category, prompt\ncrime, "one, two"\ninsult, three\n',
         [("one, two", "crime", None), ("three", "insult", None)],
     ),
+    "Excel's first line in quotation marks": (
+        '"sep=;"\nprompt;category\none, two;crime\n',
+        [("one, two", "crime", None)],
+    ),
+    "Dolly": (
+        lines({"instruction": "Sum up.", "context": "Text.", "response": "r", "category": None}),
+        [("Sum up.\n\nText.", None, "r")],
+    ),
+    "roles of others": (
+        lines(
+            {"messages": [{"role": "prompter", "content": "p"}, {"role": "model", "content": "r"}]}
+        ),
+        [("p", None, "r")],
+    ),
     "a space in the header": ("prompt ,category\np,crime\n", [("p", "crime", None)]),
     "semicolons": ("prompt;category\none, two;crime\n", [("one, two", "crime", None)]),
     "bars": ("sep=|\nprompt|category\none, two|crime\n", [("one, two", "crime", None)]),
@@ -386,6 +400,30 @@ BROKEN = {
     ),
     "a label of another name": (of(moderation="benign"), "a:2: moderation 'benign': a label? Call"),
     "yes or no of another name": (of(prompt_is_safe=True), "a:2: prompt_is_safe True: a label?"),
+    "harmless in two words": (of(data_type="vanilla_benign"), "a:2: data_type 'vanilla_benign': a"),
+    "harmless in a label": (of(label_text="Benign prompt"), "a:2: label_text 'Benign prompt': a l"),
+    "harmless as a label's topic": (
+        of(category="Benign prompts"),
+        "a:2: category 'Benign prompts'",
+    ),
+    "a score as label": (of(safety_rating=5), "a:2: safety_rating 5: a label? Call it"),
+    "a score as label in a CSV": ("prompt,harm_score\np,0.9\n", "a:2: harm_score '0.9': a label?"),
+    "label flagged": (of(flagged=False), "a:2: flagged False: a label? Call it"),
+    "label jailbreak": (of(jailbreak=False), "a:2: jailbreak False: a label? Call it"),
+    "a label in an object": (of(meta={"label": "safe"}), "a:2: meta.label 'safe': a label? Call"),
+    "a label in a list": (
+        of(openai_moderation=[{"flagged": False, "categories": {}}]),
+        "a:2: openai_moderation.flagged False: a label? Call",
+    ),
+    "a list as label": (of(labels=["safe"]), "a:2: labels 'safe': a label? Call"),
+    "two labels": (
+        of(label="safe", prompt_harm_label="harmful"),
+        f"{LABEL} 'safe' contradicts prompt_harm_label 'harmful'",
+    ),
+    "two labels of yes and no": (
+        of(toxic=1, is_harmful=0),
+        "a:2: toxic 1 contradicts is_harmful 0",
+    ),
     "a label only above": ("prompt,label\nx,safe\ny,\nz,safe\n", "a:3: no label, which other rows"),
     "a label only below": (
         lines({"prompt": "p", "is_safe": None}, {"prompt": "q", "is_safe": 1}),
