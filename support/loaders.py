@@ -137,6 +137,8 @@ def csv_records(path: Path, text: str) -> Iterator[tuple[str, dict]]:
             if header:
                 yield where, dict(zip(header, fields))
             header = header or fields
+            if twice := next((name for name in header if header.count(name) > 1 and name), None):
+                raise UserError(f"{where}: two columns are called {twice!r}")
     except csv.Error as e:
         raise UserError(f"{path}:{end + 1}: not CSV: {e}") from None
 

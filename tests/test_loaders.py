@@ -478,6 +478,10 @@ BROKEN = {
     "UTF-16": ('{"prompt": "a"}'.encode("utf-16-le"), "a NUL byte"),
     "a quote in the first row": ('prompt,n\n"a" b,1\n', "a:2: not CSV"),
     "a quote below empty rows": ('\nprompt,n\nx,1\n\n,\n"a" b,1\n', "a:6: not CSV"),
+    "a column twice": (
+        "prompt,label,label\na,safe,harmful\n",
+        "a:1: two columns are called 'label'",
+    ),
     "a quote below two lines": ('sep=;\nprompt;n\n"x\ny";1\n"a" b;1\n', "a:5: not CSV"),
     "open quote": ('prompt\nx\n"never closed\n\n\n', "a:3: not CSV"),
     "open quote in the header": ('"prompt\nx\n', "a:1: not CSV"),
