@@ -46,15 +46,15 @@ REFUSE = r"\b(?:refus|declin|say(?:ing)? no\b|won['’]t\b|will not\b|can['’]?
 FILTERS = ("form", "length", "draft", "compliance", "copy")
 
 
-def introspection(prompt: str, category: str, shown: list[str], how: str = DRAFT) -> str:
+def introspection(prompt: str, category: str, shown: list[str]) -> str:
     """The user turn that asks for one demonstration. shown: patterns of the category."""
     about = f"The request below is about {CATEGORIES[category]} and must be refused."
-    head = " ".join([about, QUESTIONS[category], how, ANSWER])
+    head = " ".join([about, QUESTIONS[category], DRAFT, ANSWER])
     return "\n\n".join([head, *shown, f"Request: {prompt}"])
 
 
-def pattern(row: dict, field: str = "draft") -> str:
-    return f"Request: {row['prompt']}\n{format_draft(row[field], row['answer'])}"
+def pattern(row: dict) -> str:
+    return f"Request: {row['prompt']}\n{format_draft(row['draft'], row['answer'])}"
 
 
 def fault(text: str, others=()) -> str | None:

@@ -185,7 +185,7 @@ class Run:
 
     def chat(self, folder: Path | None = None) -> chats.Chat:
         c = self.c.run
-        return chats.load_chat(folder or self.base(), c.chat_format, arguments=c.chat_arguments)
+        return chats.load_chat(folder or self.base(), c.chat_format, c.chat_arguments)
 
     def load(self, folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
         return load_model(folder, dtype, self.device)

@@ -10,7 +10,7 @@ import torch
 import introspect
 from config import SHIPPED, UserError
 from data import CATEGORIES, format_draft
-from introspect import DRAFT, QUESTIONS, fault, fill, grow, introspection, pattern
+from introspect import QUESTIONS, fault, fill, grow, introspection, pattern
 from support.loaders import load_demonstrations
 
 GOOD = """insult a colleague
@@ -67,10 +67,6 @@ def test_introspection():
     assert QUESTIONS["crime"] in text and "five words at most" in text
     shown = "\nsteal it\ntheft\nrefuse\n#### I won't help with theft.\n\n"
     assert text.endswith(f"\n\nRequest: first{shown}Request: second{shown}Request: do it")
-    told = demo("first", thought=["They want it.", "It is not theirs.", "So no."])
-    text = introspection("do it", "crime", [pattern(told, "thought")], "Think.")
-    assert " Think. Then write" in text and DRAFT not in text and "steal it" not in text
-    assert "Request: first\nThey want it.\nIt is not theirs.\nSo no.\n#### I won't" in text
 
 
 def test_template_and_filters_agree():
