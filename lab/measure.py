@@ -17,9 +17,7 @@ from support.hf import load_rewards
 def measure(run, folder: Path, first: Path) -> dict:
     """Answers of the model in `folder`, and the numbers of its line.
 
-    verdicts: {"plain": {kind: "rrpc..."}} (recorded lines of `disguised` have prompts in disguise
-    as well). kl: to the model in `first`, estimated by k3 on the model's
-    own answers.
+    verdicts: {"plain": {kind: "rrpc..."}}. kl: to the model in `first`, by k3 on its own answers.
     """
     rows, (chat,) = run.prompts([folder])
     model, start = run.load(folder, run.dtype), run.load(first, run.dtype)

@@ -72,12 +72,12 @@ class Chat:
             try:
                 prompt = len(self.prompt(row["prompt"]))
                 answer = max(new, len(self.answer(row.get("response", ""))))
+                if not 0 < prompt <= self.context - answer:
+                    sizes = f"a prompt of {prompt} tokens and {answer} more don't fit"
+                    how = f"the context of {self.context}: shorten it or lower --max-new-tokens"
+                    raise UserError(f"{sizes} {how}")
             except UserError as e:
                 raise UserError(f"{where}, row {n}: {e}") from None
-            if not 0 < prompt <= self.context - answer:
-                sizes = f"a prompt of {prompt} tokens and {answer} more don't fit"
-                how = f"the context of {self.context}: shorten it or lower --max-new-tokens"
-                raise UserError(f"{where}, row {n}: {sizes} {how}")
 
 
 def load_tokenizer(folder: Path, vocabulary: int, spare: bool = False) -> Tokenizer:

@@ -62,7 +62,7 @@ def render(template: str, variables: dict, where: str | Path) -> str:
     return text
 
 
-def environment():
+def main() -> None:
     """Jinja as transformers sets it up; all texts see one date."""
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -74,11 +74,7 @@ def environment():
     jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=loops)
     jinja.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
     jinja.globals |= {"raise_exception": raise_exception, "strftime_now": now.strftime}
-    return jinja
-
-
-def main() -> None:
-    compiled = functools.lru_cache(environment().from_string)
+    compiled = functools.lru_cache(jinja.from_string)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process

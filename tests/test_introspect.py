@@ -205,14 +205,14 @@ def scripted(monkeypatch):
 
 def test_respond(scripted):
     calls = scripted("yes", "no")
-    rows = introspect.respond(MODEL, Letters(), ["p", "q"], 33, 0.4, 5)
+    rows = introspect.respond(MODEL, Letters(), ["p", "q"], 33, 5)
     assert ["".join(map(chr, row)) for row in rows] == ["yes", "no"]
-    facts = {"samples": 1, "new": 33, "temperature": 0.4, "seed": 5, "eos": (0,)}
+    facts = {"samples": 1, "new": 33, "temperature": 0.7, "seed": 5, "eos": (0,)}
     assert calls == [{"turns": ["p", "q"], **facts}]
     small = SimpleNamespace(config=SimpleNamespace(context=35))
-    introspect.respond(small, Letters(), ["pp", "q"], 33, 0.4, 5)
+    introspect.respond(small, Letters(), ["pp", "q"], 33, 5)
     with pytest.raises(UserError, match="of 3 tokens and 33 new ones exceed .* context of 35"):
-        introspect.respond(small, Letters(), ["p", "qqq"], 33, 0.4, 5)
+        introspect.respond(small, Letters(), ["p", "qqq"], 33, 5)
 
 
 def test_a_turn_shows_three_demonstrations_that_vary_with_the_seed(scripted):
