@@ -161,17 +161,6 @@ def with_recipe(name: str, c: Config = Config()) -> Config:
     return changed(c, {**departures, "run.recipe": name})
 
 
-def recipe_table(name: str) -> str:
-    """Markdown: each departure of a recipe, the paper's value, the recipe's, and why."""
-    flags = {key: flag for key, _, flag in settings()}
-    lines = [f"| {name} | paper | recipe | why |", "|---|---|---|---|"]
-    for key, (value, why) in RECIPES[name].items():
-        paper = get(Config(), key)
-        if value != paper:
-            lines.append(f"| {flags[key]} | {paper} | {value} | {why} |")
-    return "\n".join(lines)
-
-
 def check(c: Config, name=lambda key, flag: flag) -> None:
     """Raises UserError for a value that would only fail minutes later. name: what to call it."""
     kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

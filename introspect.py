@@ -11,7 +11,6 @@ import re
 from torch import Tensor
 
 import data
-from config import UserError
 from data import CATEGORIES, SEPARATOR, format_draft, k_center, normalise, parse_draft
 from sample import generate
 from support.judge import judge
@@ -81,11 +80,8 @@ def fault(text: str, others=()) -> str | None:
 
 def respond(model, chat, turns: list[str], max_new_tokens: int, seed: int) -> list[list[int]]:
     """Token ids of one response to each user turn."""
+    chat.check([{"prompt": turn} for turn in turns], max_new_tokens, "--generate true")
     ids = [chat.prompt(turn) for turn in turns]
-    longest = max(map(len, ids), default=0)
-    if longest + max_new_tokens > model.config.context:
-        what = f"an introspection of {longest} tokens and {max_new_tokens} new ones"
-        raise UserError(f"{what} exceed the model's context of {model.config.context}")
     return generate(model, ids, 1, max_new_tokens, 0.7, seed=seed, eos=chat.eos)
 
 

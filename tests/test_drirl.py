@@ -143,12 +143,13 @@ def scripted(monkeypatch):
     known = [r for mine in by_category().values() for r in mine]
     answers = {r["prompt"]: format_draft(r["draft"], r["answer"]) for r in known}
     chat = SimpleNamespace(prompt=lambda text: text, decode=lambda text: text, eos=())
+    chat.check = lambda *a: None
     seen, balance, fill = {}, drirl.data.balance, drirl.introspect.fill
 
     def generate(model, turns, samples, max_new_tokens, temperature, **k):
         seen["generate"] = max_new_tokens, temperature
         said = [answers.get(t.rpartition("Request: ")[2], "no form") for t in turns]
-        return SimpleNamespace(rows=lambda: said)
+        return said
 
     def watched_balance(rows, n, vectors, seed):
         seen["balance"] = rows, vectors
@@ -158,8 +159,7 @@ def scripted(monkeypatch):
         seen["fill"] = rows, vectors
         return fill(model, chat, rows, vectors, *a)
 
-    model = SimpleNamespace(config=SimpleNamespace(context=10**6))
-    monkeypatch.setattr(Run, "load", lambda *a: model)
+    monkeypatch.setattr(Run, "load", lambda *a: None)
     monkeypatch.setattr(Run, "chat", lambda *a: chat)
     monkeypatch.setattr(drirl.introspect, "generate", generate)
     monkeypatch.setattr(drirl.data, "balance", watched_balance)
