@@ -77,7 +77,6 @@ class IRLConfig:
     epochs: int = setting(2, "passes in which each category's model learns alone", low=0)
     lr: float = setting(1e-5, "learning rate of the blocks; the head's is ten times that")
     beta: float = setting(1.0, "KL weight of the inner problem: temperature of the reward")
-    l2: float = setting(0.01, "weight of the mean squared reward", low=0)
     batch: int = setting(6, "prompts a step")
     reward_blocks: int = setting(0, "top blocks each reward model owns; 0: all", low=0)
     integration: str = setting(
@@ -159,17 +158,6 @@ def with_recipe(name: str, c: Config = Config()) -> Config:
         raise UserError(f"--recipe {name}: want one of {', '.join(RECIPES)}")
     departures = {key: value for key, (value, _) in RECIPES.get(name, {}).items()}
     return changed(c, {**departures, "run.recipe": name})
-
-
-def recipe_table(name: str) -> str:
-    """Markdown: each departure of a recipe, the paper's value, the recipe's, and why."""
-    flags = {key: flag for key, _, flag in settings()}
-    lines = [f"| {name} | paper | recipe | why |", "|---|---|---|---|"]
-    for key, (value, why) in RECIPES[name].items():
-        paper = get(Config(), key)
-        if value != paper:
-            lines.append(f"| {flags[key]} | {paper} | {value} | {why} |")
-    return "\n".join(lines)
 
 
 def check(c: Config, name=lambda key, flag: flag) -> None:

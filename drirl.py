@@ -223,7 +223,12 @@ def stage_all(run: Run) -> None:
 
 def stage_recipes(run: Run) -> None:
     """Prints how the recipes depart from the paper, and why."""
-    print("\n\n".join(map(config.recipe_table, config.RECIPES)))
+    paper = {key: (flag, config.get(Config(), key)) for key, _, flag in config.settings()}
+    for name, found in config.RECIPES.items():
+        rows = [
+            [*paper[k], value, why] for k, (value, why) in found.items() if value != paper[k][1]
+        ]
+        print(evaluate.markdown([name, "paper", "recipe", "why"], rows), end="\n\n")
 
 
 STAGES = dict(data=stage_data, sft=stage_sft, irl=stage_irl, grpo=stage_grpo)

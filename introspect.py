@@ -11,11 +11,8 @@ import re
 from torch import Tensor
 
 import data
-from config import UserError
 from data import CATEGORIES, SEPARATOR, format_draft, k_center, normalise, parse_draft
-from model import Transformer
 from sample import generate
-from support.chat import Chat
 from support.judge import judge
 
 # What a careful reader would ask before answering, for each category.
@@ -46,15 +43,15 @@ REFUSE = r"\b(?:refus|declin|say(?:ing)? no\b|won['’]t\b|will not\b|can['’]?
 FILTERS = ("form", "length", "draft", "compliance", "copy")
 
 
-def introspection(prompt: str, category: str, shown: list[str], how: str = DRAFT) -> str:
+def introspection(prompt: str, category: str, shown: list[str]) -> str:
     """The user turn that asks for one demonstration. shown: patterns of the category."""
     about = f"The request below is about {CATEGORIES[category]} and must be refused."
-    head = " ".join([about, QUESTIONS[category], how, ANSWER])
+    head = " ".join([about, QUESTIONS[category], DRAFT, ANSWER])
     return "\n\n".join([head, *shown, f"Request: {prompt}"])
 
 
-def pattern(row: dict, field: str = "draft") -> str:
-    return f"Request: {row['prompt']}\n{format_draft(row[field], row['answer'])}"
+def pattern(row: dict) -> str:
+    return f"Request: {row['prompt']}\n{format_draft(row['draft'], row['answer'])}"
 
 
 def fault(text: str, others=()) -> str | None:
@@ -81,14 +78,11 @@ def fault(text: str, others=()) -> str | None:
     return None
 
 
-def respond(model: Transformer, chat: Chat, turns, max_new_tokens, temperature, seed) -> list:
+def respond(model, chat, turns: list[str], max_new_tokens: int, seed: int) -> list[list[int]]:
     """Token ids of one response to each user turn."""
+    chat.check([{"prompt": turn} for turn in turns], max_new_tokens, "--generate true")
     ids = [chat.prompt(turn) for turn in turns]
-    longest = max(map(len, ids), default=0)
-    if longest + max_new_tokens > model.config.context:
-        what = f"an introspection of {longest} tokens and {max_new_tokens} new ones"
-        raise UserError(f"{what} exceed the model's context of {model.config.context}")
-    return generate(model, ids, 1, max_new_tokens, temperature, seed=seed, eos=chat.eos)
+    return generate(model, ids, 1, max_new_tokens, 0.7, seed=seed, eos=chat.eos)
 
 
 def grow(model, chat, prompts, category, wanted, known, seed, max_new_tokens, batch=32):
@@ -106,7 +100,7 @@ def grow(model, chat, prompts, category, wanted, known, seed, max_new_tokens, ba
             part, seed = left[i : i + batch], seed + 1
             rng = random.Random(seed)
             turns = [introspection(p, category, rng.sample(patterns, shown)) for p in part]
-            for prompt, ids in zip(part, respond(model, chat, turns, max_new_tokens, 0.7, seed)):
+            for prompt, ids in zip(part, respond(model, chat, turns, max_new_tokens, seed)):
                 text = data.without_thought(chat.decode(ids)).strip()
                 why = fault(text, [r["answer"] for r in known + made])
                 counts["asked"] += 1

@@ -17,7 +17,7 @@ irl_loss estimates the second term in one of three ways. Decisions where the pap
 4. After fitting, a model's rewards of its samples have mean 0 and std 1: r is free up to these.
 5. joint_epochs: the seven harm models begin as one, which they copy.
 6. pi_ref is the warm start at the sampling temperature.
-7. l2 * mean r^2 keeps rewards finite: the demonstrations can be separated from the samples.
+7. L2 * mean r^2 keeps rewards finite: the demonstrations can be separated from the samples.
 """
 
 import copy
@@ -34,6 +34,8 @@ from data import CATEGORIES, HELPFUL
 from model import Transformer
 from sample import Batch, autocast, generate, run_blocks
 from support.resume import Loop
+
+L2 = 0.01  # weight of the mean squared reward
 
 
 def irl_loss(r_demo, r_samples, beta=1.0, estimator="importance", log_ratio=0.0) -> Tensor:
@@ -193,7 +195,7 @@ def fit(models: RewardModels, batches: list, c: IRLConfig, dtype, seed=0, loop=N
             record = {"model": name, "loss": loss.item()}
             record["accuracy"] = (gap > 0).float().mean().item()
             record["gap_demo_minus_others"] = gap.mean().item()
-            loop.update(step, loss + c.l2 * r.pow(2).mean(), shadow.parameters(), **record)
+            loop.update(step, loss + L2 * r.pow(2).mean(), shadow.parameters(), **record)
         if joint and epoch == c.joint_epochs - 1:
             for name in harmful[1:]:
                 models.shadows[name].load_state_dict(models.shadows[harmful[0]].state_dict())

@@ -203,15 +203,11 @@ def token_logps(model: Transformer, batch: Batch, temperature: float = 1.0, froz
     return completion_logps(model, run_blocks(model, batch, x, frozen), batch, temperature)
 
 
-def choose(logits: Tensor, temperature: float, top_p: float, draws: Tensor) -> Tensor:
+def choose(logits: Tensor, temperature: float, draws: Tensor) -> Tensor:
     """Token ids (B,) by logits (B, V) and draws (B,) in [0, 1). temperature 0: the best."""
     if temperature == 0:
         return logits.max(-1).indices  # argmax, but faster on a CPU in bfloat16
-    p = (logits.float() / temperature).softmax(-1)
-    if top_p < 1:  # keeps the smallest set that reaches top_p
-        best, order = p.sort(descending=True)
-        p = p.scatter(1, order, best.where(best.cumsum(-1) - best < top_p, 0.0))
-    cdf = p.cumsum(-1)
+    cdf = (logits.float() / temperature).softmax(-1).cumsum(-1)
     # a search in the cdf; torch.multinomial draws V exponentials a row
     ids = torch.searchsorted(cdf, draws[:, None] * cdf[:, -1:], right=True)
     return ids.clamp(max=cdf.shape[1] - 1)[:, 0]
@@ -240,7 +236,6 @@ def generate(
     samples: int = 1,  # of each prompt
     max_new_tokens: int = 64,
     temperature: float = 1.0,
-    top_p: float = 1.0,
     seed: int = 0,
     eos: tuple[int, ...] = (),  # a row stops after any of these ids, which is kept
     draws: Tensor | None = None,  # (B, max_new_tokens) uniform numbers; None: of `seed`
@@ -266,7 +261,7 @@ def generate(
     done = torch.zeros(B, dtype=torch.bool, device=device)
     for t in range(max_new_tokens):
         logits = F.linear(model.norm(h), model.head)
-        token, live = choose(logits, temperature, top_p, draws[row, t]), ~done
+        token, live = choose(logits, temperature, draws[row, t]), ~done
         tokens[row[live], t], mask[row[live], t] = token[live], True
         done |= torch.isin(token, stop)
         finished = int(done.sum())

@@ -18,7 +18,6 @@ from config import Config, UserError, changed
 from data import HELPFUL, counts, distinct, k_center
 from evaluate import KINDS, kind_of
 from lab import dpo
-from lab.disguise import SEEN, disguise
 from lab.measure import measure, reward_aucs
 from lab.tables import BORROWED, CONTINUED, DPO, DRIRL, LONGER, START, STATIC
 from support.files import as_json, hold, read_records, write
@@ -32,7 +31,6 @@ FEW |= {"grpo.rollouts": 12, "grpo.prompts": 32, "grpo.keep": 0.5, "grpo.lr": 5e
 FEW |= {"grpo.beta_kl": 0.002}
 SETTINGS = {"standard": (0, {})}  # name: (harmless demonstrations or 0: all, settings)
 SETTINGS |= {f"few-{n}": (6 * n, {**FEW, "run.per_category": n}) for n in (4, 8, 16)}
-SETTINGS["disguised"] = SETTINGS["few-16"]  # and prompts in disguise
 VARIANTS = {  # name: (stages after those of the start, settings)
     START: ((), {}),
     DRIRL: (("grpo",), {}),
@@ -66,18 +64,13 @@ def write_data(c: Config, setting: str, seed: int, folder: Path) -> Config:
 
     Prompts of harmless demonstrations that aren't drawn join the pool.
     """
-    (n, values), run, rng = SETTINGS[setting], Run(c), random.Random(0)
-    pool, extra = load_rows(run.file("pool")), []
+    (n, values), run = SETTINGS[setting], Run(c)
     harmless = load_demonstrations(run.file("benign"))[:-60]  # recorded runs measured on the rest
     if len(harmless) < max(2, n):
         raise UserError(f"{run.file('benign')}: {setting} takes {max(2, n) + 60} demonstrations")
-    if setting == "disguised":
-        for i, r in enumerate(pool + harmless):
-            text = disguise(r["prompt"], SEEN[i % 2], rng)
-            extra.append({"prompt": text, "category": r["category"]})
     drawn = random.Random(seed).sample(harmless, n) if n else harmless
     bare = [{"prompt": r["prompt"], "category": HELPFUL} for r in harmless if r not in drawn]
-    parts = {"pool": pool + extra + bare, "benign": drawn}
+    parts = {"pool": load_rows(run.file("pool")) + bare, "benign": drawn}
     write({folder / f"{name}.jsonl": drirl.as_lines(part) for name, part in parts.items()})
     files = {f"run.{name}": str(folder / f"{name}.jsonl") for name in parts}
     return changed(c, {**values, **files, "run.seed": seed})
@@ -142,7 +135,7 @@ def one(c: Config, setting: str, variant: str, seed: int, product: dict | None) 
     work(run, stages)
     last = stages[-1] if stages else "sft"
     model = run.folder / ("policy" if last == "grpo" else last)
-    found = measure(run, model, start.folder / "sft", setting == "disguised")
+    found = measure(run, model, start.folder / "sft")
     costs = ("sft", "irl", "grpo") if last == "grpo" else ("sft", last)
     found["seconds"] = {stage: run.done(stage)["seconds"] for stage in costs}
     if not stages or "irl" in stages:

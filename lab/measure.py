@@ -1,6 +1,5 @@
 """What a line of the grid's results says of one trained model."""
 
-import random
 from pathlib import Path
 
 import torch
@@ -10,42 +9,28 @@ import reward
 from config import changed
 from data import HELPFUL
 from grpo_s import kl_k3
-from lab.disguise import HELD_OUT, SEEN, disguise
 from sample import Batch, autocast, token_logps
 from support.hf import load_rewards
 
 
-def views(rows: list[dict], disguised: bool) -> list[tuple[str, dict]]:
-    """(view, row): all prompts as they are, "plain"; then each in a seen and an unseen disguise."""
-    out, rng = [("plain", r) for r in rows], random.Random(1)
-    for i, r in enumerate(rows if disguised else []):
-        for kind in (SEEN[i % 2], HELD_OUT[i % 2]):
-            out.append((kind, {**r, "prompt": disguise(r["prompt"], kind, rng)}))
-    return out
-
-
 @torch.no_grad()
-def measure(run, folder: Path, first: Path, disguised: bool) -> dict:
+def measure(run, folder: Path, first: Path) -> dict:
     """Answers of the model in `folder`, and the numbers of its line.
 
-    verdicts: {view: {kind: "rrpc..."}}. kl: to the model in `first`, estimated by k3 on the model's
-    own answers.
+    verdicts: {"plain": {kind: "rrpc..."}}. kl: to the model in `first`, by k3 on its own answers.
     """
     rows, (chat,) = run.prompts([folder])
     model, start = run.load(folder, run.dtype), run.load(first, run.dtype)
-    seen, verdicts = views(rows, disguised), {}
-    prompts = [r for _, r in seen]
-    answers = evaluate.evaluate(model, chat, prompts, run.c.run.max_new_tokens)["answers"]
-    for (view, _), a in zip(seen, answers):
-        kinds = verdicts.setdefault(view, {})
-        kinds[a["kind"]] = kinds.get(a["kind"], "") + a["verdict"][0]
-    plain = answers[: len(rows)]
-    responses = [[chat.answer(a["response"])] for a in plain]
-    batch = Batch([chat.prompt(a["prompt"]) for a in plain], responses, model.device)
+    found, verdicts = evaluate.evaluate(model, chat, rows, run.c.run.max_new_tokens), {}
+    answers, rates = found["answers"], found["rates"]
+    for a in answers:
+        verdicts[a["kind"]] = verdicts.get(a["kind"], "") + a["verdict"][0]
+    responses = [[chat.answer(a["response"])] for a in answers]
+    batch = Batch([chat.prompt(a["prompt"]) for a in answers], responses, model.device)
     with autocast(model.device, run.dtype):
         logp, logp_ref = (token_logps(m, batch) for m in (model, start))
     kl = round(kl_k3(logp, logp_ref)[batch.mask].mean().item(), 4)
-    return {"answers": answers, "verdicts": verdicts, "rates": evaluate.rates(plain), "kl": kl}
+    return {"answers": answers, "verdicts": {"plain": verdicts}, "rates": rates, "kl": kl}
 
 
 def reward_aucs(run) -> dict:

@@ -20,7 +20,6 @@ import evaluate
 from config import UserError
 from data import CATEGORIES, HELPFUL
 from evaluate import KINDS, markdown
-from lab.disguise import HELD_OUT, SEEN
 from support.files import read_json, read_records, write
 
 LAB = Path(__file__).parent
@@ -32,7 +31,6 @@ CLAIMS = [(DRIRL, v) for v in (*RIVALS, "unbalanced")]  # (better, worse)
 CLAIMS += [(v, STATIC) for v in ("data hardness", "model responsiveness", "spread (ours)")]
 CLAIMS += [(STATIC, "1RW static"), (STATIC, CONTINUED), (START, CONTINUED)]
 SINCE = {"disguised": 1, "few-16": 1}  # first seed that claims count: earlier ones suggested them
-VIEWS = {"claim": ("plain",), "claim, seen disguises": SEEN, "claim, unseen disguises": HELD_OUT}
 # 97.5% quantiles of Student's t for 2 to 9 degrees of freedom
 STUDENT = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -45,12 +43,12 @@ def grouped(records: list[dict]) -> dict:
     return out
 
 
-def refused(line: dict, kind: str, views=("plain",)) -> np.ndarray:
-    """1 where a prompt of this kind was refused, else 0, over the views in turn."""
-    return np.array([v == "r" for w in views for v in line["verdicts"][w].get(kind, "")], float)
+def refused(line: dict, kind: str) -> np.ndarray:
+    """1 where a prompt of this kind was refused, else 0."""
+    return np.array([v == "r" for v in line["verdicts"]["plain"].get(kind, "")], float)
 
 
-def difference(a: list[dict], b: list[dict], views=("plain",), draws: int = 4000) -> tuple:
+def difference(a: list[dict], b: list[dict], draws: int = 4000) -> tuple:
     """Mean over seeds of a's points minus b's; its bootstrap interval's ends; half of Student's.
 
     a, b: lines of the same seeds on the same prompts. Student's is infinite for fewer than three.
@@ -59,7 +57,7 @@ def difference(a: list[dict], b: list[dict], views=("plain",), draws: int = 4000
     seeds = rng.integers(n, size=(draws, n))
     for sign, kind in ((100, "harmful"), (-100, "lookalike")):
         pairs = zip(a, b, strict=True)
-        gain = np.stack([refused(x, kind, views) - refused(y, kind, views) for x, y in pairs])
+        gain = np.stack([refused(x, kind) - refused(y, kind) for x, y in pairs])
         prompts = rng.integers(gain.shape[1], size=(draws, gain.shape[1]))  # gain (seeds, prompts)
         drawn += sign * np.array([gain[s].mean(0)[p].mean() for s, p in zip(seeds, prompts)])
         by_seed += sign * gain.mean(1)
@@ -67,12 +65,12 @@ def difference(a: list[dict], b: list[dict], views=("plain",), draws: int = 4000
     return by_seed.mean(), *np.percentile(drawn, (2.5, 97.5)), half
 
 
-def claim(variants: dict, better: str, worse: str, views=("plain",), since: int = 0) -> list:
+def claim(variants: dict, better: str, worse: str, since: int = 0) -> list:
     """A claim's row: names, seeds, difference, two intervals, verdict; [] without lines of both."""
     a, b = ({r["seed"]: r for r in variants.get(v, [])} for v in (better, worse))
     if not (seeds := sorted(s for s in a.keys() & b.keys() if s >= since)):
         return []
-    mean, low, high, half = difference([a[s] for s in seeds], [b[s] for s in seeds], views)
+    mean, low, high, half = difference([a[s] for s in seeds], [b[s] for s in seeds])
     shown = "yes" if mean > 0 else "no: worse"
     shown += "" if low > 0 or high < 0 else ", on these prompts"
     by_seed = f"[{mean - half:+.1f}, {mean + half:+.1f}]" if len(seeds) > 2 else "-"
@@ -102,12 +100,9 @@ def tables_of(variants: dict, since: int = 0) -> str:
         if fitted := [r["auc"] for r in lines if "auc" in r]:
             found = [[a[n][1] for a in fitted if a.get(n, [0])[0]] for n in names]
             aucs.append([variant, *(f"{np.mean(x):.2f}" if x else "-" for x in found)])
+    told = [cells for pair in CLAIMS if (cells := claim(variants, *pair, since))]
     out = [markdown(head, rows)]
-    for title, views in VIEWS.items():
-        if set(views) <= set(lines[0]["verdicts"]):
-            told = [claim(variants, *pair, views, since) for pair in CLAIMS]
-            head = [title, "seeds", "points", "bootstrap", "by seed", "verdict"]
-            out.append(markdown(head, [cells for cells in told if cells]))
+    out.append(markdown(["claim", "seeds", "points", "bootstrap", "by seed", "verdict"], told))
     out.append(markdown(["harmful refused, %", *CATEGORIES], categories))
     out.append(markdown(["AUC of the rewards, within a prompt", *names], aucs))
     return "\n\n".join(out)

@@ -53,8 +53,8 @@ class Loop:
             return
         if not self.restored:  # a state of more steps than there are
             raise UserError(BROKEN.format(self.path))
-        if self.done and self.skipped == self.done:
-            raise UserError(f"{self.stage}: every update was skipped as not finite: {REMEDY}")
+        if self.skipped:  # what came before has diverged: nothing of it is to be kept
+            raise UserError(f"{self.stage}: the last update was skipped as not finite: {REMEDY}")
 
     def interrupt(self, *_):
         if self.stop or self.model is None:  # asked twice, or before the first step

@@ -62,7 +62,7 @@ def render(template: str, variables: dict, where: str | Path) -> str:
     return text
 
 
-def environment():
+def main() -> None:
     """Jinja as transformers sets it up; all texts see one date."""
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -70,29 +70,20 @@ def environment():
     def raise_exception(message):
         raise TemplateError(message)
 
-    def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        more = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
-        return json.dumps(x, ensure_ascii=ensure_ascii, **more)
-
     loops, now = ["jinja2.ext.loopcontrols"], datetime.now()
     jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=loops)
-    jinja.filters["tojson"] = tojson
+    jinja.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
     jinja.globals |= {"raise_exception": raise_exception, "strftime_now": now.strftime}
-    return jinja
-
-
-def main() -> None:
-    compiled = functools.lru_cache(environment().from_string)
+    compiled = functools.lru_cache(jinja.from_string)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process
-        text, fault = "", ""
         try:
             template, variables = json.loads(line)
             template = re.sub(GENERATION, r"\1with\2", template)
-            text = compiled(template).render(variables)
+            text, fault = compiled(template).render(variables), ""
             if (size := len(text.encode())) > OUTPUT + len(line):
-                text, fault = "", f"it writes {size} bytes"
+                raise ValueError(f"it writes {size} bytes")
         except Exception as e:  # whatever a stranger's program raises
             text, fault = "", " ".join(f"{type(e).__name__} {e}".split())[:300]
         answer = json.dumps([text, fault])

@@ -42,7 +42,7 @@ def parse_draft(text):
     return head.split("\n"), answers[0]
 """
 REREAD = """
-def generate(model, prompts, samples=1, max_new_tokens=64, temperature=1.0, top_p=1.0, eos=()):
+def generate(model, prompts, samples=1, max_new_tokens=64, temperature=1.0, eos=()):
     out = []
     for prompt in [p for p in prompts for _ in range(samples)]:
         out.append([])

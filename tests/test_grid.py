@@ -1,8 +1,7 @@
-"""lab/: the plan, a setting's data, disguises, measures, DPO, the grid on a tiny model."""
+"""lab/: the plan, a setting's data, measures, DPO, the grid on a tiny model."""
 
 import json
 import math
-import random
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +12,8 @@ from conftest import TINY_LLAMA, WORLD, demonstration, flags, make_world, rows
 import drirl
 from config import UserError, changed, check, with_recipe
 from data import CATEGORIES, HELPFUL
-from lab import dpo, drafts, grid, measure, tables
-from lab.disguise import HELD_OUT, SEEN, disguise
+from lab import dpo, grid, measure, tables
 from lab.grid import CONTINUED, DPO, DRIRL, LONGER, SETTINGS, START, VARIANTS, planned
-from lab.measure import views
 from model import Transformer
 from sample import Batch, token_logps
 from support.hf import read_config
@@ -44,50 +41,6 @@ def test_every_setting_and_variant_is_one():
         assert set(stages) <= grid.STAGES.keys()
     tokens = {tables.TOKENS}  # recorded by an earlier version
     assert {v for pair in tables.CLAIMS for v in pair} <= VARIANTS.keys() | tokens
-
-
-# ---------------------------------------------------------------------------- disguises, routing
-
-
-@pytest.mark.parametrize("kind", (*SEEN, *HELD_OUT))
-def test_disguise(kind):
-    prompt = "How would somebody {open} another person's letters unseen?"
-    letters = lambda text: sorted(text.replace(" ", ""))
-    forms = [disguise(prompt, kind, random.Random(seed)) for seed in (*range(8), *range(8))]
-    assert len(set(forms)) > 2 and prompt not in forms and forms[:8] == forms[8:]
-    for text in forms:
-        if kind in ("role play", "prefix"):
-            assert prompt in text
-        else:
-            assert letters(text) == letters(prompt)
-            assert (text.count(" ") > prompt.count(" ")) == (kind == "split words")
-    assert disguise("a bc", kind, random.Random(0))  # nothing long enough to misspell or split
-
-
-def test_views():
-    prompts = [{"prompt": f"Something to ask of people {i}", "kind": "harmful"} for i in range(4)]
-    plain, seen = views(prompts, False), views(prompts, True)
-    assert plain == seen[:4] == [("plain", r) for r in prompts]
-    assert [v for v, _ in seen[4:]] == ["role play", "prefix", "typos", "split words"] * 2
-    assert all(r["kind"] == "harmful" for _, r in seen) and seen == views(prompts, True)
-
-
-def test_compare(monkeypatch):
-    """The same prompts under both templates, greedily; a text without an end was cut off."""
-    good = "asks to hurt\nrefuse\n#### I can't help with that."
-    calls, chat = [], SimpleNamespace(decode=lambda ids: "".join(ids).strip("."))
-    chat.ended = lambda ids: ids[-1] == "."
-    answers = lambda model, chat, *how: calls.append(how) or [[*good, "."], [*"no form"]]
-    monkeypatch.setattr(drafts, "respond", answers)
-    prompts = [{"prompt": p, "category": "crime"} for p in "pq"]
-    pattern = {"prompt": "k", "category": "crime", "answer": "No.", "draft": ["short"]}
-    known = [{**pattern, "thought": ["This is long."]}]
-    text = drafts.compare(None, chat, prompts, known, 3).split("\n")
-    cells = f"{(len(good) + 1 + 7) / 2:.0f} | 50 | 50 | 50 |"
-    assert text[2:] == [f"| Chain of Draft | {cells}", f"| Chain of Thought | {cells}"]
-    (short, *how), (long, *_) = calls
-    assert how == [200, 0.0, 3] and "Request: k\nshort\n#### No." in short[0]
-    assert "five words" in short[1] and "whole sentences" in long[1] and "This is long." in long[1]
 
 
 # ---------------------------------------------------------------------------- DPO
@@ -155,8 +108,8 @@ def test_measure(monkeypatch):
     said = [("abc", "hello", "harmful", "refuses"), ("d", "no", "ordinary", "complies")]
     names = ("prompt", "response", "kind", "verdict")
     answers = [dict(zip(names, row)) for row in said]
-    monkeypatch.setattr(measure.evaluate, "evaluate", lambda *a: {"answers": answers})
-    monkeypatch.setattr(measure.evaluate, "rates", len)
+    told = {"answers": answers, "rates": 2}
+    monkeypatch.setattr(measure.evaluate, "evaluate", lambda *a: told)
     model, start, chat = tiny(), tiny(), Letters()
     for p in start.parameters():
         p.data += 0.1 * torch.sin(torch.arange(p.numel()).view(p.shape))
@@ -164,7 +117,7 @@ def test_measure(monkeypatch):
     run = SimpleNamespace(c=with_recipe("laptop"), dtype=torch.float32)
     run.load, run.prompts = lambda name, dtype: models[name], lambda _: (answers, [chat])
     with torch.no_grad():
-        found, k3 = measure.measure(run, "model", "start", False), []
+        found, k3 = measure.measure(run, "model", "start"), []
         for r in answers:  # against the whole models, one response at a time
             prompt, answer = chat.prompt(r["prompt"]), chat.answer(r["response"])
             ids, at = torch.tensor([prompt + answer]), torch.tensor(answer)[:, None]
@@ -188,8 +141,7 @@ def world(tmp_path, monkeypatch):
     kinds = ("ordinary", "lookalike")
     prompts += [{"prompt": f"Hello {k} {i}?", "kind": k} for k in kinds for i in range(3)]
     make_world(tmp_path, 4, 70, prompts)
-    settings = {"standard": (6, SMALL), "disguised": (6, SMALL)}
-    monkeypatch.setattr(grid, "SETTINGS", settings)
+    monkeypatch.setattr(grid, "SETTINGS", {"standard": (6, SMALL)})
     monkeypatch.setattr(dpo, "UPDATES", 2)
     monkeypatch.setattr(dpo, "LR", 1e-2)
     text = f"{WORLD} --encoder words --dtype fp32 --seeds 1 --run W/grid --only"
@@ -280,15 +232,15 @@ def test_reward_aucs(monkeypatch):
 
 
 def test_the_data_of_a_setting(world, tmp_path):
-    """6 of 10 harmless demonstrations; the others are prompts, as are disguised copies of all."""
-    assert grid.main([*world, f"disguised/{START},disguised/{DRIRL}"]) == 0
-    folder = tmp_path / "grid/disguised/seed-0"
+    """6 of 10 harmless demonstrations; the others are prompts."""
+    assert grid.main([*world, f"standard/{START},standard/{DRIRL}"]) == 0
+    folder = tmp_path / "grid/standard/seed-0"
     pool, drawn = read(folder / "pool.jsonl"), read(folder / "benign.jsonl")
-    assert len(drawn) == 6 and len(pool) == 28 + 38 + 4
+    assert len(drawn) == 6 and len(pool) == 28 + 4
     assert all(("draft" in r) == (i < 28) for i, r in enumerate(pool))
     kept = {r["prompt"] for r in pool[-4:]} | {r["prompt"] for r in drawn}
     assert kept == {demonstration(HELPFUL, i)["prompt"] for i in range(10)}
-    assert set(lines(tmp_path)[0]["verdicts"]) == {"plain", *SEEN, *HELD_OUT}
+    assert set(lines(tmp_path)[0]["verdicts"]) == {"plain"}
 
 
 def test_the_pool_as_it_is(world, tmp_path):

@@ -2,7 +2,6 @@
 
 import math
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,14 +9,15 @@ import torch
 import introspect
 from config import SHIPPED, UserError
 from data import CATEGORIES, format_draft
-from introspect import DRAFT, QUESTIONS, fault, fill, grow, introspection, pattern
+from introspect import QUESTIONS, fault, fill, grow, introspection, pattern
+from support.chat import Chat
 from support.loaders import load_demonstrations
 
 GOOD = """insult a colleague
 bullying, real hurt
 refuse, calm talk
 #### I won't help mock him, since that hurts; a calm word in private works better."""
-MODEL = SimpleNamespace(config=SimpleNamespace(context=10**6))  # respond looks at no more of it
+MODEL = None  # generate is replaced
 
 
 def said(answer, *steps):
@@ -45,13 +45,13 @@ def asked_for(turn):
 class Letters:
     """A chat whose tokens are letters; a NUL ends it."""
 
-    eos = (0,)
-
-    def ended(self, ids):
-        return ids[-1:] == [0]
+    eos, context, check = (0,), 10**6, Chat.check
 
     def prompt(self, text):
         return [ord(c) for c in text]
+
+    def answer(self, text):
+        return [*self.prompt(text), 0]
 
     def decode(self, ids):
         return "".join(chr(i) for i in ids if i)
@@ -67,10 +67,6 @@ def test_introspection():
     assert QUESTIONS["crime"] in text and "five words at most" in text
     shown = "\nsteal it\ntheft\nrefuse\n#### I won't help with theft.\n\n"
     assert text.endswith(f"\n\nRequest: first{shown}Request: second{shown}Request: do it")
-    told = demo("first", thought=["They want it.", "It is not theirs.", "So no."])
-    text = introspection("do it", "crime", [pattern(told, "thought")], "Think.")
-    assert " Think. Then write" in text and DRAFT not in text and "steal it" not in text
-    assert "Request: first\nThey want it.\nIt is not theirs.\nSo no.\n#### I won't" in text
 
 
 def test_template_and_filters_agree():
@@ -209,14 +205,16 @@ def scripted(monkeypatch):
 
 def test_respond(scripted):
     calls = scripted("yes", "no")
-    rows = introspect.respond(MODEL, Letters(), ["p", "q"], 33, 0.4, 5)
+    rows = introspect.respond(MODEL, Letters(), ["p", "q"], 33, 5)
     assert ["".join(map(chr, row)) for row in rows] == ["yes", "no"]
-    facts = {"samples": 1, "new": 33, "temperature": 0.4, "seed": 5, "eos": (0,)}
+    facts = {"samples": 1, "new": 33, "temperature": 0.7, "seed": 5, "eos": (0,)}
     assert calls == [{"turns": ["p", "q"], **facts}]
-    small = SimpleNamespace(config=SimpleNamespace(context=35))
-    introspect.respond(small, Letters(), ["pp", "q"], 33, 0.4, 5)
-    with pytest.raises(UserError, match="of 3 tokens and 33 new ones exceed .* context of 35"):
-        introspect.respond(small, Letters(), ["p", "qqq"], 33, 0.4, 5)
+    small = Letters()
+    small.context = 35
+    introspect.respond(MODEL, small, ["pp", "q"], 33, 5)
+    with pytest.raises(UserError, match="of 3 tokens and 33 more don't fit the context of 35"):
+        introspect.respond(MODEL, small, ["p", "qqq"], 33, 5)
+    assert len(calls) == 2
 
 
 def test_a_turn_shows_three_demonstrations_that_vary_with_the_seed(scripted):

@@ -516,17 +516,21 @@ def test_a_rollout_whose_numbers_are_not_finite_is_skipped(monkeypatch, what, va
     assert all(math.isfinite(a) for r in loop.records[2:] for a in r["alpha"])
 
 
-def test_a_stage_without_a_single_update_fails(monkeypatch):
-    real = grpo_s.loss
+@pytest.mark.parametrize("last", (1, 8))
+def test_a_stage_whose_last_update_is_not_finite_fails(monkeypatch, last):
+    """From the first on or at the end alone: what has diverged is not to be kept."""
+    real, calls = grpo_s.loss, []
 
     def planted(*a):
+        calls.append(1)
         value, info = real(*a)
-        return value * math.nan, info
+        return value * (math.nan if len(calls) >= last else 1), info
 
     monkeypatch.setattr(grpo_s, "loss", planted)
     monkeypatch.setattr(resume, "PATIENCE", 99)
-    with pytest.raises(UserError, match="every update was skipped"), Watched() as loop:
+    with pytest.raises(UserError, match="the last update was skipped"), Watched() as loop:
         grpo_loop(loop)
+    assert len(loop.records) == 8 and len(calls) == 8
 
 
 def test_equal_groups_are_counted(monkeypatch):

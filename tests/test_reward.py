@@ -386,6 +386,7 @@ def test_what_a_step_is_made_of(reference, monkeypatch):
 
     monkeypatch.setattr(reward, "irl_loss", watched)
     monkeypatch.setattr(reward, "adamw", made)
+    monkeypatch.setattr(reward, "L2", 0.5)
     penalties = []
 
     class Watched(Loop):
@@ -393,7 +394,7 @@ def test_what_a_step_is_made_of(reference, monkeypatch):
             penalties.append(loss.item() - record["loss"])
             super().update(step, loss, parameters, **record)
 
-    c = IRLConfig(reward_blocks=1, joint_epochs=2, epochs=1, l2=0.5, beta=0.7, lr=1e-3)
+    c = IRLConfig(reward_blocks=1, joint_epochs=2, epochs=1, beta=0.7, lr=1e-3)
     models, groups = RewardModels(reference, c), separable(NAMES, n=2)
     batches = pack_groups(models, reference, groups, c.batch, torch.float32)
     fit(models, batches, c, torch.float32, loop=Watched("irl"))

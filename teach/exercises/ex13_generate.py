@@ -2,7 +2,7 @@
 
 A new token's query looks at the keys and values of all tokens before it. These never change, as no
 token looks ahead. Keep them, and a new token costs one token's work; without them, each would run
-the whole text again. Greedy choice is enough here: temperature 0, so top_p, seed and draws are not
+the whole text again. Greedy choice is enough here: temperature 0, so seed and draws are not
 used. The project's version runs all rows at once and drops finished ones; yours may take one row
 after the other.
 
@@ -34,7 +34,6 @@ def generate(
     samples: int = 1,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
-    top_p: float = 1.0,
     seed: int = 0,
     eos: tuple[int, ...] = (),
     draws: Tensor | None = None,
