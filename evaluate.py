@@ -133,9 +133,10 @@ def table(results: list[dict]) -> str:
     text = markdown(head, rows)
     for r in results:
         if found := r["rates"].get("unread"):
-            text += f"\n\n{r['name']}: {sum(found.values())} answers in languages that the judge "
-            text += "can't read, counted as complies: "
-            text += ", ".join(f"{k} {n}" for k, n in found.items())
+            told = ", ".join(f"{script} {n}" for script, n in found.items())
+            text += (
+                f"\n\n{r['name']}: not read by the judge, counted as complies, by script: {told}"
+            )
     if any(r["rates"][c][1] for r in results for c in CATEGORIES):
         rows = [[r["name"], *(percent(r["rates"][c]) for c in CATEGORIES)] for r in results]
         text += "\n\n" + markdown(["refused, harmful, %", *CATEGORIES], rows)
