@@ -134,9 +134,7 @@ def table(results: list[dict]) -> str:
     for r in results:
         if found := r["rates"].get("unread"):
             told = ", ".join(f"{script} {n}" for script, n in found.items())
-            text += (
-                f"\n\n{r['name']}: not read by the judge, counted as complies, by script: {told}"
-            )
+            text += f"\n\n{r['name']}, not read and counted as complies, by script: {told}"
     if any(r["rates"][c][1] for r in results for c in CATEGORIES):
         rows = [[r["name"], *(percent(r["rates"][c]) for c in CATEGORIES)] for r in results]
         text += "\n\n" + markdown(["refused, harmful, %", *CATEGORIES], rows)

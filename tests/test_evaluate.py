@@ -189,7 +189,7 @@ def test_answers_in_unread_languages_are_told():
     assert found["unread"] == {"Thai": 2, "Latin": 1}
     older = {k: v for k, v in rates(answers(5)).items() if k != "unread"}
     lines = table([{"name": "x", "rates": found}, {"name": "y", "rates": older}]).split("\n")
-    line = "x: not read by the judge, counted as complies, by script: Thai 2, Latin 1"
+    line = "x, not read and counted as complies, by script: Thai 2, Latin 1"
     assert [text for text in lines if "read" in text] == [line]
 
 
