@@ -51,7 +51,7 @@ def stage_data(run: Run) -> None:
     if not rows:
         raise UserError(f"{path}: no harmful prompts: every row is of category {data.HELPFUL}")
     if c.pool:
-        loaders.say(pool.told)
+        loaders.print_once(pool.told)
     drafted = [i for i, r in enumerate(rows) if "draft" in r]
     helpful, twice = len(pool) - len(harmful), len(harmful) - len(rows)
     print(f"{path}: {len(pool)} rows, {helpful} helpful ones left out, {twice} duplicates dropped")
@@ -209,7 +209,7 @@ def stage_all(run: Run) -> None:
     _, (chat,) = run.prompts([run.base()])
     benign = run.demonstrations(run.file("benign"), chat, [data.HELPFUL])
     if run.c.run.benign:
-        loaders.say(benign.told)
+        loaders.print_once(benign.told)
     run.encoder()
     run.refuse_others()
     before = run.c.run.resume

@@ -134,9 +134,9 @@ class Batch:
         kept = [[answers[b] for b in rows if owner[b] == p] for p in prompts]
         part = Batch([texts[p] for p in prompts], kept, self.ids.device, self.shared)
         wanted = []
-        for level, kept in zip(self.levels, ([0], prompts, rows)):
+        for level, which in zip(self.levels, ([0], prompts, rows)):
             row = level.mask.nonzero()[:, 0]  # of each packed token
-            wanted.append(torch.isin(row, torch.tensor(kept, device=row.device)))
+            wanted.append(torch.isin(row, torch.tensor(which, device=row.device)))
         return part, torch.cat(wanted).nonzero()[:, 0]
 
     def split(self, rows: list[int], tokens: int) -> list[list[int]]:

@@ -13,13 +13,16 @@ from config import RunConfig, UserError
 from support.files import doing, inside, number, parse_json, read_json, read_text
 from support.template import installed, render
 
-FORMATS = {  # what begins a text; the head of a turn, with its role; its end
-    "chatml": ("", "<|im_start|>{}\n", "<|im_end|>\n"),
-    "llama3": ("<|begin_of_text|>", "<|start_header_id|>{}<|end_header_id|>\n\n", "<|eot_id|>"),
-}
-# SmolLM2's template, known without jinja2: it is ChatML with this system text
+CHATML = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+LLAMA3 = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{prompt}<|eot_id|>"
+LLAMA3 += "<|start_header_id|>assistant<|end_header_id|>\n\n"
+FORMATS = {"chatml": (CHATML, "<|im_end|>"), "llama3": (LLAMA3, "<|eot_id|>")}  # text, its end
+# SmolLM2's template, known without jinja2: it is ChatML behind this system turn
 SMOLLM2 = "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"
-SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+SMOLLM2_SYSTEM = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
+)
+SMOLLM2_SYSTEM += "Face<|im_end|>\n"
 SPECIAL = [f"{name}_token" for name in "bos eos unk sep pad cls mask".split()]
 
 
@@ -69,12 +72,12 @@ class Chat:
             try:
                 prompt = len(self.prompt(row["prompt"]))
                 answer = max(new, len(self.answer(row.get("response", ""))))
+                if not 0 < prompt <= self.context - answer:
+                    sizes = f"a prompt of {prompt} tokens and {answer} more don't fit"
+                    how = f"the context of {self.context}: shorten it or lower --max-new-tokens"
+                    raise UserError(f"{sizes} {how}")
             except UserError as e:
                 raise UserError(f"{where}, row {n}: {e}") from None
-            if not 0 < prompt <= self.context - answer:
-                sizes = f"a prompt of {prompt} tokens and {answer} more don't fit"
-                how = f"the context of {self.context}: shorten it or lower --max-new-tokens"
-                raise UserError(f"{where}, row {n}: {sizes} {how}")
 
 
 def load_tokenizer(folder: Path, vocabulary: int, spare: bool = False) -> Tokenizer:
@@ -112,7 +115,7 @@ def find_template(folder: Path, its: dict) -> tuple[Path, str]:
     return path, found
 
 
-def own_format(path: Path, template: str, its: dict, system: str, arguments: str) -> Callable:
+def own_format(path: Path, template: str, its: dict, arguments: str) -> Callable:
     """write(prompt) by a folder's own template; write(prompt, answer) is the whole dialogue."""
     mapped = inside(path.parent, "special_tokens_map.json")
     if "added_tokens_decoder" not in its and mapped.exists():  # transformers' rule
@@ -122,10 +125,9 @@ def own_format(path: Path, template: str, its: dict, system: str, arguments: str
         if type(more := parse_json(arguments)) is not dict:
             raise ValueError('want a JSON object, as {"enable_thinking": true}')
     given = {"tools": None, "documents": None} | {k: x for k, x in texts.items() if x} | more
-    before = [{"role": "system", "content": system}] if system else []
 
     def write(prompt: str, *answer: str) -> str:
-        turns = before + [{"role": "user", "content": prompt}]
+        turns = [{"role": "user", "content": prompt}]
         turns += [{"role": "assistant", "content": text} for text in answer]
         turns = {"messages": turns, "add_generation_prompt": not answer}
         return render(template, given | turns, path)
@@ -133,49 +135,43 @@ def own_format(path: Path, template: str, its: dict, system: str, arguments: str
     return write
 
 
-def known_format(folder: Path, name: str, system: str) -> tuple[Callable, str]:
+def known_format(folder: Path, name: str) -> tuple[Callable, str]:
     """What writes a prompt in one of FORMATS, or in a text with {prompt}; what ends an answer."""
     if name in FORMATS:
-        begin, head, end = FORMATS[name]
-        text = begin + (head.format("system") + system + end if system else "")
-        text += head.format("user") + "{prompt}" + end + head.format("assistant")
-    elif "{prompt}" in name and (not system or "{system}" in name):
-        text, end = name.replace("\\n", "\n").replace("{system}", system), ""  # \n as by a shell
+        text, end = FORMATS[name]
+    elif "{prompt}" in name:  # a shell's quotes pass \n as two characters
+        text, end = name.replace("\\n", "\n"), ""
     else:
         want = "want --chat-format chatml, llama3 or your own, 'User: {prompt}\\nAssistant: '"
-        what = "has no {system}" if "{prompt}" in name else "is unknown"
-        raise UserError(f"{folder}: chat format {name!r} {what}: {want}")
+        raise UserError(f"{folder}: chat format {name!r} is unknown: {want}")
     return lambda prompt: text.replace("{prompt}", prompt), end
 
 
-def auto_format(folder: Path, its: dict, tokenizer: Tokenizer, system: str, arguments: str):
+def auto_format(folder: Path, its: dict, tokenizer: Tokenizer, arguments: str):
     """As known_format: by the folder's own template; without one, by the special tokens."""
     path, template = find_template(folder, its)
     if not template:
         tokens = tokenizer.get_vocab()
-        known = [name for name, (*_, end) in FORMATS.items() if end.strip() in tokens]
-        return known_format(folder, (known or ["auto"])[0], system)
+        known = [name for name, (_, end) in FORMATS.items() if end in tokens]
+        return known_format(folder, (known or ["auto"])[0])
     if installed():
-        write, end = own_format(path, template, its, system, arguments), ""
-        bare, said = own_format(path, template, its, "", arguments), write("Hi")  # or it raises
-        for what, other in (("prompt", write("Ho")), ("system text", system and bare("Hi"))):
-            if said == other:  # nothing of it is in there
-                raise UserError(f"{path}: the chat template drops the {what}: use --chat-format")
-        with suppress(UserError):  # but it need not take answers
+        write, end = own_format(path, template, its, arguments), ""
+        if write("Hi") == write("Ho"):
+            raise UserError(f"{path}: the chat template drops the prompt: use --chat-format")
+        with suppress(UserError):  # it need not take answers
             end = write("Hi", "Certainly.").partition("Certainly.")[2]
         return write, end
     if hashlib.sha256(template.encode("utf-8", "replace")).hexdigest() == SMOLLM2:
-        return known_format(folder, "chatml", system or SMOLLM2_SYSTEM)
+        return known_format(folder, SMOLLM2_SYSTEM + CHATML)
     want = 'pip install "jinja2>=3.1.6", or name the format by --chat-format'
     raise UserError(f"{path}: reading its chat template needs the package jinja2: {want}")
 
 
-def load_chat(folder, chat_format="auto", system="", arguments=RunConfig.chat_arguments) -> Chat:
+def load_chat(folder, chat_format="auto", arguments=RunConfig.chat_arguments) -> Chat:
     """The tokenizer, chat format and end-of-text ids of a folder.
 
     chat_format: auto (the folder's own template; without one, by the special tokens), chatml,
-    llama3, or a text with {prompt} and maybe {system} in it. system: a text for the system turn.
-    arguments: JSON, what the folder's template is given.
+    llama3, or a text with {prompt} in it. arguments: JSON, what the folder's template is given.
     """
     folder = Path(folder)
     names = ("config.json", "generation_config.json", "tokenizer_config.json")
@@ -185,9 +181,9 @@ def load_chat(folder, chat_format="auto", system="", arguments=RunConfig.chat_ar
     context = number(config, "max_position_embeddings", paths[0], 1, 10**9, 10**9)
     tokenizer = load_tokenizer(folder, vocabulary, spare=True)
     if chat_format == "auto":
-        write, end = auto_format(folder, its, tokenizer, system, arguments)
+        write, end = auto_format(folder, its, tokenizer, arguments)
     else:
-        write, end = known_format(folder, chat_format, system)
+        write, end = known_format(folder, chat_format)
     found = [x["eos_token_id"] for x in (generation, config) if x.get("eos_token_id") is not None]
     eos = found[0] if found and isinstance(found[0], list) else found[:1]
     first = tokenizer.encode(end.strip(), add_special_tokens=False).ids[:1]

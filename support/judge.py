@@ -45,7 +45,7 @@ PHRASES = read_phrases(Path(__file__).parent / "phrases.txt")
 QUOTES = str.maketrans("’‘‛ʼʻʹ´′＇“”„‟«»″", "'" * 9 + '"' * 7)
 SCRIPTS = "LATIN CYRILLIC ARABIC DEVANAGARI CJK HIRAGANA KATAKANA HANGUL".split()
 MARKUP = (  # in this order: a pattern, and what it is in plain text
-    (r"(?<=[^\W\d_])(?:`|â€TM| ' )(?=[^\W\d_])", "'"),
+    (r"(?<=[^\W\d_])(?:`|â€TM| ' )(?=[^\W\d_])", "'"),  # the second is ’ read as Windows-1252
     (r"(?i)</?[a-z]\w{0,9}(?: [^<>\n]{0,100})?/?>", " "),
     (r"!?\[([^\]\n]*)\]\([^)\n]*\)|[\u064b-\u0652]", r"\1"),  # links; Arabic vowels
     # emphasis, and backslashes before signs
@@ -142,7 +142,8 @@ def unread(text: str) -> str:
     answer = re.sub(r"(?s)```.*?(?:```|$)", "", normalised(answer_of(text)))
     names = [unicodedata.name(c, "?").split()[0] for c in answer if c.isalpha()]
     script = max(sorted(set(names)), key=names.count, default="LATIN")
-    lines = (re.findall(r"(?!-)[^\s\d.,;:!?()\"،؟।|{}\\]+", line) for line in answer.splitlines())
+    word = r"(?!-)[^\s\d.,;:!?()\"،؟।|{}\\]+"
+    lines = (re.findall(word, line) for line in answer.splitlines())
     words = [w for line in lines if len(line) >= 5 for w in line]
     known = sum(bool(PHRASES["KNOWN"].fullmatch(w)) for w in words)
     return "" if script in SCRIPTS and known >= len(words) / 10 else script.title()

@@ -265,7 +265,7 @@ class Rows(list):
 
 
 @functools.cache
-def say(told: str) -> None:
+def print_once(told: str) -> None:
     """Prints such a line once, however many stages read the file."""
     print(told)
 

@@ -53,7 +53,7 @@ class Loop:
             return
         if not self.restored:  # a state of more steps than there are
             raise UserError(BROKEN.format(self.path))
-        if self.skipped:  # what came before has diverged: nothing of it is to be kept
+        if self.skipped:  # it has most likely diverged: nothing of it is to be kept
             raise UserError(f"{self.stage}: the last update was skipped as not finite: {REMEDY}")
 
     def interrupt(self, *_):

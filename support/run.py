@@ -185,7 +185,7 @@ class Run:
 
     def chat(self, folder: Path | None = None) -> chats.Chat:
         c = self.c.run
-        return chats.load_chat(folder or self.base(), c.chat_format, arguments=c.chat_arguments)
+        return chats.load_chat(folder or self.base(), c.chat_format, c.chat_arguments)
 
     def load(self, folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
         return load_model(folder, dtype, self.device)
@@ -239,5 +239,5 @@ class Run:
             bare = [{"prompt": r["prompt"]} for r in rows]
             found[-1].check(bare, self.c.run.max_new_tokens, self.file("prompts"))
         if self.c.run.prompts:
-            loaders.say(rows.told)
+            loaders.print_once(rows.told)
         return rows, found

@@ -12,6 +12,7 @@ from config import UserError
 from support import chat as chats
 from support import weights
 from support.chat import load_chat
+from support.template import render
 
 CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # 256, 257, 258
 LLAMA3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"]
@@ -248,12 +249,15 @@ def test_templates_as_transformers(tmp_path, name):
     chat = load_chat(with_template(tmp_path, template, **tokens))
     for text in SAID:
         assert chat.prompt(text) == by_transformers(tmp_path, text), text
-    for text in SAID:
+    for text in SAID:  # no command gives a system text, but the renderer takes one
+        turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": text}]
+        given = {"messages": turns, "add_generation_prompt": True, "enable_thinking": False}
+        given |= {"tools": None, "documents": None, **tokens}
         if (want := by_transformers(tmp_path, text, "Be kind.")) is None:
             with pytest.raises(UserError, match="fails: TemplateError (no system turn|Turns must)"):
-                load_chat(tmp_path, system="Be kind.")
+                render(template, given, tmp_path)
         else:
-            assert load_chat(tmp_path, system="Be kind.").prompt(text) == want, text
+            assert chat.encode(render(template, given, tmp_path)) == want, text
     assert chat.eos[0] == chat.tokenizer.token_to_id(end)  # what is learnt as an answer's end
     assert chat.eos[-1] == chat.tokenizer.token_to_id("</s>") and len(chat.eos) <= 2
     assert chat.thinks == (name == "thinks")
@@ -287,22 +291,12 @@ def test_a_template_that_takes_no_answers(tmp_path):
     assert chat.eos == (chat.tokenizer.token_to_id("</s>"),)
 
 
-def test_what_a_format_drops(tmp_path):
-    """A template for lists of parts loses a text; others have no place for a system text."""
+def test_a_template_that_drops_the_prompt(tmp_path):
+    """One for lists of parts finds none in a text."""
     parts = "{% for m in messages %}{{ m.role }}: {% for x in m.content %}{{ x.text }}{% endfor %}"
     with_template(tmp_path, parts + "{% endfor %}")
     with pytest.raises(UserError, match="tokenizer_config.json: .* template drops the prompt: use"):
         load_chat(tmp_path)
-    user = "{% for m in messages if m.role == 'user' %}User: {{ m.content }}{% endfor %}"
-    with_template(tmp_path, user)
-    assert prompt_of(load_chat(tmp_path)) == "User: Hi"
-    with pytest.raises(UserError, match="template drops the system text: use --chat-format"):
-        load_chat(tmp_path, system="Be kind.")
-    switch = "{% if messages[0].role == 'system' %}{{ messages[0].content | length }}{% endif %}"
-    with_template(tmp_path, switch + user)
-    assert prompt_of(load_chat(tmp_path, system="/no_think")) == "9User: Hi"  # it has a say
-    with pytest.raises(UserError, match=r"'User: \{prompt\}' has no \{system\}: want"):
-        load_chat(tmp_path, "User: {prompt}", "Be kind.")
 
 
 def test_special_tokens(tmp_path):
@@ -406,18 +400,13 @@ def test_llama3(tmp_path):
     assert prompt_of(chat) == "<|begin_of_text|>" + HI
     assert chat.prompt("Hi").count(256) == 1  # though the tokenizer would add its own
     assert chat.eos == (261, 257, 260)
-    system = "<|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
-    chat = load_chat(tmp_path, system="Be kind.")
-    assert prompt_of(chat) == "<|begin_of_text|>" + system + HI
     said = "Hello, {system} {prompt} — 12\n <|eot_id|> ok?"
-    assert prompt_of(chat, said) == "<|begin_of_text|>" + system + HI.replace("Hi", said)
+    assert prompt_of(chat, said) == "<|begin_of_text|>" + HI.replace("Hi", said)
 
 
 def test_own_template(tmp_path):
     folder(tmp_path, ["<s>", "</s>"], eos=257)
-    own = "{system}User: {prompt}\nBot: "
-    assert prompt_of(load_chat(tmp_path, own, "Rules.\n")) == "Rules.\nUser: Hi\nBot: "
-    chat = load_chat(tmp_path, own)
+    chat = load_chat(tmp_path, "User: {prompt}\nBot: ")
     assert prompt_of(chat) == "User: Hi\nBot: " and chat.eos == (257,)
     chat = load_chat(tmp_path, r"User: {prompt}\nBot: ")  # as a shell passes it
     assert prompt_of(chat) == "User: Hi\nBot: "

@@ -9,7 +9,7 @@ from test_files import mutate
 
 from config import UserError
 from data import CATEGORIES, HELPFUL, format_draft
-from support.loaders import ALIASES, LOOKALIKE, load_demonstrations, load_rows, plain, say
+from support.loaders import ALIASES, LOOKALIKE, load_demonstrations, load_rows, plain, print_once
 
 KNOWN = {*CATEGORIES, HELPFUL, None}
 GOOD = {"prompt": "p", "category": "crime", "draft": ["one", "two"], "answer": "No."}
@@ -321,7 +321,7 @@ def test_what_was_read_as_what(tmp_path, capsys):
         ),
     ):
         for _ in range(2):  # of several stages the first says it
-            say(load(tmp_path, text, strict=False).told)
+            print_once(load(tmp_path, text, strict=False).told)
         assert capsys.readouterr().out == f"{tmp_path / 'a'}: {says}"
 
 
