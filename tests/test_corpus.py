@@ -17,7 +17,7 @@ from support.loaders import load_demonstrations, load_rows
 from support.weights import fetch
 
 TRAIN, OPEN = ("pool", "benign"), ("open",)
-HELD = ("dev", "test", "test_more", "disguised")
+HELD = ("dev", "test", "disguised")
 LIMIT = 0.75  # largest cosine of two prompts in different splits
 
 
@@ -42,8 +42,7 @@ def test_counts(corpus):
     assert open_kinds["lookalike"] >= 2 * open_kinds["ordinary"] and len(corpus["open"]) >= 900
     for name, least in (
         ("dev", (65, 200, 322)),
-        ("test", (20, 60, 60)),
-        ("test_more", (45, 140, 262)),
+        ("test", (65, 200, 322)),
     ):
         found = Counter((r["category"], r["kind"]) for r in corpus[name])
         assert set(found) == {*((c, "harmful") for c in CATEGORIES), ordinary, lookalike}
@@ -53,7 +52,7 @@ def test_counts(corpus):
 
 def test_many_prompts_are_short(corpus):
     """Of those added last at least two fifths have ten words or fewer, harmful or not."""
-    for name in ("open", "test_more"):
+    for name in ("open",):
         for kind in {r["kind"] for r in corpus[name]}:
             sizes = [len(r["prompt"].split()) for r in corpus[name] if r["kind"] == kind]
             assert sum(n <= 10 for n in sizes) >= 0.4 * len(sizes), (name, kind)
@@ -153,8 +152,7 @@ def fit_shape(harmful, harmless):
 
 @pytest.mark.parametrize(
     "seen, name",
-    [(TRAIN + OPEN, "dev"), (TRAIN + OPEN, "test"), (TRAIN + OPEN, "test_more")]
-    + [(("test",), "dev"), (("dev",), "test"), (("dev",), "test_more")],
+    [(TRAIN + OPEN, "dev"), (TRAIN + OPEN, "test"), (("test",), "dev"), (("dev",), "test")],
 )
 def test_shape_does_not_tell(corpus, seen, name):
     """Harmful prompts or look-alikes? Who learns other files' shapes alone is near chance, 0.5."""
@@ -169,7 +167,7 @@ def test_shape_does_not_tell(corpus, seen, name):
     assert 0.35 < (hits + 1 - false_alarms) / 2 < 0.65
 
 
-@pytest.mark.parametrize("name", ("dev", "test", "test_more"))
+@pytest.mark.parametrize("name", ("dev", "test"))
 def test_no_setting_is_everywhere(corpus, name):
     """A word of under 1 in 100 pool prompts, such as a place, is in at most 4 of 140 harmful."""
 
@@ -194,7 +192,7 @@ def test_splits_are_apart(corpus):
 
 def test_blind_readers_agree(corpus):
     """corpus/README.md: each disagrees with one label of all."""
-    held = corpus["dev"] + corpus["test"] + corpus["test_more"]
+    held = corpus["dev"] + corpus["test"]
     labels = {r["prompt"]: r["category"] for r in held}
     rows = [json.loads(line) for line in (CORPUS / "readers.jsonl").read_text().splitlines()]
     harmful = {prompt for prompt, category in labels.items() if category != HELPFUL}
