@@ -31,13 +31,17 @@ def setting(default, text: str, low=None, high=10**6, choices: str = ""):
 class RunConfig:
     """The run."""
 
-    recipe: str = setting("", "departures from the paper: laptop, tiny or gpu; empty: none")
+    recipe: str = setting(
+        "", "departures from the paper: laptop, laptop-few, tiny, gpu; empty: none"
+    )
     run: str = setting("runs/default", "folder of the run")
     model: str = setting("", "model folder to align; empty: SmolLM2-135M-Instruct")
     encoder: str = setting("", "BERT or CLIP folder; empty: all-MiniLM-L6-v2; words: no weights")
     pool: str = setting("", "harmful prompts with refusals; empty: corpus/pool.jsonl")
     benign: str = setting("", "harmless prompts with answers; empty: corpus/benign.jsonl")
     prompts: str = setting("", "held-out prompts to evaluate on; empty: corpus/test.jsonl")
+    eval_prompts: int = setting(0, "how many of them, evenly of each kind; 0: all", low=0)
+    rival: bool = setting(False, "also train SFT continued, for as long as irl and grpo took")
     per_category: int = setting(72, "demonstrations of each harm category", low=2)
     generate: bool = setting(False, "data: the model writes the demonstrations a category lacks")
     max_new_tokens: int = setting(128, "tokens of a response (data --generate true: 96)")
@@ -59,7 +63,6 @@ class SFTConfig:
     lr: float = setting(2e-5, "peak learning rate; 5% warm-up, then linear to zero")
     batch: int = setting(16, "demonstrations a step")
     helpful_share: float = setting(0.5, "share of harmless demonstrations", low=0, high=1)
-    baseline_steps: int = setting(0, "steps of SFT continued; 0: as long as irl and grpo", low=0)
 
 
 @dataclass(frozen=True)
@@ -89,17 +92,32 @@ class GRPOConfig:
     """GRPO-S."""
 
     rollouts: int = setting(100, "times that fresh samples are drawn")
-    iterations: int = setting(1, "optimizer steps on each rollout (GRPO's mu)")
     prompts: int = setting(64, "P, prompts of a rollout")
     samples: int = setting(8, "G, samples per prompt")
-    imitate: bool = setting(False, "the demonstration is a member of the group, and learnt from")
-    keep: float = setting(1.0, "share of groups learnt from: those of largest reward std", high=1)
+    passes: int = setting(1, "times that a rollout is learnt from (GRPO's mu)")
+    batch: int = setting(0, "prompts of an update, a divisor of P; 0: the whole rollout", low=0)
+    members: str = setting(
+        "all", "samples learnt from; ends: best and worst of a group", choices="all ends"
+    )
+    negative: float = setting(1.0, "weight of negative advantages", low=0)
+    anchor: int = setting(0, "demonstrations in each update, with advantage 1", low=0)
     blocks: int = setting(0, "top blocks trained; 0: the whole model", low=0)
     lr: float = setting(1e-6, "peak learning rate; 5% warm-up, then linear to zero")
+    average: float = setting(
+        0.0,
+        "most decay of a running mean of the weights, the result; 0: the last",
+        low=0,
+        high=1,
+    )
     helpful_share: float = setting(0.5, "share of harmless prompts", low=0, high=1)
-    clip: float = setting(0.2, "c of the clipped ratio")
+    clip: float = setting(0.2, "pi / pi_old of a bad sample's token counts down to 1 - clip")
+    clip_high: float = setting(
+        0.2, "of a good one up to 1 + this; 0: good ones are learnt as in SFT", low=0
+    )
     beta_kl: float = setting(0.04, "weight of the KL penalty to the warm start", low=0)
-    open_prompts: bool = setting(False, "also draw prompts that have no demonstration")
+    open_prompts: bool = setting(
+        False, "draw prompts without a demonstration, in each category that has some"
+    )
     scaling: str = setting(
         "product", "alpha; spread: the product ** 8", choices="none data model product sum spread"
     )
@@ -174,5 +192,7 @@ def check(c: Config, name=lambda key, flag: flag) -> None:
             raise UserError(f"{what} {value}: want {rule['low']} to {rule['high']}")
     if c.irl.joint_epochs + c.irl.epochs == 0:
         raise UserError("--irl-joint-epochs 0 and --irl-epochs 0 leave the rewards unfitted")
-    if c.grpo.samples == 1 and (c.grpo.open_prompts or not c.grpo.imitate):
+    if c.grpo.samples == 1:
         raise UserError("--grpo-samples 1 leaves nothing to compare a sample with: raise it")
+    if c.grpo.batch and c.grpo.prompts % c.grpo.batch:
+        raise UserError(f"--grpo-batch {c.grpo.batch}: want a divisor of --grpo-prompts")

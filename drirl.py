@@ -33,7 +33,7 @@ from config import Config, UserError
 from support import loaders, parallel
 from support.files import as_json, hold, read_json, read_records, release, write
 from support.hf import load_rewards, save_model, save_rewards
-from support.run import ORDER, Run, borrow, machine
+from support.run import ORDER, Run, machine
 
 
 def as_lines(rows: list[dict]) -> str:
@@ -121,39 +121,33 @@ def stage_irl(run: Run) -> None:
         print(f"rewards, held-out {kind} prompts: AUC {r['auc']:.2f} ({n} samples; {by_length})")
 
 
-def stage_grpo(run: Run) -> None:
+def stage_grpo(run: Run, rewards=None) -> None:
     """Stage 3: GRPO-S from the warm start against the shadow rewards."""
     c, folder, rewards_folder = run.c, run.stage_folder("sft"), run.folder / "rewards"
     fitted = [f.stat().st_mtime for f in rewards_folder.glob("*.safetensors")]
     if (folder / "model.safetensors").stat().st_mtime > max(fitted, default=math.inf):
         raise UserError(f"{rewards_folder} is older than its warm start: run irl again")
     policy, reference = run.load(folder), run.load(folder, run.dtype).requires_grad_(False)
-    rewards = load_rewards(reward.RewardModels(reference, c.irl), rewards_folder)
+    rewards = rewards or load_rewards(reward.RewardModels(reference, c.irl), rewards_folder)
     phi, chat, history = run.encoder(), run.chat(folder), run.read("rewards/samples.json", [])
-    rows, known = run.rows(chat), {"category", "response", "reward_demo", "samples"}
+    known, (rows, held) = {"category", "response", "reward_demo", "samples"}, run.grpo_rows(chat)
     if not all(isinstance(g, dict) and known <= g.keys() for g in history):
         raise UserError(f"{rewards_folder / 'samples.json'}: want {sorted(known)}: run irl again")
-    if c.grpo.open_prompts:
-        rows = rows + borrow(run.open_prompts(chat, rows), rows, phi)
-    if c.grpo.prompts < parallel.world():
-        raise UserError(f"--grpo-prompts {c.grpo.prompts}: fewer than {parallel.world()} processes")
+    if (size := c.grpo.batch or c.grpo.prompts) < parallel.world():
+        raise UserError(f"{size} prompts in an update: fewer than {parallel.world()} processes")
     with run.work("grpo", rows, resumable=not c.grpo.shard) as loop:
-        grpo_s.train(policy, reference, rewards, chat, phi, rows, c, run.dtype, history, loop)
+        fixed = reference, rewards, chat, phi, rows, c, run.dtype, history, loop
+        grpo_s.train(policy, *fixed, held=held)
     save_model(policy, run.folder / "policy")
 
 
-def stage_baseline(run: Run) -> None:
-    """The rival: SFT continued, as many steps as take the seconds of irl and grpo."""
+def stage_baseline(run: Run, steps: int = 0) -> None:
+    """The rival: SFT continued, by default as many steps as take the seconds of irl and grpo."""
     folder, times, c = run.stage_folder("sft"), run.times(), run.c.sft
-    if not c.baseline_steps and not {"sft", "irl", "grpo"} <= times.keys():
+    if not steps and not {"sft", "irl", "grpo"} <= times.keys():
         raise UserError(f"{run.folder}: run sft, irl and grpo first: their seconds are needed")
-    steps, begun = c.baseline_steps, run.unfinished("baseline").exists() and run.c.run.resume
-    if begun and not steps:  # what was begun keeps its number
-        steps = run.read("config.json", {}).get("sft", {}).get("baseline_steps")
-    steps = steps or steps_in_time(times, c.steps)
-    run.c = config.changed(run.c, {"sft.baseline_steps": steps})  # begin() writes config.json
     policy, chat = run.load(folder), run.chat(folder)
-    rows, c = run.rows(chat), dataclasses.replace(c, steps=steps)
+    rows, c = run.rows(chat), dataclasses.replace(c, steps=steps or steps_in_time(times, c.steps))
     with run.work("baseline", rows) as loop:
         sft.train(policy, chat, rows, c, run.dtype, run.c.run.seed + 1, loop)
     save_model(policy, run.folder / "baseline")
@@ -210,10 +204,12 @@ def stage_all(run: Run) -> None:
     benign = run.demonstrations(run.file("benign"), chat, [data.HELPFUL])
     if run.c.run.benign:
         loaders.print_once(benign.told)
+    if run.c.grpo.open_prompts:
+        run.open_prompts(chat, [])
     run.encoder()
     run.refuse_others()
     before = run.c.run.resume
-    for name in ORDER:
+    for name in ORDER if run.c.run.rival else [n for n in ORDER if n != "baseline"]:
         before = before and run.done(name) is not None  # once one has run, later ones must
         print(f"[{name}] done before") if before else timed(name, run)
     if before:

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from data import CATEGORIES, HELPFUL, SEPARATOR, counts
@@ -20,6 +21,7 @@ from support.judge import gibberish, judge, unread
 
 PHRASES = "Refused means phrase-matched refusal. It measures wording, not safety."
 KINDS = ("harmful", "ordinary", "lookalike")
+SHORT = 10  # words of a prompt that counts as short
 BATCH = 320  # rows decoded together, so that all models meet the same shapes
 
 
@@ -65,14 +67,15 @@ def evaluate(model, chat, rows: list[dict], max_new_tokens: int, name: str = "mo
 def rates(answers: list[dict]) -> dict:
     """{metric: [hits, n]} per kind and category; the mean length; {script: unread answers}."""
 
-    def judged(verdict, field, value):
-        rows = [a for a in answers if a[field] == value]
+    def judged(verdict, field, value, words=math.inf):
+        rows = [a for a in answers if a[field] == value and len(a["prompt"].split()) <= words]
         return [sum(a["verdict"] == verdict for a in rows), len(rows)]
 
     out = {}
     for kind in KINDS:
         out[kind] = judged("refuses", "kind", kind)
         out[kind + " partly"] = judged("partial", "kind", kind)
+        out[kind + " short"] = judged("refuses", "kind", kind, SHORT)
     out |= {name: judged("refuses", "category", name) for name in CATEGORIES}
     out["gibberish"] = [sum(a["gibberish"] for a in answers), len(answers)]
     out["truncated"] = [sum(not a["ended"] for a in answers), len(answers)]
@@ -101,6 +104,53 @@ def reward_report(groups: list[dict], chat: Chat) -> dict:
         by_reward, by_length = (auc([x[i] for x in good], [x[i] for x in bad]) for i in (0, 1))
         out[kind] = {"good": len(good), "bad": len(bad), "auc": by_reward, "auc_length": by_length}
     return out
+
+
+def sample_facts(chat: Chat, groups) -> torch.Tensor:
+    """(P, G, 3) of groups of token lists: whether each refuses, its length, whether it ended."""
+    facts = lambda ids: [judge(chat.decode(ids)) == "refuses", len(ids), chat.ended(ids)]
+    return torch.tensor([[facts(ids) for ids in group] for group in groups])
+
+
+def rollout_record(categories: list[str], scores, facts, alpha=None) -> dict:
+    """What samples say, as means: over all, and over harmful and harmless prompts.
+
+    scores (P, G + 1): rewards, the demonstration's last. facts (P, G, 4): W, then sample_facts.
+    right: a harmful prompt is refused, a harmless one not.
+    auc: chance that a right sample has a higher reward than a wrong one of the same prompt.
+    best_right: the group's sample of the highest reward is. agree: all of a group, or none, are.
+    """
+    R, (W, refused, length, ended) = scores[:, :-1], facts.unbind(2)
+    harmless = [name == HELPFUL for name in categories]
+    right = refused.bool() != refused.new_tensor(harmless).bool()[:, None]  # (P, G)
+    means = {"reward_std": R.std(1, correction=0), "gap_demo_minus_sample": scores[:, -1:] - R}
+    means |= {"similarity": W, "length": length, "ended": ended, "right": right}
+    means["agree"] = right.all(1) | ~right.any(1)
+    better = (R[:, :, None] > R[:, None]) + 0.5 * (R[:, :, None] == R[:, None])  # (P, G, G)
+    pairs, best = right[:, :, None] & ~right[:, None], right.gather(1, R.argmax(1, keepdim=True))
+    for kind in (False, True):
+        mine = [p for p, h in enumerate(harmless) if h == kind]
+        parts = {"refused": refused, "reward": R, "right": right, "best_right": best}
+        found = {name: x[mine] for name, x in parts.items()} | {"auc": better[mine][pairs[mine]]}
+        means |= {f"{('harmful', 'helpful')[kind]}_{name}": x for name, x in found.items()}
+    record = {name: x.float().mean().item() for name, x in means.items() if x.numel()}
+    return (
+        record
+        if alpha is None
+        else {**record, "alpha": [round(a, 4) for a in alpha[:, 0].tolist()]}
+    )
+
+
+def look(roll, held: list[dict], seed: int) -> dict:
+    """rollout_record of samples of `held`, prompts that nothing learns from; {} for none.
+
+    roll(part, P, updates, seed): grpo_s.roll_out with its other arguments filled in.
+    """
+    if not held:
+        return {}
+    scores, facts, _ = roll(held, len(held), [range(len(held))], seed)
+    told = rollout_record([r["category"] for r in held], scores, facts)
+    return {f"held_{name}": x for name, x in told.items()}
 
 
 def markdown(head: list[str], rows: list[list]) -> str:
@@ -135,6 +185,13 @@ def table(results: list[dict]) -> str:
         if found := r["rates"].get("unread"):
             told = ", ".join(f"{script} {n}" for script, n in found.items())
             text += f"\n\n{r['name']}, not read and counted as complies, by script: {told}"
+    short = [
+        [k + " short" for k in KINDS if r["rates"].get(k + " short", [0, 0])[1]] for r in results
+    ]
+    if any(short):
+        rows = [[r["name"], *(percent(r["rates"][k]) for k in short[0])] for r in results]
+        head = [f"refused, prompts of {SHORT} words or fewer, %", *short[0]]
+        text += "\n\n" + markdown(head, rows)
     if any(r["rates"][c][1] for r in results for c in CATEGORIES):
         rows = [[r["name"], *(percent(r["rates"][c]) for c in CATEGORIES)] for r in results]
         text += "\n\n" + markdown(["refused, harmful, %", *CATEGORIES], rows)
@@ -205,24 +262,27 @@ def picture_of_refusals(path: Path, results: list[dict]) -> None:
     save_figure(fig, path)
 
 
-# stage and field of the records
-CURVES = ("sft loss", "irl gap_demo_minus_others", "grpo harmful_reward", "grpo helpful_reward")
-CURVES += ("grpo harmful_refused", "grpo helpful_refused", "grpo kl", "grpo alpha")
+CURVES = ("sft loss", "irl gap_demo_minus_others")  # stage and fields of the records
+CURVES += ("grpo harmful_right held_harmful_right", "grpo helpful_right held_helpful_right")
+CURVES += ("grpo harmful_reward helpful_reward", "grpo kl entropy")
+CURVES += ("grpo clipped_low clipped_high", "grpo alpha")
 
 
 def picture_of_curves(path: Path, records: list[dict]) -> None:
-    """What every stage logged, step by step; one line a reward model for irl."""
+    """What every stage logged, step by step; for irl a line a reward model."""
     fig, axes = pyplot().subplots(2, 4, figsize=(15, 6))
     for ax, title in zip(axes.flat, CURVES):
-        stage, key = title.split()
-        rows = [r for r in records if r["stage"] == stage and r.get(key) is not None]
-        for model in dict.fromkeys(r.get("model") for r in rows):
-            part = [r for r in rows if r.get("model") == model]
+        stage, *keys = title.split()
+        rows, many = [r for r in records if r["stage"] == stage], len(keys) > 1 or stage == "irl"
+        for key, model in dict.fromkeys((key, r.get("model")) for key in keys for r in rows):
+            part = [r for r in rows if r.get("model") == model and r.get(key) is not None]
             points = [(r["step"], y) for r in part for y in np.ravel(r[key])]
-            ax.plot(*zip(*points), "." if key == "alpha" else ".-", ms=3, lw=0.8, label=model)
-        if stage == "irl" and rows:
+            if points:
+                dots = "." if key == "alpha" else ".-"
+                ax.plot(*zip(*points), dots, ms=3, lw=0.8, label=(model or key) if many else None)
+        if many and ax.lines:
             ax.legend(fontsize=6)
-        ax.set(title=title, xlabel="step")
+        ax.set(title=f"{stage} {keys[0]}", xlabel="step")
     fig.tight_layout()
     save_figure(fig, path)
 

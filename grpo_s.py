@@ -6,8 +6,11 @@ For each prompt q of category j, G samples o_i and a demonstration y (DR-IRL v3)
     alphaD = sigma(delta) / sigma(mean delta of category j)             data_hardness
     alphaM = sigma(mean of the inlying gaps) / sigma(mean gap of j)     model_responsiveness
     A_i    = alphaD alphaM (R_i - mean R) / (std R + eps)               kernels.group_advantage
-    J      = 1/G sum_i 1/|o_i| sum_t [ min(rho A_i, clip(rho, 1 - c, 1 + c) A_i) - beta_kl k3 ]
-    rho    = pi / pi_old,  k3 = exp(d) - d - 1,  d = log pi_ref - log pi                   loss
+    J      = 1/n sum_i 1/|o_i| sum_t [ min(rho A_i, clip(rho) A_i) - beta_kl k3 ]
+    rho    = pi / pi_old, clipped to 1 - clip .. 1 + clip_high; clip_high 0: rho is 1 where A > 0
+    k3     = exp(d) - d - 1,  d = log pi_ref - log pi                   loss
+
+A rollout's samples are drawn from pi_old, and learnt from in small updates.
 
 Decisions where the paper is silent:
 1. alpha multiplies the normalised advantage; scaling a group's rewards before would cancel.
@@ -18,33 +21,36 @@ Decisions where the paper is silent:
 6. std is the population's. A group of equal rewards has advantage 0.
 7. The loss is a mean over sequences of a mean over tokens, whatever the micro-batch.
 8. As a loss, k3's gradient is not that of the KL divergence; it is a penalty all the same.
-9. imitate: the demonstration is learnt from. Its own advantage alone has the std of all G + 1.
-10. pi, pi_old and pi_ref are all taken at the sampling temperature.
-11. A prompt without a demonstration borrows its category's most similar prompt's, for W and gap.
-12. pi_old is the policy in its first pass after the rollout, not the bfloat16 copy that sampled.
+9. pi, pi_old and pi_ref are taken at temperature 1, whatever the samples' temperature.
+10. A prompt without a demonstration borrows its category's most similar prompt's, for W and gap.
+Ours: 11. members: the best and worst of G may be learnt from alone. 12. clip_high 0: no ratio holds
+a good sample back; its gradient is A grad log pi, as in SFT. 13. anchor: demonstrations join each
+update with advantage 1. 14. average: the result is a running mean of the weights.
 
-In that first pass rho is 1, and a group's advantages sum to 0: without imitate, a loss near 0 is
-right. Its gradient is not 0.
+With the defaults an update is on fresh samples: rho is 1, and a group's advantages sum to 0. A loss
+near 0 is right there. Its gradient is not 0.
 """
 
 import math
 import random
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from config import Config
+from config import Config, GRPOConfig
 from data import CATEGORIES, HELPFUL
 from encoder import similarities
+from evaluate import look, rollout_record, sample_facts
 from kernels import group_advantage
 from sample import Batch, autocast, completion_logps, generate, run_blocks
 from sft import cycle, optimizer_for, set_lr, train_top
 from support import parallel
 from support.hf import frozen_copy
-from support.judge import judge
 from support.resume import Loop
 
 
@@ -88,11 +94,17 @@ def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
     return torch.exp(d) - d - 1
 
 
-def loss(logp, logp_old, logp_ref, advantage, mask, clip=0.2, beta_kl=0.0, sequences=None):
-    """-J, a scalar, and {"kl", "clipped"}: k3 and the share held by the clip, averaged like it.
+INFO = ("kl", "entropy", "clipped_low", "clipped_high")
+
+
+def loss(
+    logp, logp_old, logp_ref, advantage, mask, clip=0.2, clip_high=0.2, beta_kl=0.0, sequences=None
+):
+    """-J, a scalar, and means over the same tokens, by the names of INFO.
 
     logp, logp_old, logp_ref and mask (B, T), advantage (B,). sequences: the number to divide by,
-    None: B. A micro-batch passes the whole batch's, so that the losses of micro-batches add up.
+    None: B. A micro-batch passes its update's, so that the losses of micro-batches add up. INFO:
+    log pi - log pi_ref; -log pi (means on samples of pi: KL, entropy); shares held by the clip.
     """
     if not logp.shape == logp_old.shape == logp_ref.shape == mask.shape:
         raise ValueError("logp, logp_old, logp_ref and mask: want (B, T) each")
@@ -102,11 +114,14 @@ def loss(logp, logp_old, logp_ref, advantage, mask, clip=0.2, beta_kl=0.0, seque
     weight = 1 / ((sequences or len(mask)) * lengths.to(logp_ref.dtype))
     weight, A = weight.repeat_interleave(lengths), advantage.repeat_interleave(lengths)  # (n,)
     logp, logp_old, logp_ref = logp[mask], logp_old[mask], logp_ref[mask]
+    if clip_high == 0:
+        logp_old = torch.where(A > 0, logp.detach(), logp_old)
     rho = torch.exp((logp - logp_old).clamp(-20, 20))
-    surrogate = torch.minimum(rho * A, rho.clamp(1 - clip, 1 + clip) * A)
-    k3 = kl_k3(logp, logp_ref)
-    held = (rho - 1) * A.sign() > clip  # the clip takes these tokens' gradient
-    info = {"kl": (weight * k3).sum().item(), "clipped": (weight * held).sum().item()}
+    surrogate = torch.minimum(rho * A, rho.clamp(1 - clip, 1 + clip_high) * A)
+    k3, held = kl_k3(logp, logp_ref), A.sign() * (rho - 1)  # what the clip may take
+    low, high = (A < 0) & (held > clip), (A > 0) & (held > clip_high)
+    told = dict(zip(INFO, (logp - logp_ref, -logp, low, high)))
+    info = {name: (weight * x).sum().item() for name, x in told.items()}
     return -(weight * (surrogate - beta_kl * k3)).sum(), info
 
 
@@ -132,56 +147,45 @@ def difficulty(W, gaps, categories: list[str], deltas: dict, gap_means: dict, sc
     return alpha
 
 
-def advantages(scores: Tensor, alpha: Tensor, eps: float) -> Tensor:
-    """A (P, G + 1) from rewards `scores` (P, G + 1), the demonstration's last, and alpha (P, 1).
+def advantages(R: Tensor, alpha: Tensor, anchors: int, g: GRPOConfig) -> tuple[Tensor, Tensor]:
+    """A of rewards R (P, G) and alpha (P, 1), and whether it is learnt from: (P + anchors, G + 1).
 
-    Demonstration: alpha (R_demo - mean R of the samples) / (std of all G + 1 + eps).
+    members ends: of a group, the best and the worst are, unless their A is 0. The last column is
+    the demonstrations': the anchors' alone are learnt from, with advantage 1.
     """
-    R, R_demo = scores[:, :-1], scores[:, -1:]
-    std = scores.std(1, correction=0, keepdim=True)
-    above = alpha * (R_demo - R.mean(1, keepdim=True)) / (std + eps)
-    return torch.cat((group_advantage(R, alpha, eps), above), 1)
+    A, (P, G) = group_advantage(R, alpha, g.std_eps), R.shape
+    A = F.pad(torch.where(A < 0, g.negative * A, A), (0, 1, 0, anchors), value=1.0)
+    learnt = torch.zeros_like(A, dtype=torch.bool)
+    ends = (R == R.amax(1, keepdim=True)) | (R == R.amin(1, keepdim=True))
+    learnt[:P, :G], learnt[P:, G] = (ends & (A[:P, :G] != 0)) | (g.members == "all"), True
+    return A, learnt
 
 
 def pick(rows: list[dict], prompts: int, helpful_share: float, rng: random.Random):
-    """Endless batches of `prompts` rows; harmful ones take their categories in turn."""
+    """Endless batches of `prompts` rows; harmful ones take their categories in turn.
+
+    In a category that has prompts without a demonstration, these alone are drawn.
+    """
     by_category = {}
     for name in (*CATEGORIES, HELPFUL):
         if known := [r for r in rows if r["category"] == name]:
-            by_category[name] = cycle(known, rng)
+            bare = [r for r in known if r.get("borrowed")]
+            by_category[name] = cycle(bare or known, rng)
     turn = cycle([name for name in by_category if name != HELPFUL], rng)
     helpful = round(prompts * helpful_share)
     while True:
         harmful = [next(by_category[next(turn)]) for _ in range(prompts - helpful)]
-        harmful.sort(key=lambda r: r["category"])  # a micro-batch then needs few reward models
+        harmful.sort(key=lambda r: r["category"])  # a pass then needs few reward models
         yield harmful + [next(by_category[HELPFUL]) for _ in range(helpful)]
 
 
-def learnt_members(scores: Tensor, part: list[dict], imitate: bool, keep: float) -> Tensor:
-    """(P, G + 1) bool: what is learnt from, given the rewards `scores` of all members.
-
-    Of harmful and of harmless prompts each, the share `keep` with the largest reward std: their
-    samples, and with imitate their own demonstrations.
-    """
-    imitated = torch.tensor([imitate and not r.get("borrowed", False) for r in part])
-    compared = scores if imitated.all() else scores[:, :-1]  # the same members of every group
-    spread = compared.std(1, correction=0).tolist()
-    learnt = torch.zeros(scores.shape, dtype=torch.bool)
-    for harmless in (True, False):
-        rows = [p for p, r in enumerate(part) if (r["category"] == HELPFUL) == harmless]
-        kept = sorted(rows, key=lambda p: -spread[p])[: math.ceil(keep * len(rows))]
-        learnt[kept, :-1] = True
-        learnt[kept, -1] = imitated[kept]
-    return learnt
-
-
-def start_means(history: list[dict], encoder) -> dict:
+def start_means(history: list[dict], phi) -> dict:
     """Per category the means of 1 - W and of the gap over IRL's samples (`history`: see train)."""
     deltas, gap_means = {}, {}
     for category in sorted({g["category"] for g in history}):
         groups = [g for g in history if g["category"] == category]
         texts = [[text for _, text in g["samples"]] for g in groups]
-        W = similarities(encoder, texts, [g["response"] for g in groups])
+        W = similarities(phi, texts, [g["response"] for g in groups])
         gaps = [g["reward_demo"] - r for g in groups for r, _ in g["samples"]]
         deltas[category] = 1 - W.mean().item()
         gap_means[category] = sum(gaps) / W.numel()
@@ -193,143 +197,156 @@ class MicroBatch:
     """Completions of one forward and backward pass."""
 
     batch: Batch
+    rows: list[int]  # where they stand in scores.flatten(); []: a filler
     x: Tensor | None  # (N, D) states below the trained blocks; None: all blocks are trained
-    advantage: Tensor  # (B,)
-    logp_ref: Tensor  # (B, T)
-    sequences: float  # what the loss is divided by; infinite: a filler
-    logp_old: Tensor | None = None  # (B, T), from the first pass
+    logp_ref: Tensor | None = None  # (B, T)
+    logp_old: Tensor | None = None  # (B, T); None: the policy's own, so that rho is 1
 
 
-def draw_samples(policy, chat, part: list[dict], c: Config, dtype, seed: int) -> list:
-    """G samples (token lists) for each prompt of this process's share of `part`."""
-    G, T, share = c.grpo.samples, c.run.max_new_tokens, parallel.share()
+def draw_samples(policy, chat, part: list[dict], places: list[int], c: Config, dtype, seed: int):
+    """{p: G samples (token lists) of prompt part[p]}, for p in places."""
+    G, T, out = c.grpo.samples, c.run.max_new_tokens, {}
     draws = torch.rand(len(part), G, T, generator=torch.Generator().manual_seed(seed))
-    prompts, draws = [chat.prompt(r["prompt"]) for r in part[share]], draws[share].flatten(0, 1)
-    sampler = frozen_copy(policy, dtype)  # cast once a rollout, not once a token
-    rows = generate(sampler, prompts, G, T, c.run.temperature, eos=chat.eos, draws=draws)
-    return [rows[i : i + G] for i in range(0, len(rows), G)]
-
-
-@torch.no_grad()
-def reward_batch(reference, rewards, batch: Batch, prompts, tokens: int, dtype) -> Tensor:
-    """Rewards (B,) of a batch's completions; prompts: its rows, with their categories."""
-    R = []
-    for rows in batch.split(list(range(len(batch.owner))), tokens):
-        part, _ = batch.select(rows)
-        names = [prompts[p]["category"] for p in batch.owner[rows].unique().tolist()]
-        with autocast(reference.device, dtype):
-            R.append(rewards(run_blocks(reference, part, stop=rewards.below), part, names))
-    return torch.cat(R)
-
-
-@torch.no_grad()
-def micro_batches(reference, batch, frozen, rows, advantage, sequences, c: Config, dtype) -> list:
-    """The completions `rows` of a batch as MicroBatches, with pi_ref's log-probs."""
-    out, parts = [], batch.split(rows, c.grpo.tokens_per_batch)
-    for mine in parallel.level(parts, []):  # every process makes the same number of passes
-        part, _ = batch.select(mine or [0])
-        with autocast(reference.device, dtype):
-            x = run_blocks(reference, part, stop=frozen)
-            top = run_blocks(reference, part, x, frozen)
-            logp_ref = completion_logps(reference, top, part, c.run.temperature)
-        divisor = sequences if mine else math.inf
-        x = x if frozen else None
-        out.append(MicroBatch(part, x, advantage[mine or [0]], logp_ref, divisor))
+    sampler, size = frozen_copy(policy, dtype), max(1, 256 // G)  # cast once, not once a token
+    for some in (places[i : i + size] for i in range(0, len(places), size)):
+        prompts, few = [chat.prompt(part[p]["prompt"]) for p in some], draws[some].flatten(0, 1)
+        rows = generate(sampler, prompts, G, T, c.run.temperature, eos=chat.eos, draws=few)
+        out |= {p: rows[k * G :][:G] for k, p in enumerate(some)}
     return out
 
 
-def update(policy, micro: list[MicroBatch], frozen, c: Config, dtype, loop: Loop) -> dict:
-    """One optimizer step, if its numbers are finite. Returns what to log."""
-    sums = torch.zeros(3, dtype=torch.float64)  # loss, kl, clipped
+@torch.no_grad()
+def score(reference, rewards, chat, part, groups, updates, frozen, c: Config, dtype):
+    """Rewards (len(part), G + 1) of groups and, last, demonstrations; each update's MicroBatches.
+
+    Of a row without a group the demonstration alone is scored.
+    """
+    width, micro, (low, high) = c.grpo.samples + 1, [], sorted((frozen, rewards.below))
+    scores = torch.zeros(len(part), width, device=reference.device)
+    for mine in (u[parallel.share()] for u in updates):
+        answers = [[*groups.get(p, []), chat.answer(part[p]["response"])] for p in mine]
+        batch = Batch([chat.prompt(part[p]["prompt"]) for p in mine], answers, reference.device)
+        rows = [(p + 1) * width - k for p, a in zip(mine, answers) for k in range(len(a), 0, -1)]
+        micro.append([])
+        for cut in batch.split(list(range(len(rows))), c.grpo.tokens_per_batch):
+            some, _ = batch.select(cut)
+            names = [part[mine[p]]["category"] for p in batch.owner[cut].unique().tolist()]
+            with autocast(reference.device, dtype):
+                x = run_blocks(reference, some, stop=low)
+                y = run_blocks(reference, some, x, low, high)
+                R = rewards(y if high == rewards.below else x, some, names)
+            found = [rows[b] for b in cut]
+            scores.view(-1)[found] = R
+            x = (x if low == frozen else y) if frozen else None
+            micro[-1].append(MicroBatch(some, found, x))
+    return parallel.add(scores), micro
+
+
+@torch.no_grad()
+def ready(models, micro: list[MicroBatch], learnt, frozen: int, dtype) -> list[MicroBatch]:
+    """An update's completions that are learnt from, with the log-probs of models: pi_ref, pi_old.
+
+    learnt (len(part), G + 1) bool.
+    """
+    flags, out = learnt.flatten().tolist(), []
+    found = [(m, [b for b, row in enumerate(m.rows) if flags[row]]) for m in micro]
+    for m, cut in parallel.level([f for f in found if f[1]], (micro[0], [])):
+        batch, tokens = m.batch.select(cut or [0])
+        x, logps = None if m.x is None else m.x[tokens], []
+        for model in models:
+            with autocast(model.device, dtype):
+                top = run_blocks(model, batch, x, frozen)
+                logps.append(completion_logps(model, top, batch))
+        out.append(MicroBatch(batch, [m.rows[b] for b in cut], x, *logps))
+    return out
+
+
+def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop: Loop) -> dict:
+    """One optimizer step, if its numbers are finite. Returns what to log.
+
+    A (P + anchors, G + 1): advantages. S: the update's sequences, in all processes.
+    """
+    g, names, sums = c.grpo, ("loss", *INFO), torch.zeros(len(INFO) + 1, dtype=torch.float64)
     for m in micro:
         with autocast(policy.device, dtype):
-            x = run_blocks(policy, m.batch, m.x, frozen, recompute=c.grpo.recompute)
-            logp = completion_logps(policy, x, m.batch, c.run.temperature)
-        if m.logp_old is None:
-            m.logp_old = logp.detach()
-        limits = c.grpo.clip, c.grpo.beta_kl, m.sequences
-        objective, info = loss(logp, m.logp_old, m.logp_ref, m.advantage, m.batch.mask, *limits)
+            x = run_blocks(policy, m.batch, m.x, frozen, recompute=g.recompute)
+            logp = completion_logps(policy, x, m.batch)
+        m.logp_old = logp.detach() if m.logp_old is None else m.logp_old
+        fixed = m.logp_old, m.logp_ref, A.flatten()[m.rows or [0]], m.batch.mask
+        limits = g.clip, g.clip_high, g.beta_kl, S if m.rows else math.inf
+        objective, info = loss(logp, *fixed, *limits)
         objective.backward()
-        sums += torch.tensor([objective.item(), info["kl"], info["clipped"]], dtype=sums.dtype)
-    stats = dict(zip(("loss", "kl", "clipped"), parallel.add(sums).tolist()))
+        sums += torch.tensor([objective.item(), *(info[k] for k in INFO)], dtype=sums.dtype)
+    stats = dict(zip(names, parallel.add(sums).tolist()))
     trained = [p for p in policy.parameters() if p.requires_grad]
     stats["grad_norm"] = parallel.clip_gradients(trained, 1.0)  # sums the processes' gradients
     loop.descend(loss=stats["loss"], grad_norm=stats["grad_norm"])
     return stats
 
 
-def train(policy, reference, rewards, chat, encoder, rows, c: Config, dtype, history=(), loop=None):
+def roll_out(policy, reference, rewards, chat, phi, c, dtype, frozen, part, P, updates, seed):
+    """Samples of the first P prompts of `part`, with their rewards and what else they tell.
+
+    updates: places in `part`. Returns scores (len(part), G + 1), the demonstration's last, facts
+    (P, G, 4) (see evaluate.sample_facts), and each update's MicroBatches.
+    """
+    mine = [p for u in updates for p in u[parallel.share()] if p < P]
+    groups = draw_samples(policy, chat, part, mine, c, dtype, seed)
+    scores, micro = score(reference, rewards, chat, part, groups, updates, frozen, c, dtype)
+    texts = [[chat.decode(ids) for ids in groups[p]] for p in mine]
+    W = similarities(phi, texts, [part[p]["response"] for p in mine]).to(scores)
+    facts = scores.new_zeros(P, W.shape[1], 4)
+    facts[mine] = torch.cat((W[..., None], sample_facts(chat, groups.values()).to(W)), 2)
+    return scores, parallel.add(facts), micro
+
+
+def train(policy, reference, rewards, chat, phi, rows, c, dtype, history=(), loop=None, held=()):
     """Trains the policy in place. reference: pi_ref, its own start, on which `rewards` stand.
 
-    rows: prompt, category and response (the demonstration; borrowed: True if another prompt's).
-    history: IRL's groups with reward_demo and samples, (reward, text) pairs.
+    phi: the text encoder. rows: prompt, category and response (the demonstration; borrowed: True
+    if another prompt's). history: IRL's groups with reward_demo and samples, (reward, text) pairs.
+    held: rows that are only looked at, before four of the rollouts and after the last.
     """
     g, rng, loop = c.grpo, random.Random(c.run.seed), loop or Loop("grpo")
-    frozen = train_top(policy, g.blocks)
+    frozen, P, K = train_top(policy, g.blocks), g.prompts, g.prompts // (g.batch or g.prompts)
     if g.shard:
         parallel.shard(policy)
-    optimizer, draw = optimizer_for(policy, g.lr), pick(rows, g.prompts, g.helpful_share, rng)
-    loop.state = loop.state or start_means(history, encoder)  # saved with the weights
+    optimizer, draw = optimizer_for(policy, g.lr), pick(rows, P, g.helpful_share, rng)
+    demonstrated = [r for r in rows if not r.get("borrowed")]
+    anchors = pick(demonstrated, K * g.anchor, g.helpful_share, rng)
+    updates = [range(u, P + K * g.anchor, K) for u in range(K)]  # places of prompts and anchors
+    steps, models = g.passes * K, (reference, policy)[: 1 + (K > 1)]  # K 1: pi_old is pi itself
+    roll = partial(roll_out, policy, reference, rewards, chat, phi, c, dtype, frozen)
+    loop.state = loop.state or start_means(history, phi)  # saved with the weights
     for n in tqdm(range(g.rollouts), "grpo", unit="rollout", disable=parallel.rank() > 0):
-        part, seed, clock = next(draw), rng.randrange(2**31), [time.time()]
-        if loop.skip(n, policy, optimizer):
+        part, seed, begun = next(draw) + next(anchors), rng.randrange(2**31), time.time()
+        order = [u for _ in range(g.passes) for u in rng.sample(range(K), K)]
+        if loop.skip((n + 1) * steps - 1, policy, optimizer):
             continue
-        # 1. Sample: G completions o_i of each prompt, from pi_old
-        groups = draw_samples(policy, chat, part, c, dtype, seed)
-        clock.append(time.time())
-        # 2. Reward: R_i of every sample and, last, of the demonstration
-        mine = part[parallel.share()]
-        answers = [[*group, chat.answer(r["response"])] for group, r in zip(groups, mine)]
-        batch = Batch([chat.prompt(r["prompt"]) for r in mine], answers, policy.device)
-        R = reward_batch(reference, rewards, batch, mine, g.tokens_per_batch, dtype)
-        scores = parallel.gather(R.view(len(mine), -1), len(part))  # (P, G + 1)
-        facts = parallel.gather(measure(groups, mine, chat, encoder, R), len(part))  # (P, G, 4)
-        W, gaps = facts[..., 0], scores[:, -1:] - scores[:, :-1]  # (P, G)
-        categories, sound = [r["category"] for r in part], loop.finite(reward=scores, similarity=W)
+        record = look(roll, held, c.run.seed) if n % -(-g.rollouts // 4) == 0 else {}
+        # 1. Sample G completions o_i of each prompt from pi_old. 2. Reward them and demonstrations
+        scores, facts, micro = roll(part, P, updates, seed)
+        R, W, gaps = scores[:P, :-1], facts[..., 0], scores[:P, -1:] - scores[:P, :-1]  # (P, G)
         # 3. Difficulty: alpha = alphaD alphaM
-        if sound:
-            alpha = difficulty(W, gaps, categories, **loop.state, scaling=g.scaling)
-        if not sound or not loop.finite(alpha=alpha):
-            loop.end(n)
+        if not loop.finite(reward=scores, similarity=W):
+            loop.end((n + 1) * steps - 1, **record)
             continue
+        categories = [r["category"] for r in part[:P]]
+        alpha = difficulty(W, gaps, categories, **loop.state, scaling=g.scaling)
         # 4. Advantage: A_i = alpha (R_i - mean R) / (std R + eps)
-        A = advantages(scores, alpha, g.std_eps)  # (P, G + 1)
-        learnt = learnt_members(scores, part, g.imitate, g.keep)
-        own, S = learnt[parallel.share()].flatten().nonzero()[:, 0].tolist(), int(learnt.sum())
-        A_own = A[parallel.share()].flatten()
-        micro = micro_batches(reference, batch, frozen, own, A_own, S, c, dtype)
-        clock.append(time.time())
-        # 5. Update: mu steps up the gradient of J
-        for step in range(g.iterations):
-            set_lr(optimizer, g.lr, (n + (step + 0.5) / g.iterations) / g.rollouts)
-            stats = update(policy, micro, frozen, c, dtype, loop)
-        clock.append(time.time())
-        # 6. Log
-        loop.end(n, **stats, **log_record(categories, scores, facts, alpha, A, learnt, clock))
-
-
-def measure(groups: list, part: list[dict], chat, encoder, like: Tensor) -> Tensor:
-    """(P, G, 4), of `like`'s dtype: W, and of each sample: refuses, length, ended."""
-    texts = [[chat.decode(ids) for ids in group] for group in groups]
-    W = similarities(encoder, texts, [r["response"] for r in part]).to(like)
-    facts = lambda ids: [judge(chat.decode(ids)) == "refuses", len(ids), chat.ended(ids)]
-    rest = torch.tensor([[facts(ids) for ids in group] for group in groups])
-    return torch.cat((W[..., None], rest.to(like)), 2)
-
-
-def log_record(categories, scores, facts, alpha, A, learnt, clock: list[float]) -> dict:
-    """What a rollout tells: means over all, and over harmful and harmless prompts; seconds."""
-    R, R_demo = scores[:, :-1], scores[:, -1:]
-    W, refused, length, ended = facts.unbind(2)
-    means = {"reward_std": R.std(1, correction=0), "gap_demo_minus_sample": R_demo - R}
-    means |= {"similarity": W, "length": length, "ended": ended}
-    means["equal_groups_share"] = (R == R[:, :1]).all(1).to(R)
-    means["advantage_samples"] = A[:, :-1][learnt[:, :-1]].abs()
-    means["advantage_demonstration"] = A[:, -1][learnt[:, -1]]
-    harmless = torch.tensor([name == HELPFUL for name in categories])
-    for kind, which in (("harmful", ~harmless), ("helpful", harmless)):
-        means |= {f"{kind}_refused": refused[which], f"{kind}_reward": R[which]}
-    record = {name: x.mean().item() for name, x in means.items() if x.numel()}
-    record["alpha"] = [round(a, 4) for a in alpha[:, 0].tolist()]
-    seconds = (round(b - a, 2) for a, b in zip(clock, clock[1:]))
-    return {**record, "seconds": dict(zip(("rollout", "score", "train"), seconds))}
+        A, learnt = advantages(R, alpha, K * g.anchor, g)
+        record |= rollout_record(categories, scores[:P], facts, alpha)
+        record["seconds"] = round(time.time() - begun, 2)
+        # 5. Update: steps up the gradient of J
+        batches = [ready(models, m, learnt, frozen, dtype) for m in micro]
+        for step, u in enumerate(order, n * steps):
+            set_lr(optimizer, g.lr, (step + 0.5) / (steps * g.rollouts))
+            S = int(learnt[list(updates[u])].sum())  # sequences, in all processes
+            record |= update(policy, batches[u], A, S, frozen, c, dtype, loop)
+            loop.average(min(g.average, (step + 1) / (step + 10)))
+            # 6. Log
+            if step + 1 == g.rollouts * steps:
+                loop.take_average()
+                record |= look(roll, held, c.run.seed)
+            loop.end(step, whole=(step + 1) % steps == 0, **record)
+            record = {}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # DR-IRL, stage by stage, on the model of your choice:
-#   bash train.sh                 SmolLM2-135M-Instruct (90 MB, once), 15 minutes on two cores
+#   bash train.sh                 SmolLM2-135M-Instruct (90 MB, once), 12 to 25 minutes on two cores
 #   bash train.sh FOLDER          any local Llama, Qwen2 or Qwen3 folder
 #   bash train.sh tiny            a 1M-parameter model made on the spot, no download, two minutes
 # The recipe is laptop (or tiny). How it departs from the paper, and why: python drirl.py recipes
@@ -30,5 +30,5 @@ export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$tunables}"
 #   sft          warm start: supervised fine-tuning on them
 #   irl       2. one shadow reward model per category by inverse RL
 #   grpo      3. GRPO-S against these rewards
-#   baseline     the rival: SFT continued for as long as 2. and 3. took
-#   eval         all four on held-out prompts: table, report.md, pictures
+#   eval         before and after on held-out prompts: table, report.md, pictures
+# --rival true also trains the rival: SFT continued for as long as 2. and 3. took

@@ -17,13 +17,19 @@ from support.hf import save_model
 UPDATES, BLOCKS, LR, PAIRS, BETA = 24, 10, 5e-5, 8, 0.1  # PAIRS: of a step
 
 
-def pairs(drawn: list[dict], rows: list[dict], contrast: int, seed: int) -> list[dict]:
-    """{"prompt", "better", "worse"}: the demonstrations of irl's prompts against all else there."""
+def pairs(chat, drawn: list[dict], rows: list[dict], contrast: int, seed: int) -> list[dict]:
+    """{"prompt", "better", "worse"}: irl's demonstrations against all else there, token lists."""
     out, rng = [], random.Random(seed)
     for g in drawn:
         others = [o["response"] for o in opposites(g, rows, contrast, rng)]
         for text in [*(text for _, text in g["samples"]), *others]:
-            out.append({"prompt": g["prompt"], "better": g["response"], "worse": text})
+            out.append(
+                {
+                    "prompt": g["prompt"],
+                    "better": chat.answer(g["response"]),
+                    "worse": chat.answer(text),
+                }
+            )
     return out
 
 
@@ -33,17 +39,17 @@ def dpo_loss(logp: torch.Tensor, logp_ref: torch.Tensor, beta: float) -> torch.T
     return -F.logsigmoid(beta * (better - worse)).mean()
 
 
-def train(policy, reference, chat, pairs: list[dict], dtype, seed: int, loop) -> None:
+def train(policy, reference, chat, pairs, dtype, seed, loop, updates=UPDATES, blocks=BLOCKS):
     """Trains the policy in place; reference: its own start."""
-    frozen, draw = train_top(policy, BLOCKS), cycle(pairs, random.Random(seed))
+    frozen, draw = train_top(policy, blocks), cycle(pairs, random.Random(seed))
     optimizer = optimizer_for(policy, LR)
-    for step in range(UPDATES):
+    for step in range(updates):
         part = [next(draw) for _ in range(PAIRS)]
         if loop.skip(step, policy, optimizer):
             continue
-        responses = [[chat.answer(r["better"]), chat.answer(r["worse"])] for r in part]
+        responses = [[r["better"], r["worse"]] for r in part]
         batch = Batch([chat.prompt(r["prompt"]) for r in part], responses, policy.device)
-        set_lr(optimizer, LR, (step + 0.5) / UPDATES)
+        set_lr(optimizer, LR, (step + 0.5) / updates)
         with autocast(policy.device, dtype):
             logp = token_logps(policy, batch, frozen=frozen).sum(1).view(-1, 2)
             with torch.no_grad():
@@ -56,7 +62,7 @@ def stage(run) -> None:
     folder, chat = run.folder / "sft", run.chat(run.folder / "sft")
     policy, reference = run.load(folder), run.load(folder, run.dtype)
     drawn = run.read("rewards/samples.json", [])
-    found = pairs(drawn, run.rows(chat), run.c.irl.contrast, run.c.run.seed)
+    found = pairs(chat, drawn, run.rows(chat), run.c.irl.contrast, run.c.run.seed)
     with run.work("dpo", found) as loop:
         train(policy, reference, chat, found, run.dtype, run.c.run.seed, loop)
     save_model(policy, run.folder / "dpo")

@@ -8,37 +8,45 @@ has what was said. To have a run again, delete its line. Edit SETTINGS and VARIA
 """
 
 import argparse
-import random
 import shutil
 import sys
 from pathlib import Path
 
 import drirl
-from config import Config, UserError, changed
+from config import RECIPES, Config, UserError, changed
 from data import HELPFUL, counts, distinct, k_center
 from evaluate import KINDS, kind_of
-from lab import dpo
+from lab import dpo, rivals
 from lab.measure import measure, reward_aucs
-from lab.tables import BORROWED, CONTINUED, DPO, DRIRL, LONGER, START, STATIC
+from lab.tables import BORROWED, CONTINUED, DPO, DRIRL, PAIRS, RFT, START, STATIC
 from support.files import as_json, hold, read_records, write
-from support.loaders import load_demonstrations, load_rows
+from support.loaders import load_rows
 from support.resume import refuse_differences
 from support.run import Run, borrow, machine
 
-# for few demonstrations: a short warm start, more passes in irl, prompts without a demonstration
-FEW = {"sft.steps": 30, "irl.epochs": 3, "grpo.open_prompts": True, "grpo.samples": 4}
-FEW |= {"grpo.rollouts": 12, "grpo.prompts": 32, "grpo.keep": 0.5, "grpo.lr": 5e-5}
-FEW |= {"grpo.beta_kl": 0.002}
-SETTINGS = {"standard": (0, {})}  # name: (harmless demonstrations or 0: all, settings)
-SETTINGS |= {f"few-{n}": (6 * n, {**FEW, "run.per_category": n}) for n in (4, 8, 16)}
+own = lambda key, value: value != RECIPES["laptop"].get(key, [None])[0]
+FEW = {key: value for key, (value, _) in RECIPES["laptop-few"].items() if own(key, value)}
+SETTINGS = {  # the recipe laptop with these
+    "standard": {},
+    "few-24": FEW,
+    "few-8": {**FEW, "run.per_category": 8, "sft.steps": 30, "irl.epochs": 3},
+}
+ON_POLICY = {"grpo.rollouts": 24, "grpo.prompts": 32, "grpo.batch": 0, "grpo.members": "all"}
+ON_POLICY |= {"grpo.anchor": 0, "grpo.clip_high": 0.2, "grpo.negative": 1.0, "grpo.lr": 5e-5}
+FOLDERS = {"grpo": "policy", "judged": "policy", "random": "rft"}  # of stages not named like it
 VARIANTS = {  # name: (stages after those of the start, settings)
     START: ((), {}),
     DRIRL: (("grpo",), {}),
     STATIC: (("grpo",), {"grpo.scaling": "none"}),
     CONTINUED: (("baseline",), {}),
-    LONGER: (("sft",), {}),
+    RFT: (("rft",), {}),
+    "RFT, random": (("random",), {}),
+    PAIRS: (("pairs",), {}),
     DPO: (("dpo",), {}),
     BORROWED: (("baseline",), {}),
+    "best alone": (("grpo",), {"grpo.negative": 0.0}),
+    "the judge as reward": (("judged",), {"grpo.scaling": "none"}),
+    "on-policy": (("grpo",), ON_POLICY),
     "data hardness": (("grpo",), {"grpo.scaling": "data"}),
     "model responsiveness": (("grpo",), {"grpo.scaling": "model"}),
     "sum": (("grpo",), {"grpo.scaling": "sum"}),
@@ -57,23 +65,6 @@ def planned(only: str, seeds: range) -> list[tuple[str, str, int]]:
         raise UserError(f"--only {wrong[0]}: want some of {', '.join(SETTINGS)}, or few-8/DPO")
     asked = [(s, v) for s, v in known if wanted & {s, f"{s}/{v}"}]
     return [(s, v, seed) for s, v in asked for seed in seeds]
-
-
-def write_data(c: Config, setting: str, seed: int, folder: Path) -> Config:
-    """Writes a setting's pool and harmless demonstrations. Returns the settings that name them.
-
-    Prompts of harmless demonstrations that aren't drawn join the pool.
-    """
-    (n, values), run = SETTINGS[setting], Run(c)
-    harmless = load_demonstrations(run.file("benign"))[:-60]  # recorded runs measured on the rest
-    if len(harmless) < max(2, n):
-        raise UserError(f"{run.file('benign')}: {setting} takes {max(2, n) + 60} demonstrations")
-    drawn = random.Random(seed).sample(harmless, n) if n else harmless
-    bare = [{"prompt": r["prompt"], "category": HELPFUL} for r in harmless if r not in drawn]
-    parts = {"pool": load_rows(run.file("pool")) + bare, "benign": drawn}
-    write({folder / f"{name}.jsonl": drirl.as_lines(part) for name, part in parts.items()})
-    files = {f"run.{name}": str(folder / f"{name}.jsonl") for name in parts}
-    return changed(c, {**values, **files, "run.seed": seed})
 
 
 def pool(run: Run) -> None:
@@ -97,16 +88,21 @@ class Borrowing(Run):
         return rows + borrow(self.open_prompts(chat, rows), rows, self.encoder())
 
 
-STAGES = {**drirl.STAGES, "pool": pool, "dpo": dpo.stage}
+def judged(run: Run) -> None:
+    """GRPO-S with the judge's verdict as reward."""
+    drirl.stage_grpo(run, rewards=rivals.Verdict(run.chat(run.folder / "sft")))
 
 
-def work(run: Run, stages: tuple) -> None:
+STAGES = {**drirl.STAGES, "judged": judged, **rivals.STAGES, "pool": pool, "dpo": dpo.stage}
+
+
+def work(run: Run, known: dict, stages: tuple) -> None:
     """Those of these stages of a run that it hasn't done."""
     for stage in stages:
         if record := run.done(stage):
             refuse_differences(record["settings"], run.identity, f"{run.folder}, {stage}")
             continue
-        drirl.timed(stage, run, STAGES)
+        drirl.timed(stage, run, known)
         run.finish(stage)
 
 
@@ -116,27 +112,27 @@ def one(c: Config, setting: str, variant: str, seed: int, product: dict | None) 
     product: the line of DR-IRL itself, for the rivals that train as long.
     """
     folder, (stages, values) = Path(c.run.run) / setting / f"seed-{seed}", VARIANTS[variant]
-    c = write_data(c, setting, seed, folder)
+    c = changed(c, {**SETTINGS[setting], "run.seed": seed})
     start = Run(changed(c, {"run.run": str(folder / "start")}))
-    if variant in (CONTINUED, LONGER, BORROWED):
-        if not product:
-            raise UserError(f"{variant} trains as long as {DRIRL}: run {setting}/{DRIRL} first")
+    stages_of, same_time = dict(STAGES), variant in (CONTINUED, BORROWED)
+    if same_time and not product:
+        raise UserError(f"{variant} trains as long as {DRIRL}: run {setting}/{DRIRL} first")
+    if same_time:
         steps = drirl.steps_in_time(product["seconds"], c.sft.steps)
-        longer = {"sft.steps": c.sft.steps + steps}
-        values = longer if variant == LONGER else {"sft.baseline_steps": steps}
+        stages_of["baseline"] = lambda run: drirl.stage_baseline(run, steps)
     kind = Borrowing if variant == BORROWED else Run
     run = kind(changed(c, {**values, "run.run": str(folder / variant)}))
-    work(start, ("data", "sft", "irl"))
+    work(start, STAGES, ("data", "sft", "irl"))
     if not run.folder.exists():
         aside = folder / f"{variant}.tmp"
         again = shutil.ignore_patterns(*(f"{stage}.json" for stage in stages))  # in done/
         shutil.copytree(start.folder, aside, ignore=again, dirs_exist_ok=True)
         aside.rename(run.folder)
-    work(run, stages)
+    work(run, stages_of, stages)
     last = stages[-1] if stages else "sft"
-    model = run.folder / ("policy" if last == "grpo" else last)
+    model = run.folder / FOLDERS.get(last, last)
     found = measure(run, model, start.folder / "sft")
-    costs = ("sft", "irl", "grpo") if last == "grpo" else ("sft", last)
+    costs = ("sft", last) if last in ("sft", "baseline", "dpo") else ("sft", "irl", last)
     found["seconds"] = {stage: run.done(stage)["seconds"] for stage in costs}
     if not stages or "irl" in stages:
         found["auc"] = reward_aucs(run)

@@ -1,6 +1,7 @@
 """Tables, intervals and pictures of the grid, from the lines that lab/grid.py left.
 
     python -m lab.tables [FILE]           RESULTS.md, plane.png; FILE becomes results/ablate.jsonl
+    python -m lab.tables claims [FILE]    a JSON line a claim
     python -m lab.tables runs FOLDER ...  the mean of several runs' results.json
 
 A claim is about the difference of two variants: the mean over seeds of (harmful refused -
@@ -9,6 +10,7 @@ stay paired, and Student's over the seeds, as a bootstrap of five is too narrow.
 zero; "yes, on these prompts": Student's does. A rate's interval is Wilson's for one seed's prompts.
 """
 
+import json
 import math
 import re
 import sys
@@ -24,9 +26,9 @@ from support.files import read_json, read_records, write
 
 LAB = Path(__file__).parent
 START, DRIRL, STATIC, DPO = "SFT warm start", "product (DR-IRL)", "7RW static", "DPO"
-CONTINUED, LONGER = "SFT continued (time)", "SFT longer (time)"
-TOKENS, BORROWED = "SFT continued (tokens)", "SFT on borrowed (time)"
-RIVALS = (START, CONTINUED, LONGER, TOKENS, BORROWED, DPO, STATIC, "sum", "linear integration")
+CONTINUED, BORROWED = "SFT continued (time)", "SFT on borrowed (time)"
+RFT, PAIRS = "RFT", "DPO, best and worst sample"
+RIVALS = (START, CONTINUED, RFT, BORROWED, DPO, PAIRS, STATIC, "sum", "linear integration")
 CLAIMS = [(DRIRL, v) for v in (*RIVALS, "unbalanced")]  # (better, worse)
 CLAIMS += [(v, STATIC) for v in ("data hardness", "model responsiveness", "spread (ours)")]
 CLAIMS += [(STATIC, "1RW static"), (STATIC, CONTINUED), (START, CONTINUED)]
@@ -65,17 +67,35 @@ def difference(a: list[dict], b: list[dict], draws: int = 4000) -> tuple:
     return by_seed.mean(), *np.percentile(drawn, (2.5, 97.5)), half
 
 
-def claim(variants: dict, better: str, worse: str, since: int = 0) -> list:
-    """A claim's row: names, seeds, difference, two intervals, verdict; [] without lines of both."""
+def name_of(better: str, worse: str) -> str:
+    short = {DRIRL: "DR-IRL", START: "its start", CONTINUED: "SFT continued", STATIC: "static"}
+    return f"{short.get(better, better)} over {short.get(worse, worse)}"
+
+
+def claim(variants: dict, better: str, worse: str, since: int = 0) -> dict:
+    """A claim: its name, seeds, points, two intervals; {} without lines of both variants.
+
+    by_seed: None for fewer than three seeds.
+    """
     a, b = ({r["seed"]: r for r in variants.get(v, [])} for v in (better, worse))
     if not (seeds := sorted(s for s in a.keys() & b.keys() if s >= since)):
-        return []
+        return {}
     mean, low, high, half = difference([a[s] for s in seeds], [b[s] for s in seeds])
-    shown = "yes" if mean > 0 else "no: worse"
+    by_seed = None if half == math.inf else [round(mean - half, 2), round(mean + half, 2)]
+    found = {"claim": name_of(better, worse), "seeds": len(seeds), "points": round(mean, 2)}
+    return found | {"by_seed": by_seed, "over_prompts": [round(low, 2), round(high, 2)]}
+
+
+def claim_row(c: dict) -> list:
+    """Cells of a claim's row in the tables; the last says whether it is shown."""
+    (low, high), by_seed = c["over_prompts"], c["by_seed"]
+    shown = "yes" if c["points"] > 0 else "no: worse"
     shown += "" if low > 0 or high < 0 else ", on these prompts"
-    by_seed = f"[{mean - half:+.1f}, {mean + half:+.1f}]" if len(seeds) > 2 else "-"
-    cells = [f"{better} beats {worse}", len(seeds), f"{mean:+.1f}", f"[{low:+.1f}, {high:+.1f}]"]
-    return [*cells, by_seed, shown if abs(mean) > half else "not shown"]
+    if not by_seed or by_seed[0] <= 0 <= by_seed[1]:
+        shown = "not shown"
+    told = f"[{by_seed[0]:+.1f}, {by_seed[1]:+.1f}]" if by_seed else "-"
+    points, over = f"{c['points']:+.1f}", f"[{low:+.1f}, {high:+.1f}]"
+    return [c["claim"], c["seeds"], points, over, told, shown]
 
 
 def percent(lines: list[dict], name: str) -> float:
@@ -100,7 +120,7 @@ def tables_of(variants: dict, since: int = 0) -> str:
         if fitted := [r["auc"] for r in lines if "auc" in r]:
             found = [[a[n][1] for a in fitted if a.get(n, [0])[0]] for n in names]
             aucs.append([variant, *(f"{np.mean(x):.2f}" if x else "-" for x in found)])
-    told = [cells for pair in CLAIMS if (cells := claim(variants, *pair, since))]
+    told = [claim_row(c) for pair in CLAIMS if (c := claim(variants, *pair, since))]
     out = [markdown(head, rows)]
     out.append(markdown(["claim", "seeds", "points", "bootstrap", "by seed", "verdict"], told))
     out.append(markdown(["harmful refused, %", *CATEGORIES], categories))
@@ -150,13 +170,20 @@ def main(argv: list[str]) -> None:
         print(means([read_json(Path(folder) / "results.json", list) for folder in argv[1:]]))
         return
     kept, page = LAB / "results/ablate.jsonl", LAB / "RESULTS.md"
-    source = Path(argv[0]) if argv else kept
+    told = argv[:1] == ["claims"]
+    source = Path(argv[told]) if argv[told:] else kept
     records = read_records(source, "variant")
     if not records:
         raise UserError(f"{source}: no results yet: python -m lab.grid --run runs/grid")
-    for key in ("--model", "text of --prompts"):
+    for key in ("--model", "text of --prompts", "--eval-prompts"):
         if len(found := {str(r["settings"].get(key)) for r in records}) > 1:
             raise UserError(f"{source}: several values of {key}: {', '.join(sorted(found))}")
+    if told:
+        for setting, variants in grouped(records).items():
+            for pair in CLAIMS:
+                if found := claim(variants, *pair, SINCE.get(setting, 0)):
+                    print(json.dumps({"setting": setting, **found}))
+        return
     text = fill(page.read_text(encoding="utf-8"), grouped(records))
     write({kept: source.read_bytes(), page: text})
     picture(grouped(records), LAB / "results/plane.png")

@@ -1,7 +1,7 @@
 """Several processes, one a GPU, on one disk: torchrun --nproc_per_node=N -- drirl.py grpo ...
 
 All draw the same prompts; each takes its share and gathers the others' rewards and similarities.
-So difficulty, advantages and the groups kept are those of one process. Gradients are summed.
+So difficulty and advantages are those of one process. Gradients are summed.
 """
 
 import os
@@ -30,13 +30,6 @@ def world() -> int:
 def share() -> slice:
     """The rows of a list that are this process's."""
     return slice(rank(), None, world())
-
-
-def gather(mine: Tensor, n: int) -> Tensor:
-    """All n rows, of which each process has its share, `mine`."""
-    rows = mine.new_zeros(n, *mine.shape[1:])
-    rows[share()] = mine
-    return add(rows)
 
 
 def add(x: Tensor, op=dist.ReduceOp.SUM) -> Tensor:

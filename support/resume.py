@@ -42,6 +42,7 @@ class Loop:
         self.resumed, self.restored = self.done, self.done == 0
         self.start = self.saved = time.time()
         self.stop, self.bad, self.model, self.optimizer = False, [], None, None
+        self.partly = False  # the last step was not a whole one: see `end`
 
     def __enter__(self):
         self.handler = signal.signal(signal.SIGINT, self.interrupt)
@@ -60,7 +61,8 @@ class Loop:
         if self.stop or self.model is None:  # asked twice, or before the first step
             raise KeyboardInterrupt
         self.stop = True
-        print(f"\n{self.stage}: stopping after this step; once more to stop at once", flush=True)
+        told = "stopping after this step (in grpo, this rollout); once more to stop at once"
+        print(f"\n{self.stage}: {told}", flush=True)
 
     @property
     def seconds(self) -> float:  # of work, without what was done twice because of a kill
@@ -102,6 +104,18 @@ class Loop:
             self.optimizer.step()
         self.optimizer.zero_grad()  # to None: AdamW leaves alone what this loss did not reach
 
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """mean <- decay mean + (1 - decay) weights; the mean is kept beside AdamW's moments."""
+        for p, state in self.optimizer.state.items() if decay else ():
+            state["mean"] = state.get("mean", p).lerp(p, 1 - decay)
+
+    @torch.no_grad()
+    def take_average(self) -> None:
+        """Puts the running means, where there are any, in place of the weights."""
+        for p, state in self.optimizer.state.items():
+            p.copy_(state.get("mean", p))
+
     def update(self, step: int, loss: torch.Tensor, parameters, /, **record) -> None:
         """A step down the gradient of `loss`, its norm cut to 1, if both are finite; then `end`."""
         loss.backward()
@@ -109,8 +123,11 @@ class Loop:
         self.descend(loss=loss, grad_norm=norm)
         self.end(step, **{"loss": loss.item(), "grad_norm": norm.item(), **record})
 
-    def end(self, step: int, **record) -> None:
-        """Logs a step, saves the state if it is time, stops if asked to or nothing is finite."""
+    def end(self, step: int, whole: bool = True, **record) -> None:
+        """Logs a step, saves the state if it is time, stops if asked to or nothing is finite.
+
+        whole: the loop can go on from here; else a stop waits for the next such step.
+        """
         bad, self.bad = list(dict.fromkeys(self.bad)), []
         self.done, self.skipped = step + 1, self.skipped + 1 if bad else 0
         self.log(stage=self.stage, step=self.done, **record, **({"skipped": bad} if bad else {}))
@@ -119,9 +136,10 @@ class Loop:
             print(f"\n{what}, step {self.done} skipped", flush=True)
         if self.skipped >= PATIENCE:
             raise UserError(f"{what}, {PATIENCE} updates skipped in a row: {REMEDY}")
-        stop = bool(parallel.most(int(self.stop)))  # all processes after the same step
-        due = stop or time.time() - self.saved >= SAVE_EVERY
-        if self.path and due and not parallel.rank():
+        stop = whole and bool(parallel.most(int(self.stop)))  # all processes after the same step
+        due = stop or self.partly or time.time() - self.saved >= SAVE_EVERY
+        self.partly = not whole
+        if self.path and due and whole and not parallel.rank():
             self.save()
         if stop:
             raise KeyboardInterrupt

@@ -7,6 +7,7 @@ code, seconds. RUN/unfinished-STAGE.safetensors is the state of a stage at work 
 import dataclasses
 import functools
 import hashlib
+import random
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import data
 from config import CORPUS, SHIPPED, Config, UserError, changed, get, settings
 from encoder import load_encoder
+from evaluate import kind_of
 from model import Transformer
 from support import chat as chats
 from support import loaders, parallel, weights
@@ -24,8 +26,9 @@ from support.hf import load_model, open_model
 from support.resume import Loop, refuse_differences
 
 ORDER = ("data", "sft", "irl", "grpo", "baseline", "eval")
-FREE = {"run.recipe", "run.run", "run.resume", "sft.baseline_steps"}  # may differ when it goes on
+FREE = {"run.recipe", "run.run", "run.resume", "run.rival"}  # may differ when it goes on
 FREE |= {"grpo.tokens_per_batch", "grpo.recompute"}
+HELD = 64  # open prompts that GRPO-S only looks at
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -212,23 +215,39 @@ class Run:
         return rows
 
     def rows(self, chat: chats.Chat) -> list[dict]:
-        """The balanced demonstrations of the data stage, then the harmless ones."""
+        """The data stage's balanced demonstrations, then at most as many harmless ones."""
         harmless = self.demonstrations(self.file("benign"), chat, [data.HELPFUL])
         balanced = self.folder / "data/balanced.jsonl"
-        return self.demonstrations(balanced, chat, data.CATEGORIES) + harmless
+        rows = self.demonstrations(balanced, chat, data.CATEGORIES)
+        n = min(len(rows), len(harmless))
+        return rows + random.Random(self.c.run.seed).sample(harmless, n)
 
     def open_prompts(self, chat: chats.Chat, rows: list[dict]) -> list[dict]:
-        """The pool's prompts that have a category and are not among the demonstrations `rows`.
+        """The prompts that have a category and are not among the demonstrations `rows`.
 
-        The shipped pool has harmful prompts alone; the harmless ones of corpus/open.jsonl join it.
+        They are the pool's and the benign file's; corpus/open.jsonl joins the shipped pool.
         """
-        known, listed = {r["prompt"] for r in rows}, loaders.load_rows(self.file("pool"))
-        if not self.c.run.pool:
-            listed += loaders.load_rows(CORPUS / "open.jsonl")
-        bare = [{"prompt": r["prompt"]} for r in listed]
-        chat.check(bare, self.c.run.max_new_tokens, self.file("pool"))
-        found = data.distinct(listed)
-        return [r for r in found if r["category"] and r["prompt"] not in known]
+        files = [self.file("pool"), self.file("benign")]
+        files += [] if self.c.run.pool else [CORPUS / "open.jsonl"]
+        known, found = {r["prompt"] for r in rows}, []
+        for path in files:
+            listed = [r for r in loaders.load_rows(path) if r["category"]]
+            chat.check([{"prompt": r["prompt"]} for r in listed], self.c.run.max_new_tokens, path)
+            found += [r for r in listed if r["prompt"] not in known]
+        return data.distinct(found)
+
+    def grpo_rows(self, chat: chats.Chat) -> tuple[list[dict], list[dict]]:
+        """What GRPO-S draws from: demonstrations and, if asked for, open prompts; HELD more.
+
+        The latter, half of them harmless, are only looked at, to see what carries over.
+        """
+        rows, bare, held = self.rows(chat), [], []
+        if self.c.grpo.open_prompts:
+            bare = borrow(self.open_prompts(chat, rows), rows, self.encoder())
+        for harmless in (False, True) if len(bare) >= 10 * HELD else ():
+            kind = [r for r in bare if (r["category"] == data.HELPFUL) == harmless]
+            held += random.Random(self.c.run.seed).sample(kind, min(HELD // 2, len(kind)))
+        return rows + [r for r in bare if r not in held], held
 
     def prompts(self, folders: list[Path]) -> tuple[list[dict], list[chats.Chat]]:
         """The held-out prompts, none too long for these folders' models, and the models' chats."""
@@ -240,4 +259,8 @@ class Run:
             found[-1].check(bare, self.c.run.max_new_tokens, self.file("prompts"))
         if self.c.run.prompts:
             loaders.print_once(rows.told)
-        return rows, found
+        n = min(self.c.run.eval_prompts or len(rows), len(rows))
+        kinds = [(kind_of(r), r["category"] or "") for r in rows]
+        order = sorted(range(len(rows)), key=lambda i: kinds[i])
+        chosen = sorted(order[k * len(rows) // n] for k in range(n))  # evenly of each kind
+        return [rows[i] for i in chosen], found

@@ -12,6 +12,7 @@ import torch
 import drirl
 import grpo_s
 from encoder import similarities, split_sentences
+from kernels import group_advantage
 from reward import RewardModels
 from sample import Batch, autocast, generate, run_blocks, token_logps
 from support.hf import load_rewards
@@ -52,7 +53,7 @@ def show(run, prompt: str) -> None:
     alphas, means = [], grpo_s.start_means(run.read("rewards/samples.json", []), encoder)
     for mode in ("data", "model", c.grpo.scaling):
         alphas.append(grpo_s.difficulty(W, gaps, [category], *map(dict, means.values()), mode))
-    A = grpo_s.advantages(R, alphas[-1], c.grpo.std_eps)  # (1, G + 1)
+    A = group_advantage(R[:, :-1], alphas[-1], c.grpo.std_eps)  # (1, G)
     whose = "its own" if row["prompt"] == prompt else f"that of {row['prompt']!r}, cosine {cos:.2f}"
     data, model, alpha = (f"{a.mean():.3f}" for a in alphas)
     print(f"prompt: {prompt}\ncategory: {category}; demonstration: {whose}")
@@ -61,9 +62,9 @@ def show(run, prompt: str) -> None:
     theirs, ratios = split_sentences(demonstration), (logp - logp_ref).tolist()
     for i, text in enumerate(texts):
         name = f"sample {i + 1}" if i < samples else "demonstration"
-        similar = f", W {W[0, i]:.2f}" if i < samples else ""
+        similar = f", advantage {A[0, i]:+.2f}, W {W[0, i]:.2f}" if i < samples else ""
         verdict = judge(text) + ("" if chat.ended(answers[i]) else ", cut")
-        print(f"\n{name}: reward {R[0, i]:+.2f}, advantage {A[0, i]:+.2f}{similar}; {verdict}")
+        print(f"\n{name}: reward {R[0, i]:+.2f}{similar}; {verdict}")
         print("    " + text.replace("\n", "\n    "))
         print("  rewards:    " + ", ".join(f"{m} {r[i]:+.2f}" for m, r in by_model.items()))
         own = split_sentences(text) if i < samples and theirs else []

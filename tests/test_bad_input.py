@@ -30,7 +30,7 @@ WEIGHTS, SETTINGS = "model/model.safetensors", "run/config.json"
 FLAGS = f"--run W/run {WORLD}" + (
     " --recipe laptop --encoder words --per-category 2 --max-new-tokens 3 --dtype fp32"
     " --sft-steps 2 --sft-batch 4 --irl-prompts 2 --irl-helpful-prompts 4 --grpo-rollouts 1"
-    " --grpo-prompts 8"
+    " --grpo-prompts 8 --rival true"
 )
 
 
@@ -358,9 +358,9 @@ FLAG_CASES = {
     "--sft-lr=-inf": "--sft-lr -inf: want 1e-12 to",
     "--seed " + "9" * 30: "want 0 to 2147483648",
     "--temperature 1e-9": "--temperature 1e-09: want 0.01 to 1000000",
-    "--grpo-imitate yes": "--grpo-imitate: invalid true_or_false value: 'yes'",
+    "--grpo-open-prompts yes": "--grpo-open-prompts: invalid true_or_false value: 'yes'",
     "--grpo-scaling both": "--grpo-scaling both: want one of none, data, model, product, sum",
-    "--recipe huge": "--recipe huge: want one of laptop, tiny, gpu",
+    "--recipe huge": "--recipe huge: want one of laptop, laptop-few, tiny, gpu",
     "--device gpu": "--device gpu: want cpu or cuda",
     "--device meta": "--device meta: want cpu or cuda",
     "--device cuda:x": "--device cuda:x: want cpu or cuda",
@@ -458,7 +458,8 @@ def test_a_full_disk(w, capsys, monkeypatch, op, stage):
 
     Only where one of several renames fails may that be refused as unfinished.
     """
-    argv = flags(w, f"{stage} {FLAGS} --seed 5 --resume false --sft-baseline-steps 2")
+    argv = flags(w, f"{stage} {FLAGS} --seed 5 --resume false")
+    monkeypatch.setattr(drirl, "steps_in_time", lambda *a: 2)
     monkeypatch.setattr(resume, "SAVE_EVERY", 120.0 if stage == "irl" else 0.0)
     run, (name, names) = w / "run", SETS[stage]
     folder = run / name

@@ -28,13 +28,13 @@ def test_every_setting_has_a_flag_with_its_sections_prefix_and_a_help():
         words = (name if section == "run" else key).replace(".", "-").replace("_", "-")
         assert flag == f"--{words}" and f"{flag} " in help_page, key
         assert len(f.metadata["help"]) > 5 and "\n" not in f.metadata["help"], key
-    wanted = {"--seed", "--sft-steps", "--irl-epochs", "--irl-reward-blocks", "--grpo-keep"}
+    wanted = {"--seed", "--sft-steps", "--irl-epochs", "--irl-reward-blocks", "--grpo-batch"}
     assert wanted <= set(named)
 
 
 def test_values_are_changed_by_key_and_unknown_keys_fail():
-    c = changed(Config(), {"grpo.keep": 0.25, "run.seed": 3})
-    assert (c.grpo.keep, get(c, "run.seed"), c.sft) == (0.25, 3, Config().sft)
+    c = changed(Config(), {"grpo.negative": 0.25, "run.seed": 3})
+    assert (c.grpo.negative, get(c, "run.seed"), c.sft) == (0.25, 3, Config().sft)
     for key in ("sft.speed", "ppo.lr", "lr", "grpo.samples.more", ""):
         with pytest.raises(UserError, match=f"^unknown setting {key}$"):
             changed(c, {key: 1})
@@ -50,9 +50,10 @@ def refused(key, value, *words):
 @pytest.mark.parametrize("key, f", NUMBERS, ids=[key for key, _ in NUMBERS])
 def test_numbers_have_a_range(key, f):
     low, high = f.metadata["low"], f.metadata["high"]
-    sound = {"irl.epochs": 1, "irl.joint_epochs": 1, "grpo.imitate": True}
-    for value in (f.type(low), f.type(high)):
-        check(changed(Config(), {**sound, key: value}))
+    sound = {"irl.epochs": 1, "irl.joint_epochs": 1}
+    for value in (f.type(max(low, 2) if key == "grpo.samples" else low), f.type(high)):
+        size = {"grpo.prompts": value} if key == "grpo.batch" and value else {}
+        check(changed(Config(), {**sound, **size, key: value}))
     for value in (f.type(low - 1), f.type(high + 1)):
         refused(key, value, f"{value}: want {low} to {high}")
     refused(key, "3", "'3': want a ")
@@ -83,16 +84,13 @@ def test_texts_and_switches():
     [
         ({"irl.epochs": 0, "irl.joint_epochs": 0}, "leave the rewards unfitted"),
         ({"grpo.samples": 1}, "--grpo-samples 1 leaves nothing to compare"),
-        (
-            {"grpo.samples": 1, "grpo.imitate": True, "grpo.open_prompts": True},
-            "nothing to compare",
-        ),
+        ({"grpo.batch": 5}, "--grpo-batch 5: want a divisor of --grpo-prompts"),
     ],
 )
 def test_settings_that_make_no_sense_together(values, words):
     with pytest.raises(UserError, match=words):
         check(changed(Config(), values))
-    check(changed(Config(), values | {"irl.epochs": 1, "grpo.samples": 2}))
+    check(changed(Config(), values | {"irl.epochs": 1, "grpo.samples": 2, "grpo.prompts": 10}))
 
 
 # ---------------------------------------------------------------------------- recipes
@@ -109,7 +107,7 @@ def test_departures(name):
 
 
 def test_a_recipe_based_on_another_has_its_departures_too():
-    assert set(WRITTEN) == set(config.RECIPES) == {"laptop", "tiny", "gpu"}
+    assert set(WRITTEN) == set(config.RECIPES) == {"laptop", "laptop-few", "tiny", "gpu"}
     tiny, laptop = config.RECIPES["tiny"], config.RECIPES["laptop"]
     assert tiny["run.temperature"] == laptop["run.temperature"]
     assert tiny["sft.steps"] == WRITTEN["tiny"]["sft.steps"] != laptop["sft.steps"]
@@ -128,7 +126,9 @@ def test_recipes(name):
 def test_a_recipe_leaves_other_values_and_an_unknown_one_is_refused():
     c = with_recipe("laptop", changed(Config(), {"sft.lr": 0.5, "sft.batch": 3}))
     assert (c.sft.lr, c.sft.batch) == (config.RECIPES["laptop"]["sft.lr"][0], 3)
-    with pytest.raises(UserError, match="^--recipe large: want one of laptop, tiny, gpu$"):
+    with pytest.raises(
+        UserError, match="^--recipe large: want one of laptop, laptop-few, tiny, gpu$"
+    ):
         with_recipe("large")
 
 
@@ -162,8 +162,8 @@ def test_flags_over_the_recipe_over_the_folder_over_defaults(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps({"sft": {"lr": 0.5, "steps": 3, "batch": 5}, "run": {"seed": 4, "run": "old"}})
     )
-    c = parse("sft", "--run", tmp_path, "--sft-lr", "0.25", "--grpo-imitate", "true")
-    assert (c.sft.lr, c.sft.steps, c.run.seed, c.grpo.imitate) == (0.25, 3, 4, True)
+    c = parse("sft", "--run", tmp_path, "--sft-lr", "0.25", "--grpo-open-prompts", "true")
+    assert (c.sft.lr, c.sft.steps, c.run.seed, c.grpo.open_prompts) == (0.25, 3, 4, True)
     assert c.sft.helpful_share == Config().sft.helpful_share
     assert c.run.run == str(tmp_path)  # the folder may have been moved
     c = parse("sft", "--run", tmp_path, "--recipe", "laptop", "--sft-lr", "0.25")
@@ -192,6 +192,6 @@ def test_a_folder_is_evaluated_apart_from_any_run(tmp_path, monkeypatch):
 
 
 def test_what_a_run_saves_is_what_it_reads(tmp_path):
-    c = changed(with_recipe("laptop"), {"run.run": str(tmp_path), "grpo.keep": 0.3})
+    c = changed(with_recipe("laptop"), {"run.run": str(tmp_path), "grpo.negative": 0.3})
     drirl.Run(c).begin("data")
     assert parse("grpo", "--run", tmp_path) == c

@@ -310,7 +310,7 @@ def test_other_settings_or_input_are_refused_and_other_code_is_warned_of(tmp_pat
     run_of(tmp_path).refuse_others()
     said = capsys.readouterr().out
     assert said.startswith("warning: ") and "sft: done by other code" in said
-    free = {"grpo_recompute": True, "grpo_tokens_per_batch": 9, "sft_baseline_steps": 4}
+    free = {"grpo_recompute": True, "grpo_tokens_per_batch": 9, "run_rival": True}
     run_of(tmp_path, run_recipe="laptop", **free).refuse_others()
     rows(tmp_path / "p.jsonl", {"prompt": "Hello?"})
     for other, words in (
@@ -385,16 +385,16 @@ def test_train_sh_tiny(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     run = tmp_path / "runs/tiny"
     results = read_json(run / "results.json")
-    names = ["base", "SFT warm start", "DR-IRL from it", "SFT continued"]
+    names = ["base", "SFT warm start", "DR-IRL from it"]
     assert [r["name"] for r in results] == names
     base, warm = (r["rates"]["harmful"] for r in results[:2])
     assert base[0] <= 0.05 * base[1] and warm[0] > 0.5 * warm[1]
     for r in results:
-        assert r["rates"]["harmful"][1] == 140 and r["rates"]["lookalike"][1] == 60
+        assert r["rates"]["harmful"][1] == 461 and r["rates"]["lookalike"][1] == 322
     assert (run / "refusals.png").stat().st_size > 10000 and (run / "curves.png").exists()
     assert "| DR-IRL from it |" in (run / "report.md").read_text()
     stages = {r["stage"] for r in read_lines(run / "metrics.jsonl")}
-    assert stages == {"sft", "irl", "grpo", "baseline"}
-    assert {p.stem for p in (run / "done").iterdir()} == {*drirl.ORDER}
+    assert stages == {"sft", "irl", "grpo"}
+    assert {p.stem for p in (run / "done").iterdir()} == {*drirl.ORDER} - {"baseline"}
     assert (run / "policy/tokenizer.json").exists()
     assert len(list((run / "rewards").glob("*.safetensors"))) == 8

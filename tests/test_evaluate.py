@@ -19,6 +19,7 @@ from evaluate import (
     rates,
     respond,
     reward_report,
+    rollout_record,
     samples_side_by_side,
     table,
     wilson,
@@ -156,6 +157,25 @@ def test_reward_report():
     assert math.isnan(reward_report(groups[:1], Chat())["harmless"]["auc"])
 
 
+def test_rollout_record():
+    """Two groups of three by hand; the third column of scores is the demonstrations'.
+
+    Of crime the first two refuse, with rewards 2 and 1 against 1: 1.5 of 2 pairs. The harmless
+    group refuses throughout: all wrong.
+    """
+    scores = torch.tensor([[2.0, 1.0, 1.0, 5.0], [0.0, 3.0, 0.0, 4.0]])
+    refused = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    W, length, ended = torch.full((2, 3), 0.5), torch.full((2, 3), 8.0), torch.ones(2, 3)
+    facts = torch.stack((W, refused, length, ended), 2)
+    record = rollout_record(["crime", HELPFUL], scores, facts, torch.tensor([[0.9], [1.1]]))
+    wanted = {"harmful_auc": 0.75, "harmful_right": 2 / 3, "harmful_best_right": 1.0}
+    wanted |= {"helpful_right": 0.0, "helpful_refused": 1.0, "helpful_reward": 1.0, "right": 1 / 3}
+    wanted |= {"agree": 0.5, "similarity": 0.5, "length": 8.0, "ended": 1.0}
+    wanted |= {"gap_demo_minus_sample": (11 + 9) / 6}
+    assert {k: record[k] for k in wanted} == pytest.approx(wanted)
+    assert "helpful_auc" not in record and record["alpha"] == pytest.approx([0.9, 1.1])
+
+
 def test_percent():
     assert percent([10, 20]) == "50 [30, 70]" and percent([0, 0]) == "-"
 
@@ -165,17 +185,25 @@ def cells(line):
 
 
 def test_table():
-    lines = table([result("base", 5), result("aligned", 15)]).split("\n")
-    assert {len(cells(line)) for line in lines[:4]} == {10} and lines[4] == ""
-    assert {len(cells(line)) for line in lines[5:]} == {1 + len(CATEGORIES)}
+    found = table([result("base", 5), result("aligned", 15)]).split("\n\n")
+    lines, short, categories = (part.split("\n") for part in found)
+    assert {len(cells(line)) for line in lines} == {10}
+    assert {len(cells(line)) for line in categories} == {1 + len(CATEGORIES)}
+    assert cells(short[3]) == ["aligned", *cells(lines[3])[1:4]]  # all of these prompts are short
     shares = ["55.0", "5.0", "3.4", "6.9", "17.2", "4"]
     assert cells(lines[3]) == ["aligned", "75 [53, 89]", "0 [0, 49]", "20 [4, 62]", *shares]
     assert lines[2].startswith("| base | 25 ")
     harmless = [a for a in answers(0) if a["kind"] != "harmful"]
     only = table([{"name": "x", "rates": rates(harmless)}])
     # no harmful prompts: no difference, and no table of categories
-    assert only.count("\n") == 2
+    assert only.count("\n\n") == 1
     assert only.split("\n")[2].startswith("| x | - | 0 [0, 49] | 20 [4, 62] | - |")
+
+
+def test_short_prompts_are_told_apart():
+    """Of ten words or fewer; not those of eleven."""
+    told = [answer("w " * n, verdict="refuses") for n in (1, 10, 11)] + [answer("w w")]
+    assert rates(told)["harmful short"] == [2, 3] and rates(told)["harmful"] == [3, 4]
 
 
 def test_answers_in_unread_languages_are_told():

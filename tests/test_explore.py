@@ -150,8 +150,7 @@ def test_numbers(folder, capsys):
         by_model.append(one)
         R.append(one["insult"])
     mean = sum(R[:3]) / 3
-    std, around = (math.sqrt(sum((r - sum(x) / len(x)) ** 2 for r in x) / len(x))
-                   for x in (R[:3], R))  # fmt: skip
+    std = math.sqrt(sum((r - mean) ** 2 for r in R[:3]) / 3)
     W = [W_of(text, demonstration) for text in texts[:3]]
     history = [drawn(1), drawn(2)]
     old = [1 - W_of(t, h["response"]) for h in history for _, t in h["samples"]]
@@ -160,7 +159,7 @@ def test_numbers(folder, capsys):
     data = sigma(delta) / sigma(0.5 * sum(old) / 4 + 0.5 * delta)
     model = sigma(gap) / sigma(0.5 * sum(old_gaps) / 4 + 0.5 * gap)  # floor(0.2 * 3) = 0 left out
     alpha = data * model
-    A = [alpha * (r - mean) / (std + EPS) for r in R[:3]] + [alpha * (R[3] - mean) / (around + EPS)]
+    A = [alpha * (r - mean) / (std + EPS) for r in R[:3]]
 
     similar = cosines([PROMPT], [r["prompt"] for r in ROWS])[0]
     assert max(similar) == similar[0]
@@ -175,7 +174,7 @@ def test_numbers(folder, capsys):
     for i, (member, row, text) in enumerate(zip(members, answers, texts)):
         title, *lines = member.split("\n")
         assert title.endswith("; " + judge(text) + ("" if chat.ended(row) else ", cut"))
-        assert floats(title) == pytest.approx([R[i], A[i], *W[i : i + 1]], abs=0.0052)
+        assert floats(title) == pytest.approx([R[i], *A[i : i + 1], *W[i : i + 1]], abs=0.0052)
         n = text.count("\n") + 1
         assert [line[4:] for line in lines[:n]] == text.split("\n")
         names = re.findall(r"(\w+) [-+]", lines[n])

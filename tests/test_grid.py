@@ -12,8 +12,8 @@ from conftest import TINY_LLAMA, WORLD, demonstration, flags, make_world, rows
 import drirl
 from config import UserError, changed, check, with_recipe
 from data import CATEGORIES, HELPFUL
-from lab import dpo, grid, measure, tables
-from lab.grid import CONTINUED, DPO, DRIRL, LONGER, SETTINGS, START, VARIANTS, planned
+from lab import dpo, grid, measure, rivals, tables
+from lab.grid import CONTINUED, DPO, DRIRL, SETTINGS, START, VARIANTS, planned
 from model import Transformer
 from sample import Batch, token_logps
 from support.hf import read_config
@@ -25,8 +25,9 @@ from support.resume import Loop
 def test_planned():
     assert len(planned("", range(2))) == 2 * len(SETTINGS) * len(VARIANTS)
     assert planned("few-8/DPO", range(3, 5)) == [("few-8", DPO, 3), ("few-8", DPO, 4)]
-    both = planned("few-16,few-4/sum", range(1))
-    assert both[:2] == [("few-4", "sum", 0), ("few-16", START, 0)] and len(both) == 15
+    both = planned("few-8,few-24/sum", range(1))
+    assert both[:2] == [("few-24", "sum", 0), ("few-8", START, 0)]
+    assert len(both) == 1 + len(VARIANTS)
     for wrong in ("few", "few-8/dpo"):
         with pytest.raises(UserError, match="want some of standard"):
             planned(wrong, range(1))
@@ -34,13 +35,12 @@ def test_planned():
 
 def test_every_setting_and_variant_is_one():
     c = with_recipe("laptop")
-    for _, values in SETTINGS.values():
+    for values in SETTINGS.values():
         check(changed(c, values))
     for stages, values in VARIANTS.values():
         check(changed(c, values))
         assert set(stages) <= grid.STAGES.keys()
-    tokens = {tables.TOKENS}  # recorded by an earlier version
-    assert {v for pair in tables.CLAIMS for v in pair} <= VARIANTS.keys() | tokens
+    assert {v for pair in tables.CLAIMS for v in pair} <= VARIANTS.keys()
 
 
 # ---------------------------------------------------------------------------- DPO
@@ -76,7 +76,8 @@ def test_dpo_pairs():
     known = (("a", "crime"), ("b", HELPFUL), ("c", HELPFUL), ("d", "insult"), ("e", "insult"))
     known = [{"prompt": p, "category": c, "response": p + "!"} for p, c in known]
     drawn = [{**known[0], "samples": [(0.5, "s"), (0.1, "t")]}]
-    found = dpo.pairs([*drawn, {**known[1], "samples": [(0.0, "u")]}], known, 2, 0)
+    chat = SimpleNamespace(answer=str)
+    found = dpo.pairs(chat, [*drawn, {**known[1], "samples": [(0.0, "u")]}], known, 2, 0)
     worse = [p["worse"] for p in found]
     assert worse[:2] == ["s", "t"] and set(worse[2:4]) == {"b!", "c!"} and worse[4] == "u"
     assert len(found) == 7 and set(worse[5:]) < {"a!", "d!", "e!"}
@@ -89,7 +90,8 @@ def test_dpo_trains(monkeypatch):
         monkeypatch.setattr(dpo, name, value)
     records, policy, reference = [], tiny(), tiny()
     loop = Loop("dpo", log=lambda **r: records.append(r))
-    pairs = [{"prompt": p, "better": "no", "worse": "yes"} for p in ("abc", "d", "ef")]
+    no, yes = map(Letters().answer, ("no", "yes"))
+    pairs = [{"prompt": p, "better": no, "worse": yes} for p in ("abc", "d", "ef")]
     dpo.train(policy, reference, Letters(), pairs, torch.float32, 0, loop)
     first, *_, last = (r["loss"] for r in records)
     assert first == pytest.approx(math.log(2), abs=1e-5) and last < 0.5
@@ -132,7 +134,8 @@ def test_measure(monkeypatch):
 
 SMALL = {"run.per_category": 3, "run.max_new_tokens": 12, "sft.steps": 3, "sft.batch": 4}
 SMALL |= {"sft.lr": 1e-2, "irl.prompts": 2, "irl.helpful_prompts": 4, "grpo.open_prompts": True}
-SMALL |= {"grpo.rollouts": 2, "grpo.prompts": 8, "grpo.lr": 1e-2}
+SMALL |= {"grpo.rollouts": 2, "grpo.prompts": 8, "grpo.batch": 4, "grpo.lr": 1e-2}
+SMALL |= {"grpo.blocks": 0, "irl.contrast": 2}
 
 
 @pytest.fixture
@@ -141,7 +144,9 @@ def world(tmp_path, monkeypatch):
     kinds = ("ordinary", "lookalike")
     prompts += [{"prompt": f"Hello {k} {i}?", "kind": k} for k in kinds for i in range(3)]
     make_world(tmp_path, 4, 70, prompts)
-    monkeypatch.setattr(grid, "SETTINGS", {"standard": (6, SMALL)})
+    monkeypatch.setattr(grid, "SETTINGS", {"standard": SMALL})
+    few = {**grid.ON_POLICY, "grpo.rollouts": 2, "grpo.prompts": 8, "grpo.lr": 1e-2}
+    monkeypatch.setitem(VARIANTS, "on-policy", (("grpo",), few))
     monkeypatch.setattr(dpo, "UPDATES", 2)
     monkeypatch.setattr(dpo, "LR", 1e-2)
     text = f"{WORLD} --encoder words --dtype fp32 --seeds 1 --run W/grid --only"
@@ -175,12 +180,13 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     assert set(product["seconds"]) == {"sft", "irl", "grpo"}
     assert set(found[CONTINUED]["seconds"]) == {"sft", "baseline"}
     assert found["1RW static"]["settings"]["--irl-integration"] == "one"
-    assert len(models) == len(VARIANTS) - 1  # from an even pool unbalanced is balanced
+    # from an even pool unbalanced is balanced, and no sample ends: both RFTs learn alike
+    assert len(models) == len(VARIANTS) - 2
     said = json.loads((tmp_path / "grid/answers/standard 0 DPO.json").read_text())
     told = "".join(a["verdict"][0] for a in said[:7])
     assert told == found[DPO]["verdicts"]["plain"]["harmful"]
     folder = tmp_path / "grid/standard/seed-0"
-    assert {p.name for p in folder.iterdir()} == {"start", "pool.jsonl", "benign.jsonl"}
+    assert {p.name for p in folder.iterdir()} == {"start"}
 
     def breaks(*a):
         calls.append(a)
@@ -198,7 +204,7 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert grid.main([*world, "standard/data hardness", "--temperature", "0.9"]) == 2
     assert "--temperature 0.5 there, 0.9 here" in capsys.readouterr().err
-    assert grid.main([*world, f"standard/{LONGER}"]) == 2
+    assert grid.main([*world, f"standard/{CONTINUED}"]) == 2
     assert f"run standard/{DRIRL} first" in capsys.readouterr().err
     rows(tmp_path / "prompts.jsonl", {"prompt": "Hello?", "kind": "ordinary"})
     assert grid.main([*world, "standard"]) == 2
@@ -231,16 +237,11 @@ def test_reward_aucs(monkeypatch):
     assert measure.reward_aucs(run) == {"crime": [6, round(2 / 6, 3)], HELPFUL: [4, 1.0]}
 
 
-def test_the_data_of_a_setting(world, tmp_path):
-    """6 of 10 harmless demonstrations; the others are prompts."""
-    assert grid.main([*world, f"standard/{START},standard/{DRIRL}"]) == 0
-    folder = tmp_path / "grid/standard/seed-0"
-    pool, drawn = read(folder / "pool.jsonl"), read(folder / "benign.jsonl")
-    assert len(drawn) == 6 and len(pool) == 28 + 4
-    assert all(("draft" in r) == (i < 28) for i, r in enumerate(pool))
-    kept = {r["prompt"] for r in pool[-4:]} | {r["prompt"] for r in drawn}
-    assert kept == {demonstration(HELPFUL, i)["prompt"] for i in range(10)}
-    assert set(lines(tmp_path)[0]["verdicts"]) == {"plain"}
+def test_verdict():
+    """1 for a refused harmful prompt and an answered harmless one."""
+    batch = Batch([[1], [2]], [[[3], [4]], [[3], [4]]])
+    chat = SimpleNamespace(decode=lambda ids: "I can't help." if ids == [3] else "Sure.")
+    assert rivals.Verdict(chat)(None, batch, ["crime", HELPFUL]).tolist() == [1, 0, 0, 1]
 
 
 def test_the_pool_as_it_is(world, tmp_path):

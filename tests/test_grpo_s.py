@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from config import settings
+from config import GRPOConfig, settings
 from data import HELPFUL
 from grpo_s import (
+    INFO,
     advantages,
     blend,
     data_hardness,
@@ -103,16 +104,22 @@ def test_difficulty(scaling):
 # ---------------------------------------------------------------------------- advantages
 
 
-def test_advantages():
-    """The demonstration stays out of the samples' mean, and counts in its own std.
-
-    Samples 1 and 3, demonstration 5: means 2 and 3, stds 1 and sqrt(8 / 3).
-    """
-    scores = torch.tensor([[1.0, 3.0, 5.0], [2.0, 2.0, 2.0]], dtype=torch.float64)
+@pytest.mark.parametrize("negative", (1.0, 0.25))
+def test_advantages(negative):
+    """Two groups and an anchor. Samples 1 and 3: mean 2, std 1, alpha 3. Equal rewards: 0."""
+    R = torch.tensor([[1.0, 3.0], [2.0, 2.0]], dtype=torch.float64)
     alpha = torch.tensor([[3.0], [1.0]], dtype=torch.float64)
-    first = [-3 / 1.5, 3 / 1.5, 3 * 3 / (math.sqrt(8 / 3) + 0.5)]
-    want = torch.tensor([first, [0.0] * 3], dtype=torch.float64)
-    torch.testing.assert_close(advantages(scores, alpha, 0.5), want)
+    A, learnt = advantages(R, alpha, 1, GRPOConfig(std_eps=0.5, negative=negative))
+    want = [[-2.0 * negative, 2.0], [0.0, 0.0]]
+    torch.testing.assert_close(A[:2, :2], torch.tensor(want, dtype=torch.float64))
+    assert A[2, 2] == 1 and learnt.tolist() == [[True, True, False]] * 2 + [[False, False, True]]
+
+
+def test_ends():
+    """Of a group the best and the worst, also where several are; none where all are equal."""
+    R = torch.tensor([[0.2, 0.9, -1.0, 0.3], [4.0, 3.0, 1.0, 1.0], [0.5] * 4])
+    _, learnt = advantages(R, torch.ones(3, 1), 0, GRPOConfig(members="ends"))
+    assert ["".join(map(str, row)) for row in learnt.int().tolist()] == ["01100", "10110", "00000"]
 
 
 def test_alpha_one_is_grpo():
@@ -124,8 +131,8 @@ def test_alpha_one_is_grpo():
     A = group_advantage(R, alpha, 0.1).flatten()
     assert A.tolist() == pytest.approx(want, abs=1e-12)
     logp, old, ref, _, mask = example(seed=3)
-    grpo, _ = slow_loss(logp, old, ref, want, mask, 0.2, 0.02)
-    got, _ = loss(logp, old, ref, A, mask, 0.2, 0.02)
+    grpo, _ = slow_loss(logp, old, ref, want, mask, 0.2, 0.2, 0.02)
+    got, _ = loss(logp, old, ref, A, mask, 0.2, 0.2, 0.02)
     assert got.item() == pytest.approx(grpo.item(), abs=1e-12)
     assert torch.equal(group_advantage(R, torch.tensor([[2.0], [3.0]]), 0.1).flatten(), A * 2)
 
@@ -153,20 +160,24 @@ def test_kl_k3_is_unbiased():
     torch.testing.assert_close((p * kl_k3(p.log(), q.log())).sum(), (p * (p / q).log()).sum())
 
 
-def slow_loss(logp, old, ref, A, mask, clip, beta_kl):
+def slow_loss(logp, old, ref, A, mask, clip, clip_high, beta_kl):
     """Token by token, in Python; torch scalars, so that autograd gives the gradient too."""
-    total, clipped, kl = 0.0, 0.0, 0.0
+    total, told = 0.0, dict.fromkeys(INFO, 0.0)
     for i in range(len(A)):
         tokens = [t for t in range(mask.shape[1]) if mask[i, t]]
         weight = 1 / len(tokens) / len(A)
         for t in tokens:
             rho, d = torch.exp(logp[i, t] - old[i, t]), ref[i, t] - logp[i, t]
-            bounded, k3 = min(max(rho, 1 - clip), 1 + clip), torch.exp(d) - d - 1
-            total = total - weight * (min(rho * A[i], bounded * A[i]) - beta_kl * k3)
-            kl += weight * k3.item()
-            if (A[i] > 0 and rho > 1 + clip) or (A[i] < 0 and rho < 1 - clip):
-                clipped += weight
-    return total, {"kl": kl, "clipped": clipped}
+            if clip_high == 0 and A[i] > 0:  # A grad log pi, of value A
+                surrogate = A[i] * (1 + logp[i, t] - logp[i, t].detach())
+            else:
+                surrogate = min(rho * A[i], min(max(rho, 1 - clip), 1 + clip_high) * A[i])
+                told["clipped_low"] += weight * bool(A[i] < 0 and rho < 1 - clip)
+                told["clipped_high"] += weight * bool(A[i] > 0 and rho > 1 + clip_high)
+            total = total - weight * (surrogate - beta_kl * (torch.exp(d) - d - 1))
+            told["kl"] -= weight * d.item()
+            told["entropy"] -= weight * logp[i, t].item()
+    return total, told
 
 
 def example(B=6, T=5, seed=0):
@@ -181,11 +192,14 @@ def example(B=6, T=5, seed=0):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("clip, beta_kl", [(0.2, 0.0), (0.2, 0.3), (0.1, 0.05)])
-def test_loss_against_loops(seed, clip, beta_kl):
+@pytest.mark.parametrize(
+    "clip, clip_high, beta_kl",
+    [(0.2, 0.2, 0.0), (0.2, 0.4, 0.3), (0.1, 0.1, 0.05), (0.2, 0.0, 0.0), (0.3, 0.0, 0.1)],
+)
+def test_loss_against_loops(seed, clip, clip_high, beta_kl):
     logp, old, ref, A, mask = example(seed=seed)
-    got, info = loss(logp, old, ref, A, mask, clip, beta_kl)
-    want, slow_info = slow_loss(logp, old, ref, A, mask, clip, beta_kl)
+    got, info = loss(logp, old, ref, A, mask, clip, clip_high, beta_kl)
+    want, slow_info = slow_loss(logp, old, ref, A, mask, clip, clip_high, beta_kl)
     assert info == pytest.approx(slow_info, abs=1e-12)
     assert got.item() == pytest.approx(want.item(), abs=1e-12)
     ours, oracle = (torch.autograd.grad(x, logp)[0] for x in (got, want))
@@ -211,8 +225,8 @@ def test_gradient_through_token_logprobs(temperature, trained, on_policy):
     noise = 0 if on_policy else 0.4
     shift = direct.detach()
     old, ref = table(shift + noise * double(n, seed=4)), table(shift + 0.4 * double(n, seed=5))
-    got, _ = loss(logp, old, ref, A, mask, 0.2, 0.3)
-    want, _ = slow_loss(table(direct), old, ref, A, mask, 0.2, 0.3)
+    got, _ = loss(logp, old, ref, A, mask, 0.2, 0.2, 0.3)
+    want, _ = slow_loss(table(direct), old, ref, A, mask, 0.2, 0.2, 0.3)
     assert got.item() == pytest.approx(want.item(), abs=1e-12)
     ours, oracle = (torch.autograd.grad(3 * x, wanted) for x in (got, want))
     torch.testing.assert_close(ours, oracle, atol=1e-11, rtol=1e-11)
@@ -221,30 +235,41 @@ def test_gradient_through_token_logprobs(temperature, trained, on_policy):
 def test_gradcheck():
     """Far from where the clip begins: finite differences see no kink."""
     _, old, ref, A, mask = example(B=3, T=2, seed=5)
-    score = lambda logp: loss(logp, old, ref, A, mask, 0.2, 0.3)[0]
+    score = lambda logp: loss(logp, old, ref, A, mask, 0.2, 0.2, 0.3)[0]
     logp = (old + 0.4 * double(3, 2, seed=6)).requires_grad_()
     assert torch.autograd.gradcheck(score, (logp,))
 
 
-def test_clip_has_a_side():
-    """Ratios 1.5, 0.5, 1.5, 0.5 and advantages 1, 1, -1, -1: the clip holds the first and last."""
+@pytest.mark.parametrize(
+    "clip_high, value, first, high",
+    [
+        (0.2, 1.2 + 0.5, [0.0, 0.5], 0.25),
+        (0.6, 1.5 + 0.5, [1.5, 0.5], 0),
+        (0.0, 2.0, [1.0, 1.0], 0),
+    ],
+)
+def test_clip_has_a_side(clip_high, value, first, high):
+    """Ratios 1.5, 0.5, 1.5, 0.5 and advantages 1, 1, -1, -1: the low clip holds the last.
+
+    The high one may hold the first. At 0, the first two count with ratio 1.
+    """
     rho = torch.tensor([[1.5], [0.5], [1.5], [0.5]], dtype=torch.float64)
     logp, zero = rho.log().requires_grad_(), torch.zeros_like(rho)
     A = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
-    out, info = loss(logp, zero, logp.detach(), A, rho > 0, clip=0.2)
+    out, info = loss(logp, zero, logp.detach(), A, rho > 0, clip_high=clip_high)
     out.backward()
-    assert out.item() == pytest.approx(-(1.2 + 0.5 - 1.5 - 0.8) / 4)
-    assert info == {"kl": 0, "clipped": 0.5}
-    assert (4 * logp.grad[:, 0]).tolist() == pytest.approx([0.0, -0.5, 1.5, 0.0])
+    assert out.item() == pytest.approx(-(value - 1.5 - 0.8) / 4)
+    assert (info["kl"], info["clipped_low"], info["clipped_high"]) == (0, 0.25, high)
+    assert (-4 * logp.grad[:, 0]).tolist() == pytest.approx([*first, -1.5, 0.0])
 
 
 def test_masked_tokens_do_not_matter():
     logp, old, ref, A, mask = example(seed=1)
-    want, want_info = loss(logp, old, ref, A, mask, 0.2, 0.1)
+    want, want_info = loss(logp, old, ref, A, mask, 0.2, 0.2, 0.1)
     grad = torch.autograd.grad(want, logp)[0]
     for garbage in (math.nan, math.inf, -1e30):
         x, o, r = (z.detach().masked_fill(~mask, garbage) for z in (logp, old, ref))
-        out, info = loss(x.requires_grad_(), o, r, A, mask, 0.2, 0.1)
+        out, info = loss(x.requires_grad_(), o, r, A, mask, 0.2, 0.2, 0.1)
         assert torch.equal(out, want) and info == want_info
         assert torch.equal(torch.autograd.grad(out, x)[0], grad)
     assert (grad[~mask] == 0).all() and (grad[mask] != 0).any()
@@ -253,9 +278,9 @@ def test_masked_tokens_do_not_matter():
 def test_micro_batches_add_up():
     """A filler, divided by infinity, adds nothing."""
     logp, old, ref, A, mask = example(seed=2)
-    whole, info = loss(logp, old, ref, A, mask, 0.2, 0.1)
+    whole, info = loss(logp, old, ref, A, mask, 0.2, 0.2, 0.1)
     cuts = [(slice(0, 1), 6), (slice(1, 4), 6), (slice(4, 6), 6), (slice(0, 2), math.inf)]
-    parts = [loss(logp[s], old[s], ref[s], A[s], mask[s], 0.2, 0.1, n) for s, n in cuts]
+    parts = [loss(logp[s], old[s], ref[s], A[s], mask[s], 0.2, 0.2, 0.1, n) for s, n in cuts]
     total = sum(value for value, _ in parts)
     assert total.item() == pytest.approx(whole.item(), abs=1e-12) and parts[-1][0] == 0
     assert {k: sum(i[k] for _, i in parts) for k in info} == pytest.approx(info, abs=1e-12)
@@ -267,9 +292,11 @@ def test_on_policy_loss_is_zero_and_its_gradient_is_not():
     """Whatever the lengths: the loss is a mean over tokens within each sequence."""
     logp, _, _, _, mask = example(seed=4)
     A = group_advantage(double(2, 3, seed=1), 1.3).flatten()
-    out, info = loss(logp, logp.detach(), logp.detach(), A, mask, 0.2, 0.02)
+    out, info = loss(logp, logp.detach(), logp.detach(), A, mask, 0.2, 0.2, 0.02)
     out.backward()
-    assert abs(out.item()) < 1e-12 and info == {"kl": 0, "clipped": 0}
+    assert (
+        abs(out.item()) < 1e-12 and info["kl"] == info["clipped_low"] == info["clipped_high"] == 0
+    )
     torch.testing.assert_close(logp.grad, -(A[:, None] * mask / mask.sum(1, keepdim=True)) / 6)
 
 

@@ -13,7 +13,7 @@ import sample
 from config import Config, IRLConfig, changed
 from data import CATEGORIES, HELPFUL
 from encoder import WordEncoder, similarities
-from grpo_s import learnt_members, pick
+from grpo_s import pick
 from model import Transformer
 from reward import RewardModels
 from sample import run_blocks
@@ -79,14 +79,14 @@ def tiny():
     return Transformer(read_config({**TINY_LLAMA, **SHAPE}))
 
 
-def run(reward=Share, below=1, dtype=torch.float32, rows=ROWS, history=(), **grpo):
+def run(reward=Share, below=1, dtype=torch.float32, rows=ROWS, history=(), held=(), **grpo):
     """Trains a new policy: (policy, reference, records)."""
     policy, reference = tiny().to(dtype), tiny().to(dtype).requires_grad_(False)
     c = changed(Config(), {**SMALL, **{f"grpo.{name}": value for name, value in grpo.items()}})
     fixed = (reference, reward(reference, below), Letters(), WordEncoder(16), rows, c, dtype)
     records = []
     loop = Loop("grpo", log=lambda **r: records.append(r))
-    grpo_s.train(policy, *fixed, history, loop)
+    grpo_s.train(policy, *fixed, history, loop, held)
     return policy, reference, records
 
 
@@ -126,6 +126,15 @@ def test_pick():
     assert [next(again) for _ in range(7)] == drawn
 
 
+def test_prompts_without_a_demonstration_come_first():
+    """In a category that has some, these alone are drawn."""
+    rows = [{"category": c, "prompt": f"{c} {i}"} for c in ("crime", HELPFUL) for i in range(4)]
+    rows[1]["borrowed"] = rows[2]["borrowed"] = True
+    drawn = [r["prompt"] for r in next(pick(rows, 12, 0.5, random.Random(0)))]
+    assert Counter(drawn[:6]) == {"crime 1": 3, "crime 2": 3}
+    assert set(drawn[6:]) == {f"{HELPFUL} {i}" for i in range(4)}
+
+
 def test_borrow():
     """The most similar prompt's demonstration, of the same category."""
     known = (("steal a car", "crime", "1"), ("mock a boy", "crime", "2"))
@@ -139,54 +148,6 @@ def test_borrow():
         ("mock a girl now", "3"),
     ]
     assert all(r["borrowed"] for r in found)
-
-
-# ---------------------------------------------------------------------------- what is learnt from
-
-
-def group(spread: float, demo: float, category: str, **more):
-    """Rewards of two samples with this std and of the demonstration; the demonstration's row."""
-    return [0.0, 2 * spread, demo], {"category": category, **more}
-
-
-def members(*groups, imitate, keep):
-    scores, part = zip(*groups)
-    learnt = learnt_members(torch.tensor(scores), list(part), imitate, keep)
-    return ["".join(map(str, row)) for row in learnt.int().tolist()]
-
-
-def test_groups_of_the_largest_spread_are_learnt_from():
-    """The share `keep` of harmful and of harmless ones each, rounded up."""
-    groups = [group(1, 0, "crime"), group(4, 0, "insult")]
-    groups += [group(spread, 0, HELPFUL) for spread in (0.1, 0.3, 0.2)]
-    assert members(*groups, imitate=False, keep=0.5) == ["000", "110", "000", "110", "110"]
-    assert members(*groups, imitate=True, keep=0.5) == ["000", "111", "000", "111", "111"]
-    assert members(*groups, imitate=False, keep=1.0) == ["110"] * 5
-    assert members(*groups[:2], imitate=False, keep=0.1) == ["000", "110"]
-
-
-def test_demonstrations_count_in_the_spread_if_all_are_learnt_from():
-    """A borrowed one is not; the groups are then compared by their samples."""
-    far, wide = group(1, 20, "crime"), group(2, 2, "crime")
-    assert members(far, wide, imitate=True, keep=0.5) == ["111", "000"]
-    assert members(far, wide, imitate=False, keep=0.5) == ["000", "110"]
-    far[1]["borrowed"] = True
-    assert members(far, wide, imitate=True, keep=0.5) == ["000", "111"]
-    assert members(far, wide, imitate=True, keep=1.0) == ["110", "111"]
-
-
-def test_a_borrowed_demonstration_is_not_learnt_from(monkeypatch):
-    """Its group's samples alone enter the loss; its reward enters the gap."""
-    seen = spied(monkeypatch, "learnt_members", "loss", "difficulty")
-    rows = [{**r, "borrowed": i % 2 == 0} for i, r in enumerate(ROWS)]
-    run(rows=rows, rollouts=1, prompts=8, imitate=True)
-    (scores, part, *_), _ = seen["learnt_members"][0]
-    borrowed = [r["borrowed"] for r in part]
-    members = 8 * 4 + borrowed.count(False)
-    assert 0 < sum(borrowed) < 8
-    assert all(args[7] == members for args, _ in seen["loss"])
-    assert sum(len(args[3]) for args, _ in seen["loss"]) == members
-    torch.testing.assert_close(seen["difficulty"][0][0][1], scores[:, -1:] - scores[:, :-1])
 
 
 # ---------------------------------------------------------------------------- the loop
@@ -203,9 +164,10 @@ def test_train_changes_only_the_top_blocks(rollouts, blocks, below):
     top = {k for k in before if k.startswith(("layers.1", "norm"))}
     assert changed == (top if blocks == 1 else before.keys())
     assert [r["step"] for r in records] == list(range(1, rollouts + 1))
-    wanted = "stage loss grad_norm kl clipped harmful_reward helpful_reward harmful_refused "
-    wanted += "helpful_refused reward_std similarity alpha length ended seconds"
-    assert set(wanted.split()) <= records[0].keys() and len(records[0]["alpha"]) == 4
+    wanted = "stage loss grad_norm kl entropy clipped_low harmful_reward helpful_reward agree "
+    wanted += "harmful_refused helpful_right harmful_auc reward_std similarity alpha ended seconds"
+    missing = set(wanted.split()) - records[0].keys()
+    assert missing <= {"harmful_auc"} and len(records[0]["alpha"]) == 4
     assert abs(records[0]["loss"]) < 1e-6 and records[0]["kl"] < 1e-9
     assert records[0]["grad_norm"] > 0
 
@@ -213,20 +175,20 @@ def test_train_changes_only_the_top_blocks(rollouts, blocks, below):
 @pytest.mark.parametrize("factor", (0, 2))
 def test_training_differentiates_loss(monkeypatch, factor):
     """A factor of grpo_s.loss is one of the gradient. There is no other objective."""
-    *_, (plain,) = run(rollouts=1, tokens_per_batch=40, imitate=True)
+    *_, (plain,) = run(rollouts=1, tokens_per_batch=40, anchor=2)
     real, calls = grpo_s.loss, []
 
     def scaled(*args):
         value, info = real(*args)
         calls.append(args)
-        return factor * value, {"kl": 1.0, "clipped": 2.0}
+        return factor * value, {**info, "kl": 1.0, "clipped_low": 2.0}
 
     monkeypatch.setattr(grpo_s, "loss", scaled)
-    policy, reference, (record,) = run(rollouts=1, tokens_per_batch=40, imitate=True)
+    policy, reference, (record,) = run(rollouts=1, tokens_per_batch=40, anchor=2)
     for name in ("loss", "grad_norm"):
         assert record[name] == pytest.approx(factor * plain[name], rel=1e-5)
     assert plain["grad_norm"] > 0 and len(calls) > 1
-    assert (record["kl"], record["clipped"]) == (len(calls), 2 * len(calls))
+    assert (record["kl"], record["clipped_low"]) == (len(calls), 2 * len(calls))
     same = [torch.equal(a, b) for a, b in zip(policy.parameters(), reference.parameters())]
     assert all(same) == (factor == 0)
 
@@ -242,53 +204,64 @@ def test_train_with_shadow_rewards():
     assert all(math.isfinite(r["loss"]) and r["reward_std"] > 0 for r in records)
 
 
-@pytest.mark.parametrize("imitate", [False, True])
-def test_what_an_update_is_made_of(monkeypatch, imitate):
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"clip": 0.3},
+        {"members": "ends", "negative": 0.3},
+        {"anchor": 3, "clip_high": 0.0},
+        {"members": "ends", "anchor": 1, "batch": 2, "prompts": 6, "passes": 2},
+    ],
+    ids=["all", "ends", "anchors", "several updates"],
+)
+def test_what_an_update_is_made_of(monkeypatch, more):
     """Rewards, gaps, similarities, advantages and the log of a rollout: each by hand."""
-    names = "generate", "difficulty", "advantages", "completion_logps", "loss"
-    seen, more = spied(monkeypatch, *names), {"clip": 0.3, "imitate": imitate}
-    rows = [{**r, "response": r["prompt"] + "g"} for r in ROWS]
-    *_, (record,) = run(rows=rows, rollouts=1, tokens_per_batch=40, **more)
-    (_, prompts, G, _, temperature), rollout = seen["generate"][0]
-    assert {temperature, *(args[3] for args, _ in seen["completion_logps"])} == {0.9}
+    names = "generate", "difficulty", "completion_logps", "loss"
+    seen = spied(monkeypatch, *names)
+    rows = rows_of_all = [{**r, "response": r["prompt"] + "g"} for r in ROWS]
+    *_, records = run(rows=rows, rollouts=1, tokens_per_batch=40, **more)
+    record, losses = records[0], [args for args, _ in seen["loss"]]
+    (_, prompts, G, _, temperature), tokens = seen["generate"][0]
+    assert temperature == 0.9 and all(len(args) == 3 for args, _ in seen["completion_logps"])
     (W, gaps, categories), alpha = seen["difficulty"][0]
-    scores = seen["advantages"][0][0][0]
-    losses = [args for args, _ in seen["loss"]]
-    assert len(losses) > 1  # micro-batches
-    assert {args[5:] for args in losses} == {(0.3, 0.02, len(prompts) * (G + imitate))}
-    A = torch.cat([args[3] for args in losses]).view(-1, G + imitate)
-    chat, tokens = Letters(), rollout
+    chat, P = Letters(), len(prompts)
     response = {tuple(chat.prompt(r["prompt"])): r["response"] for r in rows}
     share = lambda ids: ids.count(7) / len(ids)
-    for p, prompt in enumerate(prompts):
-        demo, samples = response[tuple(prompt)], tokens[G * p : G * p + G]
+    K = P // more.get("batch", P)
+    places = [p for u in range(K) for p in range(u, P, K)]  # generate meets update after update
+    wanted, close = Counter(), lambda a: round(a, 5) + 0.0  # how often which advantage is learnt
+    for i, p in enumerate(places):
+        prompt, samples = prompts[i], tokens[G * i : G * i + G]
+        demo = response[tuple(prompt)]
         R, R_demo = torch.tensor([share(o) for o in samples]), share(chat.answer(demo))
-        everyone = torch.cat((R, torch.tensor([R_demo])))
-        torch.testing.assert_close(scores[p], everyone)
         torch.testing.assert_close(gaps[p], R_demo - R)
         texts = [chat.decode(o) for o in samples]
         torch.testing.assert_close(W[p], similarities(WordEncoder(16), [texts], [demo])[0])
-        want = alpha[p] * (R - R.mean()) / (R.std(correction=0) + 0.5)
-        torch.testing.assert_close(A[p, :G], want)
-        if imitate:
-            want = alpha[p, 0] * (R_demo - R.mean()) / (everyone.std(correction=0) + 0.5)
-            torch.testing.assert_close(A[p, G], want)
+        A = alpha[p] * (R - R.mean()) / (R.std(correction=0) + 0.5)
+        A[A < 0] *= more.get("negative", 1.0)
+        for k in range(G):
+            if "members" in more and (A[k] == 0 or R[k] not in (R.max(), R.min())):
+                continue
+            wanted[tuple(samples[k]), close(A[k].item())] += 1
+    passes, found = more.get("passes", 1), Counter()
+    last = [args for args, _ in seen["completion_logps"]][-len(losses) :]  # loss by loss
+    for (_, _, batch), args in zip(last, losses):
+        rows = [tuple(ids[m].tolist()) for ids, m in zip(batch.completions, batch.mask)]
+        found.update(zip(rows, map(close, args[3].tolist())))
+    anchors = found - Counter({pair: passes * n for pair, n in wanted.items()})
+    assert sum(found.values()) == passes * sum(wanted.values()) + sum(anchors.values())
+    demos = {tuple(chat.answer(r["response"])) for r in rows_of_all}
+    assert all(a == 1.0 and text in demos for text, a in anchors)
+    assert sum(anchors.values()) == more.get("anchor", 0) * K * passes
+    S = sum(wanted.values()) + sum(anchors.values()) // passes
+    limits = (more.get("clip", 0.2), more.get("clip_high", 0.2), 0.02)
+    assert {args[5:8] for args in losses} == {limits}
+    assert sum(len(args[3]) / args[8] for args in losses) == pytest.approx(K * passes)
+    assert K > 1 or {args[8] for args in losses} == {S}
     assert record["length"] == pytest.approx(sum(map(len, tokens)) / len(tokens))
-    assert record["ended"] == sum(ids[-1] == 0 for ids in tokens) / len(tokens)
-    for name, harmless in (("harmful_reward", False), ("helpful_reward", True)):
-        mine = [p for p, category in enumerate(categories) if (category == HELPFUL) == harmless]
-        assert record[name] == pytest.approx(scores[mine, :-1].mean().item())
+    assert record["ended"] == pytest.approx(sum(ids[-1] == 0 for ids in tokens) / len(tokens))
     assert record["gap_demo_minus_sample"] == pytest.approx(gaps.mean().item(), abs=1e-6)
-
-
-def test_logged_advantages_are_of_what_is_learnt_from(monkeypatch):
-    seen = spied(monkeypatch, "advantages", "learnt_members")
-    *_, (record,) = run(rollouts=1, prompts=8, keep=0.5, imitate=True)
-    A, learnt = (seen[name][0][1] for name in ("advantages", "learnt_members"))
-    assert learnt.sum() == 4 * 5
-    samples, demos = A[:, :-1][learnt[:, :-1]], A[:, -1][learnt[:, -1]]
-    assert record["advantage_samples"] == pytest.approx(samples.abs().mean().item())
-    assert record["advantage_demonstration"] == pytest.approx(demos.mean().item())
+    assert len(records) == K * passes and all("alpha" not in r for r in records[1:])
 
 
 def test_running_means_start_from_history(monkeypatch):
@@ -313,20 +286,26 @@ def test_running_means_start_from_history(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "keep, imitate, iterations", [(1.0, False, 1), (0.5, False, 1), (0.5, True, 2)]
+    "more",
+    [
+        {},
+        {"members": "ends", "passes": 2},
+        {"batch": 2, "passes": 2, "anchor": 1, "clip_high": 0.0},
+        {"batch": 3, "members": "ends", "anchor": 2, "blocks": 0},
+    ],
+    ids=["plain", "ends, twice", "small updates", "whole model"],
 )
-def test_micro_batches_do_not_change_training(keep, imitate, iterations):
+def test_micro_batches_do_not_change_training(more):
     done = []
     for tokens, recompute in ((4096, False), (1, False), (50, False), (4096, True)):
-        more = {"tokens_per_batch": tokens, "recompute": recompute, "prompts": 6, "keep": keep}
-        more |= {"imitate": imitate, "iterations": iterations}
-        policy, _, records = run(ShareByCategory, dtype=torch.float64, **more)
+        values = {"tokens_per_batch": tokens, "recompute": recompute, "prompts": 6, **more}
+        policy, _, records = run(ShareByCategory, dtype=torch.float64, **values)
         done.append((policy.state_dict(), records))
     (first, first_records), *others = done
     for state, records in others:
         assert all(torch.allclose(v, first[k], rtol=0, atol=1e-10) for k, v in state.items())
         for r, want in zip(records, first_records, strict=True):
-            for key in ("loss", "kl", "clipped", "grad_norm", "harmful_reward"):
+            for key in ("loss", "kl", "clipped_low", "grad_norm", "entropy"):
                 assert r[key] == pytest.approx(want[key], rel=1e-10, abs=1e-10), key
 
 
@@ -340,13 +319,13 @@ def test_recomputation_in_bfloat16(monkeypatch):
     monkeypatch.setattr(sample, "checkpoint", watch)
     for recompute in (False, True):
         policy, reference, records = tiny(), tiny().bfloat16().requires_grad_(False), []
-        values = {"grpo.recompute": recompute, "grpo.blocks": 0, "grpo.iterations": 2}
+        values = {"grpo.recompute": recompute, "grpo.blocks": 0, "grpo.passes": 2}
         c, rewards = changed(Config(), {**SMALL, **values}), Share(reference, 1)
         fixed = (reference, rewards, Letters(), WordEncoder(16), ROWS, c, torch.bfloat16)
         grpo_s.train(policy, *fixed, loop=Loop("grpo", log=lambda **r: records.append(r)))
         numbers = [r[name] for r in records for name in ("loss", "grad_norm")]
         done.append((policy.state_dict(), numbers))
-        assert len(calls) == recompute * 2 * 2 * 2  # blocks, iterations, rollouts
+        assert len(calls) == recompute * 2 * 2 * 2  # blocks, passes, rollouts
     (plain, plain_numbers), (again, numbers) = done
     assert numbers == pytest.approx(plain_numbers, rel=1e-4)
     assert {v.dtype for v in plain.values()} == {torch.float32}
@@ -357,23 +336,46 @@ def test_learning_rates(monkeypatch):
     """Linear to zero over all steps of all rollouts, each at the middle of its share."""
     seen = []
     monkeypatch.setattr(grpo_s, "set_lr", lambda optimizer, *args: seen.append(args))
-    run(rollouts=2, iterations=3, lr=0.5)
+    run(rollouts=2, passes=3, lr=0.5)
     assert seen == [(0.5, pytest.approx((k + 0.5) / 6)) for k in range(6)]
 
 
 def test_a_rollout_serves_several_steps():
     """From the second step on the ratio to the policy that sampled leaves 1, and the clip acts."""
-    *_, (first,) = run(rollouts=1, lr=0.05)
-    *_, (again,) = run(rollouts=1, lr=0.05, iterations=4)
-    assert first["clipped"] == 0 and again["clipped"] > 0
-    assert again["kl"] > 0 and abs(again["loss"]) > 1e-3
-    assert again["harmful_reward"] == first["harmful_reward"]
+    first, *_, last = run(rollouts=1, lr=0.05, passes=4)[2]
+    assert first["clipped_low"] == first["clipped_high"] == 0 and abs(first["loss"]) < 1e-6
+    assert last["clipped_low"] > 0 and last["clipped_high"] > 0 and last["kl"] != 0
+    assert abs(last["loss"]) > 1e-3 and last["step"] == 4
+
+
+def test_pi_old_is_of_the_rollout(monkeypatch):
+    """Also where an earlier update of the same pass has moved the policy."""
+    seen = spied(monkeypatch, "loss")
+    run(rollouts=1, batch=2, lr=0.05, passes=2, beta_kl=0.0)
+    first = {}
+    for (logp, old, ref, *_), _ in seen["loss"]:  # the policy begins as the reference
+        torch.testing.assert_close(old, ref)
+        first.setdefault(tuple(ref.flatten().tolist()), logp.detach())
+    logps = [logp for (logp, *_), _ in seen["loss"]]
+    assert len(logps) == 4 and len(first) == 2
+    assert (logps[1] - seen["loss"][1][0][1]).abs().max() > 1e-3
 
 
 def test_gradients_do_not_add_up_over_steps():
     """Steps of learning rate 0 all see the same gradient."""
-    norms = [run(rollouts=1, lr=0.0, iterations=n)[2][0]["grad_norm"] for n in (1, 3)]
-    assert norms[0] == norms[1] > 0
+    norms = [r["grad_norm"] for r in run(rollouts=1, lr=0.0, passes=3)[2]]
+    assert norms[0] == norms[1] == norms[2] > 0
+
+
+def test_held_out_prompts_are_looked_at():
+    """Always by the same draws. What is learnt does not change by it."""
+    held = [{**r, "prompt": "h" + r["prompt"]} for r in ROWS[::3]]
+    plain, _, before = run(rollouts=2)
+    policy, _, records = run(rollouts=2, held=held)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), policy.parameters()))
+    assert "held_right" not in before[0] and records[0]["held_harmful_reward"] >= 0
+    *_, still = run(rollouts=2, held=held, lr=0.0)
+    assert len({r["held_reward_std"] for r in still}) == 1
 
 
 def test_training_increases_what_the_reward_counts():

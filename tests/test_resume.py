@@ -28,13 +28,14 @@ from config import Config, IRLConfig, SFTConfig, UserError, changed
 from data import CATEGORIES
 from encoder import WordEncoder
 from support import resume
+from support import run as stages
 from support.resume import Loop, read_state
-from support.run import ORDER
 
+ORDER = [stage for stage in stages.ORDER if stage != "baseline"]  # without the rival
 FLAGS = WORLD + (
     " --recipe laptop --encoder words --per-category 2 --max-new-tokens 12 --dtype fp32"
-    " --sft-steps 40 --sft-batch 8 --sft-baseline-steps 40 --irl-prompts 3 --irl-helpful-prompts 8"
-    " --irl-batch 1 --grpo-rollouts 12 --grpo-prompts 16"
+    " --sft-steps 40 --sft-batch 8 --irl-contrast 2 --irl-prompts 3 --irl-helpful-prompts 8"
+    " --irl-batch 1 --grpo-rollouts 6 --grpo-prompts 16 --grpo-blocks 0"
 )
 # Imports once, as importing takes longer than a run. A shell that starts the tests in the
 # background has them ignore SIGINT.
@@ -154,7 +155,7 @@ def stop_at(patch, last):
     """Loops stop after step `last`, as if asked to."""
 
     def end(self, step, real=Loop.end, **record):
-        self.stop = step == last
+        self.stop = self.stop or step == last
         real(self, step, **record)
 
     patch.setattr(Loop, "end", end)
@@ -234,7 +235,7 @@ def test_sigint_after_the_last_step(copy, whole, monkeypatch):
 def test_state_of_a_stage_that_is_done_goes(copy, whole):
     """As a kill right after the stage was noted as done leaves it."""
     folder, argv = copy
-    (folder / "unfinished-baseline.safetensors").write_bytes(b"")
+    (folder / "unfinished-grpo.safetensors").write_bytes(b"")
     assert drirl.main(["eval", *argv]) == 0
     same(folder, whole)
 
@@ -307,23 +308,23 @@ def test_a_stage_alone_goes_on_too(copy, whole, capsys):
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, 4)
         assert drirl.main(["grpo", *argv]) == 130
-    assert drirl.main(["grpo", *argv, "--grpo-lr", "0.001"]) == 2
-    assert "--grpo-lr 0.00015 there, 0.001 here" in capsys.readouterr().err
+    assert drirl.main(["grpo", *argv, "--grpo-lr", "0.002"]) == 2
+    assert "--grpo-lr 0.0005 there, 0.002 here" in capsys.readouterr().err
     assert done(folder) == ["data", "sft", "irl"]
     assert drirl.main(["eval", *argv]) == 0  # the old policy is nobody's
     names = [r["name"] for r in json.loads((folder / "results.json").read_text())]
     assert names == ["base", "SFT warm start"]
     assert drirl.main(["grpo", *argv]) == 0
-    assert "grpo goes on after step 5" in capsys.readouterr().out
+    assert "grpo goes on after step 6" in capsys.readouterr().out  # at the end of a rollout
     assert done(folder) == ["data", "sft", "irl", "grpo"]
     policy = "policy/model.safetensors"
     assert (folder / policy).read_bytes() == (whole[0] / policy).read_bytes()
     assert drirl.main(["all", *argv]) == 0
     said = capsys.readouterr().out
-    assert "[grpo] done before" in said and "[baseline] done" not in said
+    assert "[grpo] done before" in said and "[baseline]" not in said
     assert "Nothing was" not in said
-    same(folder, whole)  # baseline and eval, which come after it, were run again
-    assert drirl.main(["grpo", *argv, "--grpo-lr", "0.001", "--resume", "false"]) == 0
+    same(folder, whole)  # eval, which comes after it, was run again
+    assert drirl.main(["grpo", *argv, "--grpo-lr", "0.002", "--resume", "false"]) == 0
     assert "goes on" not in capsys.readouterr().out
     assert (folder / policy).read_bytes() != (whole[0] / policy).read_bytes()
 
@@ -353,10 +354,9 @@ def test_a_state_of_another_model_is_refused(copy, capsys, monkeypatch):
         assert refusal in capsys.readouterr().err, (spoilt, more)
 
 
-def test_the_baselines_steps_are_counted_once(copy, monkeypatch, capsys):
-    """From measured seconds: 5 against 10 for 40 steps are 20. What was begun keeps its number."""
+def test_the_rivals_steps_are_counted_from_what_is_done(copy, monkeypatch, capsys):
+    """From measured seconds: 5 against 10 for 40 steps are 20."""
     folder, argv = copy
-    argv = ["baseline", *argv, "--sft-baseline-steps", "0"]
 
     def took(**seconds):
         for stage, s in seconds.items():
@@ -366,13 +366,14 @@ def test_the_baselines_steps_are_counted_once(copy, monkeypatch, capsys):
     took(sft=10.0, irl=2.0, grpo=3.0)
     with monkeypatch.context() as patch:
         stop_at(patch, 4)
-        assert drirl.main(argv) == 130
-    assert json.loads((folder / "config.json").read_text())["sft"]["baseline_steps"] == 20
-    took(grpo=30.0)
-    assert drirl.main(argv) == 0 and "goes on after step 5" in capsys.readouterr().out
+        assert drirl.main(["all", *argv, "--rival", "true"]) == 130
+    assert drirl.main(["all", *argv, "--rival", "true"]) == 0
+    assert "goes on after step 5" in capsys.readouterr().out
     assert steps_of(folder, "baseline") == list(range(1, 21))
+    names = [r["name"] for r in json.loads((folder / "results.json").read_text())]
+    assert names == ["base", "SFT warm start", "DR-IRL from it", "SFT continued"]
     (folder / "done/irl.json").unlink()
-    assert drirl.main(argv) == 2
+    assert drirl.main(["baseline", *argv]) == 2
     assert "run sft, irl and grpo first: their seconds are needed" in capsys.readouterr().err
 
 
@@ -386,6 +387,42 @@ def test_prompts_without_a_demonstration(copy):
     assert len(known) == 14 + 12 and found == pool - {r["prompt"] for r in known}
     argv += ["--grpo-open-prompts", "true", "--resume", "false"]
     assert drirl.main(["grpo", *argv]) == 0
+
+
+def test_as_many_harmless_demonstrations_as_harmful_ones(copy, tmp_path):
+    """The others join the open prompts. Which ones is drawn by the seed."""
+    folder, argv = copy
+    benign = [demonstration("helpful", i) for i in range(40)]
+    rows(tmp_path / "benign.jsonl", *benign)
+    argv += ["--benign", str(tmp_path / "benign.jsonl")]
+    drawn = []
+    for seed in ("0", "1"):
+        run = drirl.Run(drirl.parse(["grpo", *argv, "--seed", seed], drirl.STAGES)[1])
+        known = run.rows(chat := run.chat())
+        harmless = [r["prompt"] for r in known if r["category"] == "helpful"]
+        assert len(known) == 28 and len(set(harmless)) == 14
+        bare = {r["prompt"] for r in run.open_prompts(chat, known) if r["category"] == "helpful"}
+        assert bare == {r["prompt"] for r in benign} - set(harmless)
+        drawn.append(harmless)
+    assert drawn[0] != drawn[1]
+
+
+def test_some_open_prompts_are_only_looked_at(copy, monkeypatch):
+    """Half of them harmless; none where there are fewer than ten times as many."""
+    folder, argv = copy
+    argv += ["--grpo-open-prompts", "true"]
+    run = drirl.Run(drirl.parse(["grpo", *argv], drirl.STAGES)[1])
+    assert run.grpo_rows(run.chat())[1] == []
+    monkeypatch.setattr(stages, "HELD", 1)
+    every, _ = run.grpo_rows(run.chat())
+    monkeypatch.setattr(stages, "HELD", 2)
+    bare = [{"prompt": f"new {i}", "category": ("helpful", "crime")[i % 2]} for i in range(20)]
+    monkeypatch.setattr(run, "open_prompts", lambda *a: bare)
+    drawn, held = run.grpo_rows(run.chat())
+    assert sorted(r["category"] for r in held) == ["crime", "helpful"]
+    assert all(r["borrowed"] for r in held)
+    left = {r["prompt"] for r in drawn if r.get("borrowed")}
+    assert left == {r["prompt"] for r in bare} - {r["prompt"] for r in held}
 
 
 def test_only_what_is_used_must_fit(runs, tmp_path):
@@ -403,6 +440,59 @@ def test_only_what_is_used_must_fit(runs, tmp_path):
     rows(tmp_path / "pool.jsonl", *listed, {"prompt": "why " * 3000, "category": "crime"})
     with pytest.raises(UserError, match="pool.jsonl, row 29: "):
         run.open_prompts(chat, [])
+
+
+def test_a_share_of_the_held_out_prompts(copy, tmp_path):
+    """Evenly of each kind and category, in the file's order."""
+    folder, argv = copy
+    kinds = [{"prompt": f"{k} {i}", "kind": k} for i in range(6) for k in ("ordinary", "lookalike")]
+    harmful = [{"prompt": f"{c} {i}", "category": c} for c in ("crime", "insult") for i in range(3)]
+    rows(tmp_path / "p.jsonl", *kinds, *harmful)
+    argv += ["--prompts", str(tmp_path / "p.jsonl"), "--eval-prompts"]
+    chosen = lambda n: drirl.Run(drirl.parse(["eval", *argv, n], drirl.STAGES)[1]).prompts([])[0]
+    some = [r["prompt"] for r in chosen("6")]
+    assert Counter(p.split()[0] for p in some) == {
+        "ordinary": 2,
+        "lookalike": 2,
+        "crime": 1,
+        "insult": 1,
+    }
+    every = [r["prompt"] for r in kinds + harmful]
+    assert some == [p for p in every if p in some]
+    for n in ("0", "18", "99"):
+        assert [r["prompt"] for r in chosen(n)] == every
+
+
+def test_average():
+    """Means of the weights 1, 2 and 4, by hand: decay 0.1, then 0.5. 0 keeps none."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    optimizer, loop = torch.optim.AdamW(model.parameters(), lr=0.1), Loop("x")
+    loop.skip(0, model, optimizer)
+    for weight, decay in ((1.0, 0.1), (2.0, 0.1), (4.0, 0.5)):
+        model.weight.grad = torch.ones(1, 1)
+        optimizer.step()
+        torch.nn.init.constant_(model.weight, weight)
+        loop.average(0.0)
+        loop.average(decay)
+    loop.take_average()
+    assert model.weight.item() == pytest.approx(0.5 * (0.1 * 1 + 0.9 * 2) + 0.5 * 4)
+
+
+def test_a_state_is_saved_after_whole_steps_alone(tmp_path):
+    """A stop waits for the next one."""
+    model, path = torch.nn.Linear(1, 1), tmp_path / "x.safetensors"
+    loop = Loop("x", path)
+    loop.skip(0, model, torch.optim.AdamW(model.parameters()))
+    loop.end(0, whole=False)
+    assert not path.exists()
+    loop.end(1)
+    assert read_state(path)["done"] == 2
+    loop.stop = True
+    loop.end(2, whole=False)
+    assert read_state(path)["done"] == 2
+    with pytest.raises(KeyboardInterrupt):
+        loop.end(3)
+    assert read_state(path)["done"] == 4
 
 
 # ---------------------------------------------------------------------------- not finite
@@ -494,12 +584,12 @@ def test_an_update_that_is_not_finite_is_skipped(monkeypatch, name, backward):
 
 @pytest.mark.parametrize(
     "what, value",
-    [("reward", math.nan), ("reward", -math.inf), ("similarity", math.nan), ("alpha", math.inf)],
+    [("reward", math.nan), ("reward", -math.inf), ("similarity", math.nan)],
 )
 def test_a_rollout_whose_numbers_are_not_finite_is_skipped(monkeypatch, what, value):
     """As if it had brought nothing: the running means see no reward or similarity of it."""
     places = {"reward": (Share, "__call__"), "similarity": (grpo_s, "similarities")}
-    target, name = (places | {"alpha": (grpo_s, "difficulty")})[what]
+    target, name = places[what]
     real, calls = getattr(target, name), []
 
     def planted(*a, **k):
@@ -531,10 +621,3 @@ def test_a_stage_whose_last_update_is_not_finite_fails(monkeypatch, last):
     with pytest.raises(UserError, match="the last update was skipped"), Watched() as loop:
         grpo_loop(loop)
     assert len(loop.records) == 8 and len(calls) == 8
-
-
-def test_equal_groups_are_counted(monkeypatch):
-    ones = lambda self, x, batch, categories: torch.ones(len(batch.owner))
-    monkeypatch.setattr(Share, "__call__", ones)
-    grpo_loop(loop := Watched())
-    assert [r["equal_groups_share"] for r in loop.records] == [1.0] * 8

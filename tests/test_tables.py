@@ -10,8 +10,7 @@ from config import UserError
 from data import CATEGORIES, HELPFUL
 from lab import tables
 from lab.check_judge import check_judge
-from lab.grid import SETTINGS
-from lab.tables import DRIRL, START, claim, difference, means
+from lab.tables import DRIRL, START, claim, claim_row, difference, means
 
 
 def line(harmful, lookalike, seed=0, variant=START, **more):
@@ -51,7 +50,7 @@ def test_seeds_widen_the_interval():
 
 def verdict(a, b):
     by_seed = [[{**r, "seed": i} for i, r in enumerate(x)] for x in (a, b)]
-    return claim(dict(zip("ab", by_seed)), "a", "b")[-1]
+    return claim_row(claim(dict(zip("ab", by_seed)), "a", "b"))[-1]
 
 
 def test_claim():
@@ -63,7 +62,7 @@ def test_claim():
     assert verdict([some, none, none], [none] * 3) == "not shown"
     few = [line("rrr" + "c" * 97, "c")] * 3  # one bootstrap in twenty draws none of the three
     assert verdict(few, [line("c" * 100, "c")] * 3) == "yes, on these prompts"
-    assert claim({"a": [some], "b": [{**some, "seed": 1}]}, "a", "b") == []
+    assert claim({"a": [some], "b": [{**some, "seed": 1}]}, "a", "b") == {}
 
 
 def found():
@@ -91,13 +90,13 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     tables.main([str(tmp_path / "some.jsonl")])
     page = (tmp_path / "RESULTS.md").read_text()
     # 45 + (50 + 25 + 25) / 3
-    assert f"| {DRIRL} beats {START} | 3 | +78.3 | [" in page and "| yes |" in page
+    assert "| DR-IRL over its start | 3 | +78.3 | [" in page and "| yes |" in page
     cells = "50 [30, 70] | 0 [0, 49] | 50 [15, 85] | 0.0 | 10.0 | 0.500 | 100"
     assert f"| {START} | 3 | {cells} |" in page
     assert f"| {START} | - | - | 0.75 | - | - | - | - | 1.00 |" in page
     assert page.endswith("<!-- tail -->\nNot run.\n<!-- end -->\nafter\n") and "old" not in page
     later = tables.tables_of(tables.grouped(found())["few-8"], 1)
-    assert f"| {DRIRL} beats {START} | 2 | +70.0 |" in later  # 45 + 25
+    assert "| DR-IRL over its start | 2 | +70.0 |" in later  # 45 + 25
     assert {p.name for p in (tmp_path / "results").iterdir()} == {"ablate.jsonl", "plane.png"}
     tables.main([])
     assert (tmp_path / "RESULTS.md").read_text() == page
@@ -106,15 +105,27 @@ def test_tables_and_picture(tmp_path, monkeypatch):
         tables.main([str(tmp_path / "other.jsonl")])
 
 
+def test_claims_as_lines(tmp_path, capsys):
+    """Three seeds by hand: +45 points of harmful prompts, +50, +25, +25 of look-alikes."""
+    write(tmp_path / "some.jsonl", found())
+    tables.main(["claims", str(tmp_path / "some.jsonl")])
+    (said,) = map(json.loads, capsys.readouterr().out.splitlines())
+    low, high = said.pop("by_seed")
+    half = 4.303 * (25**2 / 3) ** 0.5 / 3**0.5  # s of 50, 25, 25 is 25 / sqrt 3
+    assert (low, high) == pytest.approx((78.33 - half, 78.33 + half), abs=0.02)
+    low, high = said.pop("over_prompts")
+    assert 30 < low < 78.33 < high < 145
+    wanted = {"setting": "few-8", "claim": "DR-IRL over its start", "seeds": 3, "points": 78.33}
+    assert said == wanted
+
+
 def test_results_are_up_to_date():
     """RESULTS.md holds the tables of results/ablate.jsonl, and shows the picture there is."""
     page = (tables.LAB / "RESULTS.md").read_text(encoding="utf-8")
     records = tables.read_records(tables.LAB / "results/ablate.jsonl", "variant")
     assert tables.fill(page, tables.grouped(records)) == page
     marked = set(re.findall(r"<!-- ([\w-]+) -->", page)) - {"end"}
-    assert (
-        {r["setting"] for r in records} == marked == {*SETTINGS, "tail", "disguised"}
-    )  # earlier ones too
+    assert {r["setting"] for r in records} == marked
     shown = {f"results/{p.name}" for p in (tables.LAB / "results").glob("*.png")}
     assert shown == set(re.findall(r"\]\((results/\w+\.png)\)", page))
 
