@@ -42,7 +42,9 @@ class RunConfig:
     prompts: str = setting("", "held-out prompts to evaluate on; empty: corpus/test.jsonl")
     eval_prompts: int = setting(0, "how many of them, evenly of each kind; 0: all", low=0)
     rival: bool = setting(False, "also train SFT continued, for as long as irl and grpo took")
-    per_category: int = setting(72, "demonstrations of each harm category", low=2)
+    per_category: int = setting(
+        72, "demonstrations of each harm category, and at most 7 times as many harmless", low=2
+    )
     generate: bool = setting(False, "data: the model writes the demonstrations a category lacks")
     max_new_tokens: int = setting(128, "tokens of a response (data --generate true: 96)")
     temperature: float = setting(1.0, "of samples in irl and grpo (--generate true: 0.7)", low=0.01)
@@ -104,10 +106,7 @@ class GRPOConfig:
     blocks: int = setting(0, "top blocks trained; 0: the whole model", low=0)
     lr: float = setting(1e-6, "peak learning rate; 5% warm-up, then linear to zero")
     average: float = setting(
-        0.0,
-        "most decay of a running mean of the weights, the result; 0: the last",
-        low=0,
-        high=1,
+        0.0, "most decay of a running mean of the weights, the result; 0: the last", low=0, high=1
     )
     helpful_share: float = setting(0.5, "share of harmless prompts", low=0, high=1)
     clip: float = setting(0.2, "pi / pi_old of a bad sample's token counts down to 1 - clip")

@@ -305,7 +305,8 @@ def train(policy, reference, rewards, chat, phi, rows, c, dtype, history=(), loo
 
     phi: the text encoder. rows: prompt, category and response (the demonstration; borrowed: True
     if another prompt's). history: IRL's groups with reward_demo and samples, (reward, text) pairs.
-    held: rows that are only looked at, before four of the rollouts and after the last.
+    held: rows that are only looked at, before four of the rollouts and after the last. The steps
+    are numbered as in README; 1 and 2 are data.py and reward.py.
     """
     g, rng, loop = c.grpo, random.Random(c.run.seed), loop or Loop("grpo")
     frozen, P, K = train_top(policy, g.blocks), g.prompts, g.prompts // (g.batch or g.prompts)
@@ -324,27 +325,26 @@ def train(policy, reference, rewards, chat, phi, rows, c, dtype, history=(), loo
         if loop.skip((n + 1) * steps - 1, policy, optimizer):
             continue
         record = look(roll, held, c.run.seed) if n % -(-g.rollouts // 4) == 0 else {}
-        # 1. Sample G completions o_i of each prompt from pi_old. 2. Reward them and demonstrations
+        # 3. Sample G completions o_i of each prompt from pi_old, and score them: R_i
         scores, facts, micro = roll(part, P, updates, seed)
         R, W, gaps = scores[:P, :-1], facts[..., 0], scores[:P, -1:] - scores[:P, :-1]  # (P, G)
-        # 3. Difficulty: alpha = alphaD alphaM
+        # 4. Difficulty: alpha = alphaD alphaM
         if not loop.finite(reward=scores, similarity=W):
             loop.end((n + 1) * steps - 1, **record)
             continue
         categories = [r["category"] for r in part[:P]]
         alpha = difficulty(W, gaps, categories, **loop.state, scaling=g.scaling)
-        # 4. Advantage: A_i = alpha (R_i - mean R) / (std R + eps)
+        # 5. Advantage: A_i = alpha (R_i - mean R) / (std R + eps)
         A, learnt = advantages(R, alpha, K * g.anchor, g)
         record |= rollout_record(categories, scores[:P], facts, alpha)
         record["seconds"] = round(time.time() - begun, 2)
-        # 5. Update: steps up the gradient of J
+        # 6. Update: steps up the gradient of J
         batches = [ready(models, m, learnt, frozen, dtype) for m in micro]
         for step, u in enumerate(order, n * steps):
             set_lr(optimizer, g.lr, (step + 0.5) / (steps * g.rollouts))
             S = int(learnt[list(updates[u])].sum())  # sequences, in all processes
             record |= update(policy, batches[u], A, S, frozen, c, dtype, loop)
             loop.average(min(g.average, (step + 1) / (step + 10)))
-            # 6. Log
             if step + 1 == g.rollouts * steps:
                 loop.take_average()
                 record |= look(roll, held, c.run.seed)

@@ -166,7 +166,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", default="", help="settings or SETTING/VARIANTs, with commas")
     own, flags = parser.parse_known_args(argv)
     seeds = range(own.first_seed, own.first_seed + own.seeds)
-    flags = ["grid", "--run", "runs/grid", "--recipe", "laptop", *flags]
+    every = ["--eval-prompts", "0"]  # the recipe looks at a third
+    flags = ["grid", "--run", "runs/grid", "--recipe", "laptop", *every, *flags]
     return drirl.main(flags, {"grid": lambda run: grid(run.c, own.only, seeds)})
 
 

@@ -105,8 +105,9 @@ def percent(lines: list[dict], name: str) -> float:
 
 def tables_of(variants: dict, since: int = 0) -> str:
     """Markdown: all tables of one setting; its claims count the seeds from `since` on."""
-    head = "variant | seeds | refused, %: harmful | ordinary | look-alikes | harmful − look-alikes"
-    head, rows, aucs = f"{head} | gibberish % | KL | seconds".split(" | "), [], []
+    head = "variant | seeds | refused, %: harmful | ordinary | look-alikes"
+    head += " | harmful − look-alikes | gibberish % | KL | seconds"
+    head, rows, aucs = head.split(" | "), [], []
     categories, names = [], (*CATEGORIES, HELPFUL)
     for variant, lines in variants.items():
         n = {kind: lines[0]["rates"][kind][1] for kind in KINDS}
@@ -153,8 +154,9 @@ def means(runs: list[list[dict]]) -> str:
         cells.insert(3, [a - b for a, b in zip(cells[0], cells[2])])
         told = [f"**{np.mean(c):.1f}** ({', '.join(f'{x:.1f}' for x in c)})" for c in cells]
         rows.append([models[0]["name"], *told])
-    head = "refused, %: mean (each run) | harmful | ordinary | look-alikes | harmful − look-alikes"
-    return markdown([*head.split(" | "), "gibberish %"], rows)
+    head = "refused, %: mean (each run) | harmful | ordinary | look-alikes"
+    head += " | harmful − look-alikes | gibberish %"
+    return markdown(head.split(" | "), rows)
 
 
 def fill(page: str, results: dict) -> str:

@@ -180,6 +180,7 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     assert set(product["seconds"]) == {"sft", "irl", "grpo"}
     assert set(found[CONTINUED]["seconds"]) == {"sft", "baseline"}
     assert found["1RW static"]["settings"]["--irl-integration"] == "one"
+    assert first["settings"]["--eval-prompts"] == 0  # all of them
     # from an even pool unbalanced is balanced, and no sample ends: both RFTs learn alike
     assert len(models) == len(VARIANTS) - 2
     said = json.loads((tmp_path / "grid/answers/standard 0 DPO.json").read_text())

@@ -425,6 +425,15 @@ def test_some_open_prompts_are_only_looked_at(copy, monkeypatch):
     assert left == {r["prompt"] for r in bare} - {r["prompt"] for r in held}
 
 
+def test_open_prompts_are_looked_at_first(runs, tmp_path, capsys):
+    """One that is too long ends the main job before anything is written."""
+    listed = [demonstration(c, i) for c in CATEGORIES for i in range(2)]
+    rows(tmp_path / "pool.jsonl", *listed, {"prompt": "why " * 3000, "category": "crime"})
+    argv = [*runs.argv, "--run", str(tmp_path / "r"), "--pool", str(tmp_path / "pool.jsonl")]
+    assert drirl.main(["all", *argv]) == 2 and not (tmp_path / "r").exists()
+    assert "pool.jsonl, row 15: " in capsys.readouterr().err
+
+
 def test_only_what_is_used_must_fit(runs, tmp_path):
     """A response that is neither trained on nor evaluated may be long, a prompt may not."""
     long = {"prompt": "Hello?", "draft": ["long"], "answer": "no " * 3000}
@@ -604,6 +613,22 @@ def test_a_rollout_whose_numbers_are_not_finite_is_skipped(monkeypatch, what, va
     assert not torch.equal(loop.weights[1], loop.weights[2])
     assert all(math.isfinite(x) for means in loop.state.values() for x in means.values())
     assert all(math.isfinite(a) for r in loop.records[2:] for a in r["alpha"])
+
+
+def test_a_demonstration_whose_reward_is_not_finite(monkeypatch):
+    """Its rollout is skipped too, and the running means don't see it."""
+    real, calls = Share.__call__, []
+
+    def planted(self, x, batch, categories):
+        calls.append(1)
+        R = real(self, x, batch, categories)
+        R[-1] *= math.nan if len(calls) == 2 else 1  # the last of a group
+        return R
+
+    monkeypatch.setattr(Share, "__call__", planted)
+    grpo_loop(loop := Watched())
+    assert [r.get("skipped") for r in loop.records] == [None, ["reward"], *[None] * 6]
+    assert all(math.isfinite(x) for means in loop.state.values() for x in means.values())
 
 
 @pytest.mark.parametrize("last", (1, 8))
