@@ -51,7 +51,7 @@ class RunConfig:
     chat_format: str = setting("auto", "auto: the folder's; chatml, llama3; a text with {prompt}")
     chat_arguments: str = setting('{"enable_thinking": false}', "JSON for the chat template")
     device: str = setting("cpu", "cpu or cuda")
-    dtype: str = setting("auto", "auto: bf16 where the hardware has it", choices="auto fp32 bf16")
+    dtype: str = setting("auto", "auto: bf16 where it is faster", choices="auto fp32 bf16")
     seed: int = setting(0, "of balancing, sampling and batches", low=0, high=2**31)
     resume: bool = setting(True, "go on with what was interrupted; false: anew")
 
@@ -124,6 +124,10 @@ class GRPOConfig:
     tokens_per_batch: int = setting(4096, "tokens of one pass; the result doesn't depend on it")
     recompute: bool = setting(False, "gradient checkpointing: less memory, more time")
     shard: bool = setting(False, "under torchrun: FSDP2, each process keeps part of the policy")
+
+    @property
+    def updates(self) -> int:  # of a pass
+        return self.prompts // (self.batch or self.prompts)
 
 
 @dataclass(frozen=True)

@@ -121,8 +121,8 @@ def stage_irl(run: Run) -> None:
         print(f"rewards, held-out {kind} prompts: AUC {r['auc']:.2f} ({n} samples; {by_length})")
 
 
-def stage_grpo(run: Run, rewards=None) -> None:
-    """Stage 3: GRPO-S from the warm start against the shadow rewards."""
+def stage_grpo(run: Run, rewards=None, **own) -> None:
+    """Stage 3: GRPO-S from the warm start against the shadow rewards. own: see grpo_s.train."""
     c, folder, rewards_folder = run.c, run.stage_folder("sft"), run.folder / "rewards"
     fitted = [f.stat().st_mtime for f in rewards_folder.glob("*.safetensors")]
     if (folder / "model.safetensors").stat().st_mtime > max(fitted, default=math.inf):
@@ -137,7 +137,7 @@ def stage_grpo(run: Run, rewards=None) -> None:
         raise UserError(f"{size} prompts in an update: fewer than {parallel.world()} processes")
     with run.work("grpo", rows, resumable=not c.grpo.shard) as loop:
         fixed = reference, rewards, chat, phi, rows, c, run.dtype, history, loop
-        grpo_s.train(policy, *fixed, held=held)
+        grpo_s.train(policy, *fixed, held=held, **own)
     save_model(policy, run.folder / "policy")
 
 
@@ -208,6 +208,7 @@ def stage_all(run: Run) -> None:
         run.open_prompts(chat, [])
     run.encoder()
     run.refuse_others()
+    print(f"{machine(run.device)}, {str(run.dtype)[6:]}", flush=True)
     before = run.c.run.resume
     for name in ORDER if run.c.run.rival else [n for n in ORDER if n != "baseline"]:
         before = before and run.done(name) is not None  # once one has run, later ones must

@@ -4,8 +4,6 @@ DR-IRL v3 names CLIP's text tower, a later version "a text encoder": both CLIP's
 are here, read from a folder by support/encoders.py.
 """
 
-import functools
-import hashlib
 import re
 from pathlib import Path
 
@@ -16,9 +14,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data import normalise, without_thought
+from data import without_thought
 from support.chat import load_tokenizer
-from support.encoders import read_encoder
+from support.encoders import WordEncoder, read_encoder
 from support.hf import fitting
 
 
@@ -131,26 +129,6 @@ class Encoder(nn.Module):
             out.append(self.pool(pad_sequence(ids, batch_first=True), lengths))
         back = torch.tensor(order).argsort()  # from the order of lengths to that of the texts
         return F.normalize(torch.cat(out)[back], dim=1) if out else self.words[:0]
-
-
-class WordEncoder:
-    """For tests and the recipe tiny: a word has a random unit vector, a text is their sum."""
-
-    def __init__(self, width: int = 256):
-        self.width = width
-
-    @functools.lru_cache(maxsize=100_000)
-    def word(self, w: str) -> Tensor:
-        seed = int.from_bytes(hashlib.sha256(w.encode()).digest()[:7], "little")
-        vector = torch.randn(self.width, generator=torch.Generator().manual_seed(seed))
-        return F.normalize(vector, dim=0)
-
-    def embed(self, texts: list[str]) -> Tensor:
-        sums = torch.zeros(len(texts), self.width)
-        for i, text in enumerate(texts):
-            for w in normalise(text).split():
-                sums[i] = sums[i] + self.word(w)
-        return F.normalize(sums, dim=1)
 
 
 def load_encoder(folder: str | Path, device="cpu"):

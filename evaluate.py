@@ -153,6 +153,18 @@ def look(roll, held: list[dict], seed: int) -> dict:
     return {f"held_{name}": x for name, x in told.items()}
 
 
+def noise_scale(records: list[dict]) -> tuple[float, float]:
+    """GRPO-S's: (c, n (1 - c) / c); c: mean cosine of an update's gradient and the one before's.
+
+    That many sequences make noise and signal alike (arXiv 1812.06162); n: sequences of an update.
+    Demonstrations that both updates hold would count as signal. Infinite where c is not positive.
+    """
+    found = [r for r in records if r.get("cosine") is not None]
+    c = sum(r["cosine"] for r in found) / max(1, len(found))
+    n = sum(r["sequences"] for r in found) / max(1, len(found))
+    return c, n * (1 - c) / c if c > 0 else math.inf
+
+
 def markdown(head: list[str], rows: list[list]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -265,11 +277,21 @@ def picture_of_refusals(path: Path, results: list[dict]) -> None:
 CURVES = ("sft loss", "irl gap_demo_minus_others")  # stage and fields of the records
 CURVES += ("grpo harmful_right held_harmful_right", "grpo helpful_right held_helpful_right")
 CURVES += ("grpo harmful_reward helpful_reward", "grpo kl entropy")
-CURVES += ("grpo clipped_low clipped_high", "grpo alpha")
+CURVES += ("grpo clipped_low clipped_high cosine", "grpo alpha")
+
+
+def band(y: list[float], width: int = 9) -> tuple:
+    """Moving mean and standard deviation, each as long as y; at the ends y's last values repeat."""
+    half = width // 2
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(y, half, "edge"), 2 * half + 1)
+    return windows.mean(1), windows.std(1)
 
 
 def picture_of_curves(path: Path, records: list[dict]) -> None:
-    """What every stage logged, step by step; for irl a line a reward model."""
+    """What every stage logged, step by step; for irl a line a reward model.
+
+    Long curves are shown as a moving mean with a band of one standard deviation.
+    """
     fig, axes = pyplot().subplots(2, 4, figsize=(15, 6))
     for ax, title in zip(axes.flat, CURVES):
         stage, *keys = title.split()
@@ -277,9 +299,15 @@ def picture_of_curves(path: Path, records: list[dict]) -> None:
         for key, model in dict.fromkeys((key, r.get("model")) for key in keys for r in rows):
             part = [r for r in rows if r.get("model") == model and r.get(key) is not None]
             points = [(r["step"], y) for r in part for y in np.ravel(r[key])]
-            if points:
+            label = (model or key) if many else None
+            if len(points) > 20 and key != "alpha":
+                x, y = zip(*points)
+                mean, std = band(y)
+                ax.fill_between(x, mean - std, mean + std, alpha=0.25, lw=0)
+                ax.plot(x, mean, lw=1, label=label)
+            elif points:
                 dots = "." if key == "alpha" else ".-"
-                ax.plot(*zip(*points), dots, ms=3, lw=0.8, label=(model or key) if many else None)
+                ax.plot(*zip(*points), dots, ms=3, lw=0.8, label=label)
         if many and ax.lines:
             ax.legend(fontsize=6)
         ax.set(title=f"{stage} {keys[0]}", xlabel="step")
@@ -294,6 +322,11 @@ def write_report(folder: Path, results: list[dict], records: list[dict], note: s
         picture_of_refusals(folder / "refusals.png", results)
         picture_of_curves(folder / "curves.png", records)
         images = "![refusals](refusals.png)\n\n![curves](curves.png)"
+    if any(r.get("cosine") is not None for r in records):
+        c, n = noise_scale(records)
+        text += (
+            f"\n\nGRPO-S: cosine of consecutive gradients {c:.3f}, noise scale {n:.0f} sequences"
+        )
     lines = ["# DR-IRL: before and after", "", note, "", PHRASES, "", text, "", images, ""]
     lines += ["## Samples, chosen by position", samples_side_by_side(results), ""]
     write({folder / "report.md": "\n".join(lines), folder / "results.json": as_json(results)})

@@ -23,9 +23,9 @@ Decisions where the paper is silent:
 8. As a loss, k3's gradient is not that of the KL divergence; it is a penalty all the same.
 9. pi, pi_old and pi_ref are taken at temperature 1, whatever the samples' temperature.
 10. A prompt without a demonstration borrows its category's most similar prompt's, for W and gap.
-Ours: 11. members: the best and worst of G may be learnt from alone. 12. clip_high 0: no ratio holds
-a good sample back; its gradient is A grad log pi, as in SFT. 13. anchor: demonstrations join each
-update with advantage 1. 14. average: the result is a running mean of the weights.
+Ours: 11. members: the best and worst of G may be learnt from alone. 12. clip_high 0: no ratio; a
+good sample's gradient is A grad log pi, as in SFT. 13. anchor: demonstrations join each update with
+advantage 1. 14. average: the result is a running mean of the weights.
 
 With the defaults an update is on fresh samples: rho is 1, and a group's advantages sum to 0. A loss
 near 0 is right there. Its gradient is not 0.
@@ -179,6 +179,18 @@ def pick(rows: list[dict], prompts: int, helpful_share: float, rng: random.Rando
         yield harmful + [next(by_category[HELPFUL]) for _ in range(helpful)]
 
 
+def plan(rows: list[dict], c: Config):
+    """Endless rollouts: P prompts and then anchors; each update's places in them; order; seed."""
+    g, K, rng = c.grpo, c.grpo.updates, random.Random(c.run.seed)
+    draw = pick(rows, g.prompts, g.helpful_share, rng)
+    demonstrated = [r for r in rows if not r.get("borrowed")]
+    anchors = pick(demonstrated, K * g.anchor, g.helpful_share, rng)
+    updates = [range(u, g.prompts + K * g.anchor, K) for u in range(K)]
+    while True:
+        part, seed = next(draw) + next(anchors), rng.randrange(2**31)
+        yield part, updates, [u for _ in range(g.passes) for u in rng.sample(range(K), K)], seed
+
+
 def start_means(history: list[dict], phi) -> dict:
     """Per category the means of 1 - W and of the gap over IRL's samples (`history`: see train)."""
     deltas, gap_means = {}, {}
@@ -261,6 +273,12 @@ def ready(models, micro: list[MicroBatch], learnt, frozen: int, dtype) -> list[M
     return out
 
 
+def cosine(a: list[Tensor], b: list[Tensor]) -> float:
+    """Of two gradients, each a list of tensors."""
+    dot = lambda a, b: sum((x * y).sum().item() for x, y in zip(a, b))
+    return dot(a, b) / math.sqrt(max(dot(a, a) * dot(b, b), 1e-30))
+
+
 def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop: Loop) -> dict:
     """One optimizer step, if its numbers are finite. Returns what to log.
 
@@ -280,6 +298,10 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
     stats = dict(zip(names, parallel.add(sums).tolist()))
     trained = [p for p in policy.parameters() if p.requires_grad]
     stats["grad_norm"] = parallel.clip_gradients(trained, 1.0)  # sums the processes' gradients
+    before, loop.gradient = loop.gradient, None if g.shard else [p.grad for p in trained]
+    if before:
+        stats["cosine"] = cosine(loop.gradient, before)  # see evaluate.noise_scale
+    stats["sequences"] = S
     loop.descend(loss=stats["loss"], grad_norm=stats["grad_norm"])
     return stats
 
@@ -300,28 +322,28 @@ def roll_out(policy, reference, rewards, chat, phi, c, dtype, frozen, part, P, u
     return scores, parallel.add(facts), micro
 
 
-def train(policy, reference, rewards, chat, phi, rows, c, dtype, history=(), loop=None, held=()):
+def train(
+    policy, reference, rewards, chat, phi, rows, c, dtype, history=(), loop=None, held=(), **own
+):
     """Trains the policy in place. reference: pi_ref, its own start, on which `rewards` stand.
 
     phi: the text encoder. rows: prompt, category and response (the demonstration; borrowed: True
     if another prompt's). history: IRL's groups with reward_demo and samples, (reward, text) pairs.
-    held: rows that are only looked at, before four of the rollouts and after the last. The steps
-    are numbered as in README; 1 and 2 are data.py and reward.py.
+    held: rows that are only looked at, before four of the rollouts and after the last. own: another
+    roll_out or advantages. The steps are numbered as in README; 1 and 2 are data.py and reward.py.
     """
-    g, rng, loop = c.grpo, random.Random(c.run.seed), loop or Loop("grpo")
-    frozen, P, K = train_top(policy, g.blocks), g.prompts, g.prompts // (g.batch or g.prompts)
+    g, loop = c.grpo, loop or Loop("grpo")
+    frozen, P, K = train_top(policy, g.blocks), g.prompts, g.updates
     if g.shard:
         parallel.shard(policy)
-    optimizer, draw = optimizer_for(policy, g.lr), pick(rows, P, g.helpful_share, rng)
-    demonstrated = [r for r in rows if not r.get("borrowed")]
-    anchors = pick(demonstrated, K * g.anchor, g.helpful_share, rng)
-    updates = [range(u, P + K * g.anchor, K) for u in range(K)]  # places of prompts and anchors
+    optimizer = optimizer_for(policy, g.lr)
     steps, models = g.passes * K, (reference, policy)[: 1 + (K > 1)]  # K 1: pi_old is pi itself
-    roll = partial(roll_out, policy, reference, rewards, chat, phi, c, dtype, frozen)
+    roll = own.get("roll_out", roll_out)
+    roll = partial(roll, policy, reference, rewards, chat, phi, c, dtype, frozen)
     loop.state = loop.state or start_means(history, phi)  # saved with the weights
-    for n in tqdm(range(g.rollouts), "grpo", unit="rollout", disable=parallel.rank() > 0):
-        part, seed, begun = next(draw) + next(anchors), rng.randrange(2**31), time.time()
-        order = [u for _ in range(g.passes) for u in rng.sample(range(K), K)]
+    count = tqdm(range(g.rollouts), "grpo", unit="rollout", disable=parallel.rank() > 0)
+    for n, (part, updates, order, seed) in zip(count, plan(rows, c)):
+        begun = time.time()
         if loop.skip((n + 1) * steps - 1, policy, optimizer):
             continue
         record = look(roll, held, c.run.seed) if n % -(-g.rollouts // 4) == 0 else {}
@@ -335,7 +357,7 @@ def train(policy, reference, rewards, chat, phi, rows, c, dtype, history=(), loo
         categories = [r["category"] for r in part[:P]]
         alpha = difficulty(W, gaps, categories, **loop.state, scaling=g.scaling)
         # 5. Advantage: A_i = alpha (R_i - mean R) / (std R + eps)
-        A, learnt = advantages(R, alpha, K * g.anchor, g)
+        A, learnt = own.get("advantages", advantages)(R, alpha, K * g.anchor, g)
         record |= rollout_record(categories, scores[:P], facts, alpha)
         record["seconds"] = round(time.time() - begun, 2)
         # 6. Update: steps up the gradient of J

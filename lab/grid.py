@@ -3,11 +3,13 @@
     python -m lab.grid --run runs/grid --seeds 5 --only few-8 [any flag of drirl.py]
 
 Every run is a line of RUN/results.jsonl, so an interrupted grid goes on where it was. Runs of a
-setting and seed share RUN/SETTING/seed-N/start (1 GB): data, warm start, reward models. RUN/answers
-has what was said. To have a run again, delete its line. Edit SETTINGS and VARIANTS for your own.
+setting and seed share RUN/SETTING/seed-N/start (2 GB): data, warm start, reward models, and their
+first rollout, whose seconds count for each. RUN/answers has what was said. To have a run again,
+delete its line. Edit SETTINGS and VARIANTS for your own.
 """
 
 import argparse
+import functools
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from config import RECIPES, Config, UserError, changed
 from data import HELPFUL, counts, distinct, k_center
 from evaluate import KINDS, kind_of
 from lab import dpo, rivals
-from lab.measure import measure, reward_aucs
+from lab.measure import measure, reward_facts
 from lab.tables import BORROWED, CONTINUED, DPO, DRIRL, PAIRS, RFT, START, STATIC
 from support.files import as_json, hold, read_records, write
 from support.loaders import load_rows
@@ -33,14 +35,15 @@ SETTINGS = {  # the recipe laptop with these
 }
 ON_POLICY = {"grpo.rollouts": 24, "grpo.prompts": 32, "grpo.batch": 0, "grpo.members": "all"}
 ON_POLICY |= {"grpo.anchor": 0, "grpo.clip_high": 0.2, "grpo.negative": 1.0, "grpo.lr": 5e-5}
-FOLDERS = {"grpo": "policy", "judged": "policy", "random": "rft"}  # of stages not named like it
+FOLDERS = {"grpo": "policy", "judged": "policy"}  # of stages not named like it
+OWN = {RFT: {"advantages": rivals.best}, "RFT, random": {"advantages": rivals.random}}
 VARIANTS = {  # name: (stages after those of the start, settings)
     START: ((), {}),
     DRIRL: (("grpo",), {}),
     STATIC: (("grpo",), {"grpo.scaling": "none"}),
     CONTINUED: (("baseline",), {}),
-    RFT: (("rft",), {}),
-    "RFT, random": (("random",), {}),
+    RFT: (("grpo",), {}),
+    "RFT, random": (("grpo",), {}),
     PAIRS: (("pairs",), {}),
     DPO: (("dpo",), {}),
     BORROWED: (("baseline",), {}),
@@ -88,12 +91,13 @@ class Borrowing(Run):
         return rows + borrow(self.open_prompts(chat, rows), rows, self.encoder())
 
 
-def judged(run: Run) -> None:
+def judged(run: Run, **own) -> None:
     """GRPO-S with the judge's verdict as reward."""
-    drirl.stage_grpo(run, rewards=rivals.Verdict(run.chat(run.folder / "sft")))
+    drirl.stage_grpo(run, rivals.Verdict(run.chat(run.folder / "sft")), **own)
 
 
-STAGES = {**drirl.STAGES, "judged": judged, **rivals.STAGES, "pool": pool, "dpo": dpo.stage}
+STAGES = {**drirl.STAGES, "pool": pool, "dpo": dpo.stage}
+ROLLED = {"grpo": drirl.stage_grpo, "judged": judged, "pairs": rivals.best_and_worst}
 
 
 def work(run: Run, known: dict, stages: tuple) -> None:
@@ -115,6 +119,8 @@ def one(c: Config, setting: str, variant: str, seed: int, product: dict | None) 
     c = changed(c, {**SETTINGS[setting], "run.seed": seed})
     start = Run(changed(c, {"run.run": str(folder / "start")}))
     stages_of, same_time = dict(STAGES), variant in (CONTINUED, BORROWED)
+    own = {"roll_out": rivals.Shared(start.folder), **OWN.get(variant, {})}
+    stages_of |= {name: functools.partial(stage, **own) for name, stage in ROLLED.items()}
     if same_time and not product:
         raise UserError(f"{variant} trains as long as {DRIRL}: run {setting}/{DRIRL} first")
     if same_time:
@@ -125,7 +131,7 @@ def one(c: Config, setting: str, variant: str, seed: int, product: dict | None) 
     work(start, STAGES, ("data", "sft", "irl"))
     if not run.folder.exists():
         aside = folder / f"{variant}.tmp"
-        again = shutil.ignore_patterns(*(f"{stage}.json" for stage in stages))  # in done/
+        again = shutil.ignore_patterns("*.pt", *(f"{stage}.json" for stage in stages))  # in done/
         shutil.copytree(start.folder, aside, ignore=again, dirs_exist_ok=True)
         aside.rename(run.folder)
     work(run, stages_of, stages)
@@ -134,8 +140,9 @@ def one(c: Config, setting: str, variant: str, seed: int, product: dict | None) 
     found = measure(run, model, start.folder / "sft")
     costs = ("sft", last) if last in ("sft", "baseline", "dpo") else ("sft", "irl", last)
     found["seconds"] = {stage: run.done(stage)["seconds"] for stage in costs}
+    found["seconds"][last] = round(found["seconds"][last] + own["roll_out"].spared, 1)
     if not stages or "irl" in stages:
-        found["auc"] = reward_aucs(run)
+        found["auc"] = reward_facts(run)
     line = {"setting": setting, "variant": variant, "seed": seed, "settings": run.identity}
     return {**line, **found, "code": run.code, "machine": machine(run.device)}
 

@@ -11,6 +11,7 @@ from data import HELPFUL
 from grpo_s import kl_k3
 from sample import Batch, autocast, token_logps
 from support.hf import load_rewards
+from support.judge import judge
 
 
 @torch.no_grad()
@@ -33,10 +34,11 @@ def measure(run, folder: Path, first: Path) -> dict:
     return {"answers": answers, "verdicts": {"plain": verdicts}, "rates": rates, "kl": kl}
 
 
-def reward_aucs(run) -> dict:
-    """{category: [pairs, AUC of the reward]} on the warm start's samples of held-out prompts.
+def reward_facts(run) -> dict:
+    """What the rewards know of four warm start's samples of each held-out prompt, by category:
 
-    A pair is a wanted (harmful prompt: refusing) and an unwanted sample of one prompt.
+    [pairs, AUC, prompts, share of samples that are right, share of best samples that are]. A pair
+    is a wanted (harmful prompt: refusing) and an unwanted sample of one prompt.
     """
     rows, (chat,) = run.prompts([run.folder / "sft"])
     kinds = [r["category"] if evaluate.kind_of(r) == "harmful" else HELPFUL for r in rows]
@@ -49,8 +51,16 @@ def reward_aucs(run) -> dict:
     batches = reward.pack_groups(models, reference, groups, 8, run.dtype)
     reward.score_groups(models, batches, run.dtype)
     for g in groups:
-        for r in evaluate.reward_report([g], chat).values():  # of its kind and the other
-            if n := r["good"] * r["bad"]:
-                pairs, above = found.get(g["category"], (0, 0.0))
-                found[g["category"]] = pairs + n, above + n * r["auc"]
-    return {name: [n, round(above / n, 3)] for name, (n, above) in found.items()}
+        refused = [judge(chat.decode(ids)) == "refuses" for ids in g["samples"]]
+        right, best = [r != (g["category"] == HELPFUL) for r in refused], max(g["rewards"])
+        good, bad = ([R for R, r in zip(g["rewards"], right) if r == x] for x in (True, False))
+        pairs, above, n, share, chosen = found.get(g["category"], (0, 0.0, 0, 0.0, 0))
+        if both := len(good) * len(bad):
+            pairs, above = pairs + both, above + both * evaluate.auc(good, bad)
+        share, chosen = share + len(good) / len(right), chosen + right[g["rewards"].index(best)]
+        found[g["category"]] = pairs, above, n + 1, share, chosen
+    rounded = lambda x, n: round(x / n, 4) if n else None
+    return {
+        name: [pairs, rounded(above, pairs), n, rounded(share, n), rounded(chosen, n)]
+        for name, (pairs, above, n, share, chosen) in found.items()
+    }

@@ -1,72 +1,100 @@
-"""Rivals of GRPO-S that use the same reward models, and the same number of samples.
+"""Rivals of GRPO-S that learn from the very same rollout: the same prompts, samples and rewards.
 
-The warm start answers as many prompts, G times each, as GRPO-S does in all its rollouts. RFT
-(rejection sampling fine-tuning) is SFT on each prompt's best sample by reward and on the
-demonstrations, with as many updates as GRPO-S; the control takes a random sample. DPO takes the
-best against the worst. Of all these GRPO-S alone was tuned; the others have its rate or, DPO, its
-own usual one.
+RFT (rejection sampling fine-tuning) learns each prompt's best sample by reward, with advantage 1,
+in GRPO-S's updates, beside the same demonstrations; its control learns a random sample. DPO takes
+the best against the worst. Settings were chosen for GRPO-S alone: RFT has the same, DPO its own.
 """
 
-import dataclasses
-import random
+import time
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 import grpo_s
-import sft
 from data import HELPFUL
 from lab import dpo
 from reward import RewardModels
+from sft import train_top
+from support.files import write
 from support.hf import load_rewards, save_model
 from support.judge import judge
+from support.run import digest
 
 
-def drawn(run) -> list[dict]:
-    """Open prompts with "samples": (reward, token list), the best first."""
-    c, folder, chat = run.c, run.folder / "sft", run.chat(run.folder / "sft")
+class Shared:
+    """grpo_s.roll_out, with what it gave kept in a folder for all that begin from one start.
+
+    spared: the seconds that what was found there had taken when it was made.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.spared = folder, 0.0
+
+    def __call__(self, policy, reference, rewards, chat, phi, c, dtype, *draw):
+        begun = time.time()
+        models = [m for m in (policy, rewards) if isinstance(m, torch.nn.Module)]
+        weights = [p.detach().double().sum().item() for m in models for p in m.parameters()]
+        facts = weights, type(rewards), c.irl.integration, c.run.temperature, c.run.max_new_tokens
+        key = digest(repr((*facts, c.grpo.samples, dtype, draw)).encode())
+        path = self.folder / f"rollout-{key}.pt"
+        if path.exists():
+            found, seconds = torch.load(path, weights_only=False)
+            self.spared += seconds - (time.time() - begun)
+            return found
+        found = grpo_s.roll_out(policy, reference, rewards, chat, phi, c, dtype, *draw)
+        seconds = time.time() - begun
+        write({path: lambda aside: torch.save((found, seconds), aside)})
+        return found
+
+
+def chosen(choose):
+    """grpo_s.advantages of RFT: 1 for one sample of each group. choose(R): which, (P,)."""
+
+    def advantages(R, alpha, anchors, g):
+        A, learnt = grpo_s.advantages(R, alpha, anchors, g)
+        learnt[: len(R), :-1] = F.one_hot(choose(R), R.shape[1]).bool()
+        return torch.ones_like(A), learnt
+
+    return advantages
+
+
+def any_sample(R):
+    draws = torch.rand(R.shape, generator=torch.Generator().manual_seed(0))
+    return draws.argmax(1).to(R.device)
+
+
+best = chosen(lambda R: R.argmax(1))
+random = chosen(any_sample)
+
+
+def pairs_of(scores, micro: list, part: list[dict]) -> list[dict]:
+    """{"prompt", "better", "worse"}: each group's best and worst sample, unless they are equal."""
+    width, samples, pairs = scores.shape[1], {}, []
+    for m in (m for update in micro for m in update):
+        texts = [ids[mask].tolist() for ids, mask in zip(m.batch.completions, m.batch.mask)]
+        samples |= dict(zip(m.rows, texts))
+    for p in sorted({row // width for row in samples if row % width < width - 1}):
+        R = scores[p, :-1].tolist()
+        better, worse = (samples[p * width + R.index(x)] for x in (max(R), min(R)))
+        if max(R) > min(R):
+            pairs.append({"prompt": part[p]["prompt"], "better": better, "worse": worse})
+    return pairs
+
+
+def best_and_worst(run, roll_out) -> None:
+    """DPO to RUN/pairs."""
+    folder, chat, c, found = run.folder / "sft", run.chat(run.folder / "sft"), run.c, []
     policy, reference = run.load(folder), run.load(folder, run.dtype).requires_grad_(False)
     rewards = load_rewards(RewardModels(reference, c.irl), run.folder / "rewards")
-    (rows, _), rng, found = run.grpo_rows(chat), random.Random(c.run.seed), []
-    draw = grpo_s.pick(rows, c.grpo.prompts, c.grpo.helpful_share, rng)
-    for _ in range(c.grpo.rollouts):
-        part, seed = next(draw), rng.randrange(2**31)
-        every = list(range(len(part)))
-        groups = grpo_s.draw_samples(policy, chat, part, every, c, run.dtype, seed)
-        scores, _ = grpo_s.score(reference, rewards, chat, part, groups, [every], 0, c, run.dtype)
-        for p, r in enumerate(part):
-            samples = sorted(zip(scores[p].tolist(), groups[p]), reverse=True)
-            found.append({**r, "samples": samples})
-    return found
-
-
-def updates_of(run) -> int:
-    """Optimizer steps of GRPO-S."""
-    g = run.c.grpo
-    return g.rollouts * g.passes * (g.prompts // (g.batch or g.prompts))
-
-
-def rft(run, choose=lambda samples, rng: samples[0]) -> None:
-    """To RUN/rft. choose: of a prompt's ended samples, the best first."""
-    chat, rng, g = run.chat(run.folder / "sft"), random.Random(run.c.run.seed), run.c.grpo
-    policy, demonstrations = run.load(run.folder / "sft"), run.rows(chat)
-    c = dataclasses.replace(run.c.sft, steps=updates_of(run), blocks=g.blocks, lr=g.lr)
-    with run.work("rft", demonstrations) as loop:
-        rows = [(r, [s for s in r["samples"] if chat.ended(s[1])]) for r in drawn(run)]
-        rows = [{**r, "response": chat.decode(choose(e, rng)[1])} for r, e in rows if e]
-        sft.train(policy, chat, demonstrations + rows, c, run.dtype, run.c.run.seed, loop)
-    save_model(policy, run.folder / "rft")
-
-
-def best_and_worst(run) -> None:
-    """DPO to RUN/pairs."""
-    folder, chat, g = run.folder / "sft", run.chat(run.folder / "sft"), run.c.grpo
-    policy, reference, pairs = run.load(folder), run.load(folder, run.dtype), []
-    with run.work("pairs", run.rows(chat)) as loop:
-        for r in drawn(run):
-            (best, better), (worst, worse) = r["samples"][0], r["samples"][-1]
-            pairs += [{"prompt": r["prompt"], "better": better, "worse": worse}] * (best > worst)
-        fixed = pairs, run.dtype, run.c.run.seed, loop, updates_of(run), g.blocks
-        dpo.train(policy, reference, chat, *fixed)
+    (rows, _), frozen, steps = run.grpo_rows(chat), train_top(policy, c.grpo.blocks), 0
+    fixed = policy, reference, rewards, chat, run.encoder(), c, run.dtype, frozen
+    with run.work("pairs", rows) as loop:
+        for _, (part, updates, order, seed) in zip(range(c.grpo.rollouts), grpo_s.plan(rows, c)):
+            scores, _, micro = roll_out(*fixed, part, c.grpo.prompts, updates, seed)
+            found, steps = found + pairs_of(scores, micro, part), steps + len(order)
+        last = found, run.dtype, c.run.seed, loop, steps, c.grpo.blocks
+        dpo.train(policy, reference, chat, *last)
     save_model(policy, run.folder / "pairs")
 
 
@@ -87,7 +115,3 @@ class Verdict:
         harmless = [categories[p] == HELPFUL for p in batch.owner.tolist()]
         right = [r != h for r, h in zip(refused, harmless)]
         return torch.tensor(right, dtype=torch.float32, device=batch.ids.device)
-
-
-STAGES = {"rft": rft, "pairs": best_and_worst}
-STAGES["random"] = lambda run: rft(run, lambda samples, rng: rng.choice(samples))

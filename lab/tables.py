@@ -63,8 +63,7 @@ def difference(a: list[dict], b: list[dict], draws: int = 4000) -> tuple:
         prompts = rng.integers(gain.shape[1], size=(draws, gain.shape[1]))  # gain (seeds, prompts)
         drawn += sign * np.array([gain[s].mean(0)[p].mean() for s, p in zip(seeds, prompts)])
         by_seed += sign * gain.mean(1)
-    half = STUDENT[min(n, 10) - 3] * by_seed.std(ddof=1) / math.sqrt(n) if n > 2 else math.inf
-    return by_seed.mean(), *np.percentile(drawn, (2.5, 97.5)), half
+    return by_seed.mean(), *np.percentile(drawn, (2.5, 97.5)), half_width(by_seed)
 
 
 def name_of(better: str, worse: str) -> str:
@@ -84,6 +83,21 @@ def claim(variants: dict, better: str, worse: str, since: int = 0) -> dict:
     by_seed = None if half == math.inf else [round(mean - half, 2), round(mean + half, 2)]
     found = {"claim": name_of(better, worse), "seeds": len(seeds), "points": round(mean, 2)}
     return found | {"by_seed": by_seed, "over_prompts": [round(low, 2), round(high, 2)]}
+
+
+def half_width(values) -> float:
+    """Half of Student's 95% interval of the mean; infinite for fewer than three values."""
+    n = len(values)
+    return STUDENT[min(n, 10) - 3] * np.std(values, ddof=1) / math.sqrt(n) if n > 2 else math.inf
+
+
+def spread(values: list[float], digits: int) -> str:
+    """A mean over seeds, ± half of Student's interval; - for none."""
+    if not values:
+        return "-"
+    half = half_width(values)
+    told = f"{np.mean(values):.{digits}f}"
+    return told if half == math.inf else f"{told} ± {half:.{digits}f}"
 
 
 def claim_row(c: dict) -> list:
@@ -107,7 +121,7 @@ def tables_of(variants: dict, since: int = 0) -> str:
     """Markdown: all tables of one setting; its claims count the seeds from `since` on."""
     head = "variant | seeds | refused, %: harmful | ordinary | look-alikes"
     head += " | harmful − look-alikes | gibberish % | KL | seconds"
-    head, rows, aucs = head.split(" | "), [], []
+    head, rows, aucs, chosen = head.split(" | "), [], [], []
     categories, names = [], (*CATEGORIES, HELPFUL)
     for variant, lines in variants.items():
         n = {kind: lines[0]["rates"][kind][1] for kind in KINDS}
@@ -119,13 +133,20 @@ def tables_of(variants: dict, since: int = 0) -> str:
         rows.append([variant, len(lines), *cells, f"{seconds:.0f}"])
         categories.append([variant, *(f"{percent(lines, c):.0f}" for c in CATEGORIES)])
         if fitted := [r["auc"] for r in lines if "auc" in r]:
-            found = [[a[n][1] for a in fitted if a.get(n, [0])[0]] for n in names]
-            aucs.append([variant, *(f"{np.mean(x):.2f}" if x else "-" for x in found)])
+            found = [[a[n] for a in fitted if a.get(n, [0])[0]] for n in names]
+            aucs.append([variant, *(spread([x[1] for x in f], 2) for f in found)])
+            if all(len(x) > 2 for f in found for x in f):
+                right = [f"{100 * np.mean([x[3] for x in f]):.0f}" for f in found if f]
+                best = [spread([100 * x[4] for x in f], 0) for f in found if f]
+                chosen.append([variant, *(f"{a} → {b}" for a, b in zip(right, best))])
     told = [claim_row(c) for pair in CLAIMS if (c := claim(variants, *pair, since))]
     out = [markdown(head, rows)]
     out.append(markdown(["claim", "seeds", "points", "bootstrap", "by seed", "verdict"], told))
     out.append(markdown(["harmful refused, %", *CATEGORIES], categories))
     out.append(markdown(["AUC of the rewards, within a prompt", *names], aucs))
+    if chosen:
+        head = "right, %: samples → the best of four by reward"
+        out.append(markdown([head, *names], chosen))
     return "\n\n".join(out)
 
 

@@ -1,11 +1,18 @@
-"""Folders of text encoders: BERT / MiniLM and CLIP's text tower, read for encoder.Encoder."""
+"""Folders of text encoders: BERT / MiniLM and CLIP's text tower, read for encoder.Encoder.
 
+And one that needs no folder.
+"""
+
+import functools
+import hashlib
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from config import UserError
+from data import normalise
 from support.files import SIZES, inside, load_tensors, number, read_folder, read_json
 
 # Our name of a tensor, BERT's, CLIP's; those of a layer have a weight and a bias.
@@ -95,3 +102,23 @@ def read_encoder(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     if "text_projection.weight" in tensors:
         state["projection"] = tensors["text_projection.weight"]
     return {**numbers, "model_type": kind, "hidden_act": act}, state
+
+
+class WordEncoder:
+    """For tests and the recipe tiny: a word has a random unit vector, a text is their sum."""
+
+    def __init__(self, width: int = 256):
+        self.width = width
+
+    @functools.lru_cache(maxsize=100_000)
+    def word(self, w: str) -> Tensor:
+        seed = int.from_bytes(hashlib.sha256(w.encode()).digest()[:7], "little")
+        vector = torch.randn(self.width, generator=torch.Generator().manual_seed(seed))
+        return F.normalize(vector, dim=0)
+
+    def embed(self, texts: list[str]) -> Tensor:
+        sums = torch.zeros(len(texts), self.width)
+        for i, text in enumerate(texts):
+            for w in normalise(text).split():
+                sums[i] = sums[i] + self.word(w)
+        return F.normalize(sums, dim=1)

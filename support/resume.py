@@ -43,6 +43,7 @@ class Loop:
         self.start = self.saved = time.time()
         self.stop, self.bad, self.model, self.optimizer = False, [], None, None
         self.partly = False  # the last step was not a whole one: see `end`
+        self.gradient = None  # of the last update, where the stage keeps it
 
     def __enter__(self):
         self.handler = signal.signal(signal.SIGINT, self.interrupt)
@@ -138,7 +139,7 @@ class Loop:
             raise UserError(f"{what}, {PATIENCE} updates skipped in a row: {REMEDY}")
         stop = whole and bool(parallel.most(int(self.stop)))  # all processes after the same step
         due = stop or self.partly or time.time() - self.saved >= SAVE_EVERY
-        self.partly = not whole
+        self.partly, self.gradient = not whole, None if whole else self.gradient
         if self.path and due and whole and not parallel.rank():
             self.save()
         if stop:

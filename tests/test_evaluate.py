@@ -13,8 +13,10 @@ from evaluate import (
     PHRASES,
     auc,
     balance_table,
+    band,
     evaluate,
     kind_of,
+    noise_scale,
     percent,
     rates,
     respond,
@@ -238,6 +240,28 @@ def test_samples_side_by_side():
     assert "- base (complies): r\n- aligned (refuses): r" in text
     assert "- base (partial): a / #### b" in text  # one line an answer
     assert samples_side_by_side([result("base", 0)], per_kind=100).count("**harmful") == 20
+
+
+def test_noise_scale():
+    """Gradients made of a signal of norm 1 and, in each of 8 samples, noise of variance 40 in all:
+    the scale is 40. By hand: cosine .2 on the mean, 30 sequences, 30 * .8 / .2."""
+    draw = torch.Generator().manual_seed(0)
+    signal, records = torch.nn.functional.normalize(torch.ones(2000), dim=0), []
+    for _ in range(300):
+        noise = torch.randn(2, 8, 2000, generator=draw) * (40 / 2000) ** 0.5
+        a, b = (signal + noise).mean(1)
+        records.append({"cosine": torch.cosine_similarity(a, b, dim=0).item(), "sequences": 8})
+    assert noise_scale(records)[1] == pytest.approx(40, rel=0.05)
+    hand = [{"cosine": 0.1, "sequences": 20}, {"loss": 1}, {"cosine": 0.3, "sequences": 40}]
+    assert noise_scale(hand) == pytest.approx((0.2, 120))
+    assert noise_scale([{"cosine": -0.1, "sequences": 5}])[1] == math.inf
+
+
+def test_band():
+    """Three values wide; the first and last values repeat beyond the ends."""
+    mean, std = band([0.0, 3.0, 3.0, 9.0], 3)
+    assert mean.tolist() == [1, 2, 5, 7]
+    assert std.tolist() == pytest.approx([2**0.5, 2**0.5, 8**0.5, 8**0.5])
 
 
 def test_write_report(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,7 +40,7 @@ def test_every_setting_and_variant_is_one():
         check(changed(c, values))
     for stages, values in VARIANTS.values():
         check(changed(c, values))
-        assert set(stages) <= grid.STAGES.keys()
+        assert set(stages) <= grid.STAGES.keys() | grid.ROLLED.keys()
     assert {v for pair in tables.CLAIMS for v in pair} <= VARIANTS.keys()
 
 
@@ -169,6 +170,9 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
         models.add((folder / "model.safetensors").read_bytes())
         return real(run, folder, *a)
 
+    rolled, made = rivals.grpo_s.roll_out, []
+    counted = lambda *a: made.append(a) or rolled(*a)
+    monkeypatch.setattr(rivals.grpo_s, "roll_out", counted)
     monkeypatch.setattr(grid, "measure", measured)
     assert grid.main([*world, "standard"]) == 0, capsys.readouterr().err
     found = {r["variant"]: r for r in lines(tmp_path)}
@@ -181,11 +185,12 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     assert set(found[CONTINUED]["seconds"]) == {"sft", "baseline"}
     assert found["1RW static"]["settings"]["--irl-integration"] == "one"
     assert first["settings"]["--eval-prompts"] == 0  # all of them
-    # from an even pool unbalanced is balanced, and no sample ends: both RFTs learn alike
-    assert len(models) == len(VARIANTS) - 2
+    assert len(models) == len(VARIANTS) - 1  # from an even pool unbalanced is balanced
     said = json.loads((tmp_path / "grid/answers/standard 0 DPO.json").read_text())
     told = "".join(a["verdict"][0] for a in said[:7])
     assert told == found[DPO]["verdicts"]["plain"]["harmful"]
+    # of 16 variants with two rollouts each, those of one start and reward share the first
+    assert len(made) == 19
     folder = tmp_path / "grid/standard/seed-0"
     assert {p.name for p in folder.iterdir()} == {"start"}
 
@@ -212,9 +217,9 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     assert "look-alikes" in capsys.readouterr().err
 
 
-def test_reward_aucs(monkeypatch):
+def test_reward_facts(monkeypatch):
     """Two prompts of crime, one harmless; rewards by hand. Wanted beats unwanted in 2 of 3 pairs
-    and 0 of 3."""
+    and 0 of 3. The best sample is right for c alone."""
     texts = {"a": "nnny", "b": "yyyn", "c": "yynn"}
     rewards = {"a": [3, 2, 0, 1], "b": [5, 6, 7, 1], "c": [1, 2, 0, 0]}
     kinds = {"a": "harmful", "b": "harmful", "c": "lookalike"}
@@ -235,7 +240,8 @@ def test_reward_aucs(monkeypatch):
         return [{**r, "samples": drawn[r["prompt"]], "rewards": rewards[r["prompt"]]} for r in rows]
 
     monkeypatch.setattr(measure.reward, "sample_groups", sample)
-    assert measure.reward_aucs(run) == {"crime": [6, round(2 / 6, 3)], HELPFUL: [4, 1.0]}
+    want = {"crime": [6, round(2 / 6, 4), 2, 0.5, 0.5], HELPFUL: [4, 1.0, 1, 0.5, 1.0]}
+    assert measure.reward_facts(run) == want
 
 
 def test_verdict():
@@ -243,6 +249,53 @@ def test_verdict():
     batch = Batch([[1], [2]], [[[3], [4]], [[3], [4]]])
     chat = SimpleNamespace(decode=lambda ids: "I can't help." if ids == [3] else "Sure.")
     assert rivals.Verdict(chat)(None, batch, ["crime", HELPFUL]).tolist() == [1, 0, 0, 1]
+
+
+def test_a_rollout_is_shared(tmp_path, monkeypatch):
+    """It is made once for the same weights and draw, and anew for others; its seconds count."""
+    policy, made = tiny(), []
+
+    def roll_out(*a):
+        made.append(a)
+        time.sleep(0.3)
+        return torch.tensor([len(made)]), ["facts"], [[SimpleNamespace(rows=[1])]]
+
+    monkeypatch.setattr(rivals.grpo_s, "roll_out", roll_out)
+    c, shared = with_recipe("laptop"), rivals.Shared(tmp_path)
+    fixed = lambda c=c: (policy, None, "rewards", None, None, c, torch.float32)
+    first = shared(*fixed(), 0, [{"prompt": "a"}], 1, [range(1)], 7)
+    assert shared.spared == 0 and first[0].tolist() == [1]
+    other = rivals.Shared(tmp_path)
+    again = other(*fixed(changed(c, {"grpo.lr": 1.0})), 0, [{"prompt": "a"}], 1, [range(1)], 7)
+    assert again[0].tolist() == [1] and again[2][0][0].rows == [1] and len(made) == 1
+    assert 0.1 < other.spared < 0.6
+    other(*fixed(), 0, [{"prompt": "a"}], 1, [range(1)], 8)
+    other(*fixed(), 0, [{"prompt": "b"}], 1, [range(1)], 7)
+    other(*fixed(changed(c, {"run.temperature": 0.9})), 0, [{"prompt": "a"}], 1, [range(1)], 7)
+    policy.layers[0].mlp.down_proj.weight.data[0, 0] += 0.1
+    other(*fixed(), 0, [{"prompt": "a"}], 1, [range(1)], 7)
+    assert len(made) == 5
+
+
+def test_rft_learns_one_sample():
+    """The best, or any, with advantage 1; the anchors as in GRPO-S."""
+    R = torch.tensor([[0.1, 0.5, 0.2], [0.9, 0.3, 0.3]])
+    g = with_recipe("laptop").grpo
+    A, learnt = rivals.best(R, torch.tensor([[0.5], [2.0]]), 1, g)
+    assert learnt.int().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]] and (A == 1).all()
+    many = torch.arange(1500.0).view(300, 5)
+    A, learnt = rivals.random(many, torch.ones(300, 1), 0, g)
+    assert (learnt.sum(1) == 1).all() and (A == 1).all()
+    assert all(30 < n < 90 for n in learnt.sum(0)[:5].tolist()) and not learnt[:, 5].any()
+
+
+def test_pairs_of_a_rollout():
+    """Best against worst; none of equal rewards; the demonstration is no sample."""
+    batch = Batch([[1], [2]], [[[3], [4, 5], [6]], [[7], [8], [9]]])
+    scores = torch.tensor([[0.0, 1.0, 9.0], [2.0, 2.0, 3.0]])
+    micro = [[SimpleNamespace(batch=batch, rows=[0, 1, 2, 3, 4, 5])]]
+    found = rivals.pairs_of(scores, micro, [{"prompt": "p"}, {"prompt": "q"}])
+    assert found == [{"prompt": "p", "better": [4, 5], "worse": [3]}]
 
 
 def test_the_pool_as_it_is(world, tmp_path):

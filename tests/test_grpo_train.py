@@ -367,6 +367,24 @@ def test_gradients_do_not_add_up_over_steps():
     assert norms[0] == norms[1] == norms[2] > 0
 
 
+def test_cosine_of_gradients():
+    """By hand. At a rate of almost 0 two passes over one batch have one gradient; a rollout's
+    first update has none to compare with."""
+    a, b = (
+        [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])],
+        [torch.zeros(2), torch.tensor([[2.0]])],
+    )
+    assert grpo_s.cosine(a, b) == pytest.approx(0.8)
+    assert grpo_s.cosine(a, [-x for x in a]) == pytest.approx(-1) and grpo_s.cosine(b, b[:0]) == 0
+    *_, records = run(passes=2, lr=1e-12)
+    found = [r.get("cosine") for r in records]
+    assert found[0] is None and found[2] is None
+    assert found[1] == pytest.approx(1, abs=1e-3) and found[3] == pytest.approx(1, abs=1e-3)
+    assert [r["sequences"] for r in records] == [16] * 4
+    *_, records = run(passes=1, batch=2, lr=1e-12)  # other prompts, another gradient
+    assert abs(records[1]["cosine"]) < 0.9
+
+
 def test_held_out_prompts_are_looked_at():
     """Always by the same draws. What is learnt does not change by it."""
     held = [{**r, "prompt": "h" + r["prompt"]} for r in ROWS[::3]]
