@@ -101,7 +101,6 @@ class GRPOConfig:
     members: str = setting(
         "all", "samples learnt from; ends: best and worst of a group", choices="all ends"
     )
-    negative: float = setting(1.0, "weight of negative advantages", low=0)
     anchor: int = setting(0, "demonstrations in each update, with advantage 1", low=0)
     blocks: int = setting(0, "top blocks trained; 0: the whole model", low=0)
     lr: float = setting(1e-6, "peak learning rate; 5% warm-up, then linear to zero")

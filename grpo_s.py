@@ -154,7 +154,7 @@ def advantages(R: Tensor, alpha: Tensor, anchors: int, g: GRPOConfig) -> tuple[T
     the demonstrations': the anchors' alone are learnt from, with advantage 1.
     """
     A, (P, G) = group_advantage(R, alpha, g.std_eps), R.shape
-    A = F.pad(torch.where(A < 0, g.negative * A, A), (0, 1, 0, anchors), value=1.0)
+    A = F.pad(A, (0, 1, 0, anchors), value=1.0)
     learnt = torch.zeros_like(A, dtype=torch.bool)
     ends = (R == R.amax(1, keepdim=True)) | (R == R.amin(1, keepdim=True))
     learnt[:P, :G], learnt[P:, G] = (ends & (A[:P, :G] != 0)) | (g.members == "all"), True

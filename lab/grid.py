@@ -34,9 +34,9 @@ SETTINGS = {  # the recipe laptop with these
     "few-8": {**FEW, "run.per_category": 8, "sft.steps": 30, "irl.epochs": 3},
 }
 ON_POLICY = {"grpo.rollouts": 24, "grpo.prompts": 32, "grpo.batch": 0, "grpo.members": "all"}
-ON_POLICY |= {"grpo.anchor": 0, "grpo.clip_high": 0.2, "grpo.negative": 1.0, "grpo.lr": 5e-5}
+ON_POLICY |= {"grpo.anchor": 0, "grpo.clip_high": 0.2, "grpo.lr": 5e-5}
 FOLDERS = {"grpo": "policy", "judged": "policy"}  # of stages not named like it
-OWN = {RFT: {"advantages": rivals.best}, "RFT, random": {"advantages": rivals.random}}
+OWN = {RFT: rivals.best, "RFT, random": rivals.random, "best alone": rivals.good}
 VARIANTS = {  # name: (stages after those of the start, settings)
     START: ((), {}),
     DRIRL: (("grpo",), {}),
@@ -47,7 +47,7 @@ VARIANTS = {  # name: (stages after those of the start, settings)
     PAIRS: (("pairs",), {}),
     DPO: (("dpo",), {}),
     BORROWED: (("baseline",), {}),
-    "best alone": (("grpo",), {"grpo.negative": 0.0}),
+    "best alone": (("grpo",), {}),
     "the judge as reward": (("judged",), {"grpo.scaling": "none"}),
     "on-policy": (("grpo",), ON_POLICY),
     "data hardness": (("grpo",), {"grpo.scaling": "data"}),
@@ -119,7 +119,8 @@ def one(c: Config, setting: str, variant: str, seed: int, product: dict | None) 
     c = changed(c, {**SETTINGS[setting], "run.seed": seed})
     start = Run(changed(c, {"run.run": str(folder / "start")}))
     stages_of, same_time = dict(STAGES), variant in (CONTINUED, BORROWED)
-    own = {"roll_out": rivals.Shared(start.folder), **OWN.get(variant, {})}
+    own = {"roll_out": rivals.Shared(start.folder)}
+    own |= {"advantages": OWN[variant]} if variant in OWN else {}
     stages_of |= {name: functools.partial(stage, **own) for name, stage in ROLLED.items()}
     if same_time and not product:
         raise UserError(f"{variant} trains as long as {DRIRL}: run {setting}/{DRIRL} first")

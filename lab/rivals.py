@@ -68,6 +68,12 @@ best = chosen(lambda R: R.argmax(1))
 random = chosen(any_sample)
 
 
+def good(R, alpha, anchors, g):
+    """GRPO-S's advantages, without what they push down."""
+    A, learnt = grpo_s.advantages(R, alpha, anchors, g)
+    return A, learnt & (A > 0)
+
+
 def pairs_of(scores, micro: list, part: list[dict]) -> list[dict]:
     """{"prompt", "better", "worse"}: each group's best and worst sample, unless they are equal."""
     width, samples, pairs = scores.shape[1], {}, []

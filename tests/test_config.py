@@ -33,8 +33,8 @@ def test_every_setting_has_a_flag_with_its_sections_prefix_and_a_help():
 
 
 def test_values_are_changed_by_key_and_unknown_keys_fail():
-    c = changed(Config(), {"grpo.negative": 0.25, "run.seed": 3})
-    assert (c.grpo.negative, get(c, "run.seed"), c.sft) == (0.25, 3, Config().sft)
+    c = changed(Config(), {"grpo.lr": 0.25, "run.seed": 3})
+    assert (c.grpo.lr, get(c, "run.seed"), c.sft) == (0.25, 3, Config().sft)
     for key in ("sft.speed", "ppo.lr", "lr", "grpo.samples.more", ""):
         with pytest.raises(UserError, match=f"^unknown setting {key}$"):
             changed(c, {key: 1})
@@ -192,6 +192,6 @@ def test_a_folder_is_evaluated_apart_from_any_run(tmp_path, monkeypatch):
 
 
 def test_what_a_run_saves_is_what_it_reads(tmp_path):
-    c = changed(with_recipe("laptop"), {"run.run": str(tmp_path), "grpo.negative": 0.3})
+    c = changed(with_recipe("laptop"), {"run.run": str(tmp_path), "grpo.lr": 0.3})
     drirl.Run(c).begin("data")
     assert parse("grpo", "--run", tmp_path) == c

@@ -283,6 +283,10 @@ def test_rft_learns_one_sample():
     g = with_recipe("laptop").grpo
     A, learnt = rivals.best(R, torch.tensor([[0.5], [2.0]]), 1, g)
     assert learnt.int().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]] and (A == 1).all()
+    A, learnt = rivals.good(R, torch.ones(2, 1), 1, g)
+    assert (
+        learnt.int().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]] and (A[:2] != 1).any()
+    )
     many = torch.arange(1500.0).view(300, 5)
     A, learnt = rivals.random(many, torch.ones(300, 1), 0, g)
     assert (learnt.sum(1) == 1).all() and (A == 1).all()

@@ -104,13 +104,12 @@ def test_difficulty(scaling):
 # ---------------------------------------------------------------------------- advantages
 
 
-@pytest.mark.parametrize("negative", (1.0, 0.25))
-def test_advantages(negative):
+def test_advantages():
     """Two groups and an anchor. Samples 1 and 3: mean 2, std 1, alpha 3. Equal rewards: 0."""
     R = torch.tensor([[1.0, 3.0], [2.0, 2.0]], dtype=torch.float64)
     alpha = torch.tensor([[3.0], [1.0]], dtype=torch.float64)
-    A, learnt = advantages(R, alpha, 1, GRPOConfig(std_eps=0.5, negative=negative))
-    want = [[-2.0 * negative, 2.0], [0.0, 0.0]]
+    A, learnt = advantages(R, alpha, 1, GRPOConfig(std_eps=0.5))
+    want = [[-2.0, 2.0], [0.0, 0.0]]
     torch.testing.assert_close(A[:2, :2], torch.tensor(want, dtype=torch.float64))
     assert A[2, 2] == 1 and learnt.tolist() == [[True, True, False]] * 2 + [[False, False, True]]
 

@@ -208,7 +208,7 @@ def test_train_with_shadow_rewards():
     "more",
     [
         {"clip": 0.3},
-        {"members": "ends", "negative": 0.3},
+        {"members": "ends"},
         {"anchor": 3, "clip_high": 0.0},
         {"members": "ends", "anchor": 1, "batch": 2, "prompts": 6, "passes": 2},
     ],
@@ -238,7 +238,6 @@ def test_what_an_update_is_made_of(monkeypatch, more):
         texts = [chat.decode(o) for o in samples]
         torch.testing.assert_close(W[p], similarities(WordEncoder(16), [texts], [demo])[0])
         A = alpha[p] * (R - R.mean()) / (R.std(correction=0) + 0.5)
-        A[A < 0] *= more.get("negative", 1.0)
         for k in range(G):
             if "members" in more and (A[k] == 0 or R[k] not in (R.max(), R.min())):
                 continue

@@ -127,9 +127,9 @@ def test_the_core_imports_only_the_card():
 
 @pytest.mark.parametrize(
     "measure, limit",
-    # lines in all: the goal is 4,200; 260 came with strangers' templates, labels and folders, 380
+    # lines in all: the goal is 4,200; 260 came with strangers' templates, labels and folders, 390
     # with reuse of samples, its rivals and what is logged and measured
-    [(core_lines, 1600), (all_lines, 5660), (lambda: len(at_root()), 14)],
+    [(core_lines, 1600), (all_lines, 5670), (lambda: len(at_root()), 14)],
     ids=["lines of the core", "lines in all", "files at the root"],
 )
 def test_size(measure, limit):
@@ -139,7 +139,7 @@ def test_size(measure, limit):
 def test_settings_are_few():
     import config
 
-    assert len(config.settings()) <= 57  # the goal is 48
+    assert len(config.settings()) <= 56  # the goal is 48
 
 
 def test_functions_are_short():
