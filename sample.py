@@ -213,20 +213,19 @@ def choose(logits: Tensor, temperature: float, draws: Tensor) -> Tensor:
     return ids.clamp(max=cdf.shape[1] - 1)[:, 0]
 
 
-def read_prompts(model: Transformer, prompts: list[list[int]], samples: int, room: int):
-    """Runs prompts of up to L tokens once, and shares each out to its samples, B rows in all.
+def read_prompts(model: Transformer, prompts: list[list[int]], room: int):
+    """Runs prompts of up to L tokens once.
 
-    Returns states h (B, D) where the first tokens are chosen; each block's keys and values
-    (B, K, L + room, E); seen (B, L), True on real tokens; the new tokens' position (B,).
+    Returns states h (P, D) where the first tokens are chosen; each block's keys and values
+    (P, K, L + room, E); seen (P, L), True on real tokens; the new tokens' position (P,).
     """
     batch, keys = Batch(prompts, [[] for _ in prompts], model.device), []
     x, rope = model.embed_tokens(batch.ids), model.rope(batch.positions)
     for block in model.layers:
         x = block(x, rope, lambda q, k, v: batch.attend(q, k, v, keys))
-    owner = torch.arange(len(prompts), device=model.device).repeat_interleave(samples)
-    cache = [[F.pad(z[owner], (0, 0, 0, room)) for z in pair] for pair in keys]
+    cache = [[F.pad(z, (0, 0, 0, room)) for z in pair] for pair in keys]
     middle = batch.levels[1]
-    return x[batch.prompt_last][owner], cache, middle.seen[owner], middle.ends[owner]
+    return x[batch.prompt_last], cache, middle.seen, middle.ends
 
 
 @torch.no_grad()
@@ -242,45 +241,49 @@ def generate(
 ) -> list[list[int]]:
     """Sampled completions; row p * samples + g is sample g of prompt p.
 
-    Prompts run once; the samples of a prompt share out its cache.
-    Each row has draws of its own, so it says the same in whatever company, but for rounding.
-    Finished rows leave the batch when an eighth of it is done.
+    Prompts run once. The samples of a prompt share a cache, which holds its keys, then those of
+    their first tokens, of their second tokens, and so on. Finished rows leave the batch; prompts
+    leave the cache when an eighth of them is done. Each row has draws of its own, so it says the
+    same in whatever company, but for rounding.
     """
-    device, c = model.device, model.config
+    device, c, G, T = model.device, model.config, samples, max_new_tokens
     if draws is None:
-        generator = torch.Generator().manual_seed(seed)
-        draws = torch.rand(len(prompts) * samples, max_new_tokens, generator=generator)
-    draws = draws.to(device)
-    h, cache, seen, position = read_prompts(model, prompts, samples, max_new_tokens)
-    B, L = seen.shape
-    can_see = F.pad(seen[:, None, None], (0, max_new_tokens), value=True)
-    tokens = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device)
-    mask = torch.zeros_like(tokens, dtype=torch.bool)
+        draws = torch.rand(len(prompts) * G, T, generator=torch.Generator().manual_seed(seed))
+    draws, row = draws.to(device), torch.arange(len(prompts) * G, device=device)
+    h, cache, seen, position = read_prompts(model, prompts, T * G)
+    h, position = h.repeat_interleave(G, 0), position.repeat_interleave(G)
+    (P, L), R, g = seen.shape, c.heads // c.kv_heads, torch.arange(G, device=device)
+    own = (g == g[:, None]).repeat(1, T).expand(P, G, -1)  # of the new tokens, a sample's own
+    can_see = torch.cat((seen[:, None].expand(P, G, L), own), 2)  # (P, G, L + T G)
+    can_see = can_see.repeat_interleave(R, 1)[:, None]  # a key head's query heads are its rows
+    tokens = torch.full_like(row, -1)[:, None].repeat(1, T)
     stop = torch.tensor(list(eos), dtype=torch.long, device=device)
-    row = torch.arange(B, device=device)  # the output row of each batch row
-    done = torch.zeros(B, dtype=torch.bool, device=device)
-    for t in range(max_new_tokens):
-        logits = F.linear(model.norm(h), model.head)
-        token, live = choose(logits, temperature, draws[row, t]), ~done
-        tokens[row[live], t], mask[row[live], t] = token[live], True
-        done |= torch.isin(token, stop)
-        finished = int(done.sum())
-        if finished == len(done) or t + 1 == max_new_tokens:
+    place = row  # of each row in the cache: prompt * G + sample
+    for t in range(T):
+        token = choose(F.linear(model.norm(h), model.head), temperature, draws[row, t])
+        tokens[row, t] = token
+        live = ~torch.isin(token, stop)
+        row, place, token, position = (x[live] for x in (row, place, token, position))
+        if t + 1 == T or len(row) == 0:
             break
-        if finished * 8 >= len(done):
-            keep = (~done).nonzero()[:, 0]
-            row, token, done = row[keep], token[keep], done[keep]
-            can_see, position = can_see[keep], position[keep]
-            cache = [[z[keep] for z in pair] for pair in cache]
-        h, rope, end = model.embed_tokens(token), model.rope(position), L + t
+        prompt = place // G
+        kept = prompt.unique()
+        if len(kept) * 8 <= len(can_see) * 7:
+            prompt = torch.searchsorted(kept, prompt)
+            place, can_see = prompt * G + place % G, can_see[kept]
+            cache = [[z[kept] for z in pair] for pair in cache]
+        h, rope, slot = model.embed_tokens(token), model.rope(position), L + t * G + place % G
+        end = L + (t + 1) * G
 
         def attend(q, k, v):  # K, V: the cache of the block that calls
-            K[:, :, end], V[:, :, end] = k, v
-            q = q.view(len(q), c.kv_heads, -1, c.head_dim)  # a key head's query heads are its rows
-            y = attention(q, K[:, :, : end + 1], V[:, :, : end + 1], can_see[..., : end + 1])
-            return y.flatten(1, 2)
+            K[prompt, :, slot], V[prompt, :, slot] = k, v
+            every = q.new_zeros(len(can_see) * G, c.heads, c.head_dim).index_copy(0, place, q)
+            every = every.view(-1, G, c.kv_heads, R, c.head_dim).transpose(1, 2).flatten(2, 3)
+            y = attention(every, K[:, :, :end], V[:, :, :end], can_see[..., :end])
+            y = y.view(-1, c.kv_heads, G, R, c.head_dim).transpose(1, 2)
+            return y.reshape(-1, c.heads, c.head_dim)[place]
 
         for block, (K, V) in zip(model.layers, cache):
             h = block(h, rope, attend)
         position = position + 1
-    return [t[m].tolist() for t, m in zip(tokens.cpu(), mask.cpu())]
+    return [t[t >= 0].tolist() for t in tokens.cpu()]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ import drirl
 from config import Config, changed
 from data import CATEGORIES, centroids, format_draft
 from encoder import WordEncoder
-from support.run import Run
+from support.run import Run, likes_bfloat16
 
 SHIPPED = config.SHIPPED["pool"].read_text(encoding="utf-8").splitlines()
 
@@ -398,3 +399,16 @@ def test_train_sh_tiny(tmp_path):
     assert {p.stem for p in (run / "done").iterdir()} == {*drirl.ORDER} - {"baseline"}
     assert (run / "policy/tokenizer.json").exists()
     assert len(list((run / "rewards").glob("*.safetensors"))) == 8
+
+
+@pytest.mark.parametrize("slow, want", [(torch.float32, True), (torch.bfloat16, False)])
+def test_dtype_auto_is_the_faster_one(monkeypatch, slow, want):
+    class Matrix:
+        def __init__(self, dtype):
+            self.dtype = dtype
+
+        def __matmul__(self, other):
+            time.sleep(0.02 if self.dtype == slow else 0.001)
+
+    monkeypatch.setattr("support.run.torch.ones", lambda *size, dtype: Matrix(dtype))
+    assert likes_bfloat16.__wrapped__("cpu") is want
