@@ -2,6 +2,7 @@
 
 <!-- source: grpo_s.loss -->                this block is its source, without the docstring
 <!-- source: grpo_s.train | # 3. | # 4. --> from the line with one text to before the other's
+<!-- source: grpo_s.train | # 3. -->        from there to the end
 <!-- run -->                                a program, and below it what it prints
 """
 
@@ -9,7 +10,6 @@ import ast
 import contextlib
 import inspect
 import io
-import json
 import linecache
 import os
 import pkgutil
@@ -39,23 +39,18 @@ def plot(title: str, xs: list, height: int = 9, **curves: list[float]) -> None:
     print(f"{xs[0]:>11}{xs[-1]:>{wide * (len(xs) - 1)}}   {title}; {names}")
 
 
-def recorded(seed: int, stage: str) -> list[dict]:
-    """What a stage logged in the recorded run of a seed, a dict per step."""
-    lines = Path(f"lab/results/seed-{seed}/metrics.jsonl").read_text(encoding="utf-8")
-    return [r for r in map(json.loads, lines.splitlines()) if r["stage"] == stage]
-
-
 def source(what: str) -> str:
-    """The lines of "module.name" or "module.name | from | to". The texts stand once each."""
+    """The lines of "module.name", "module.name | from" or "module.name | from | to"; see above."""
     path, *anchors = what.split(" | ")
     thing = pkgutil.resolve_name(path)
     text = inspect.cleandoc("\n" + inspect.getsource(getattr(thing, "fn", thing)))
     lines, node = text.split("\n"), ast.parse(text).body[0]
     if anchors:
         at = [i for a in anchors for i, line in enumerate(lines) if a in line]
-        if len(at) != 2:
+        if len(at) != len(anchors):
             raise ValueError(f"{what}: want each text in one line, found {len(at)} lines")
-        lines = lines[at[0] : at[1]]
+        start, stop = (*at, len(lines))[:2]
+        lines = lines[start:stop]
     elif ast.get_docstring(node):
         del lines[node.body[0].lineno - 1 : node.body[0].end_lineno]
     return inspect.cleandoc("\n" + "\n".join(lines)).rstrip() + "\n"

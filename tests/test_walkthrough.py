@@ -41,7 +41,7 @@ def at_the_root(monkeypatch):
 
 
 def test_every_block_is_fresh():
-    """Sources, recorded lines and what the programs print."""
+    """Sources and what the programs print."""
     new = walkthrough.rebuild(TEXT)
     stale = [(a, b) for a, b in zip(TEXT.split("\n"), new.split("\n")) if a != b][:3]
     assert new == TEXT, f"python -m teach.walkthrough: {stale}"
@@ -49,7 +49,7 @@ def test_every_block_is_fresh():
 
 
 def test_every_fence_is_kept_in_step():
-    """No block of Python without a marker; an idea, a source, a plot in every graded section."""
+    """No block of Python without a marker; an idea, lines of ours, a plot in graded sections."""
     marked = Counter(re.findall(r"(?m)^<!-- (source|run)\b", TEXT))
     blocks = len(walkthrough.SOURCE.findall(TEXT)), len(walkthrough.RUN.findall(TEXT))
     assert blocks == (marked["source"], marked["run"])
@@ -96,6 +96,8 @@ print(a)
         walkthrough.rebuild(page.replace(second, "## B\n" + second))
     part = walkthrough.source("grpo_s.difficulty_scale | modes = | if scaling")
     assert part.startswith("modes = {") and "spread" in part and "raise" not in part
+    rest = walkthrough.source("grpo_s.kl_k3 | return")
+    assert rest == "return torch.exp(d) - d - 1\n"
     assert walkthrough.source("sample.Batch.attend").startswith("def attend")
     with pytest.raises(AttributeError, match="no_such"):
         walkthrough.source("kernels.no_such")
@@ -142,6 +144,27 @@ def test_every_number_is_printed(name):
     printed = {*numbers(blocks), *re.findall(r"[\d.]+(?:e-?\d+)?", blocks)}
     lost = [n for n in numbers(prose(SECTIONS[name])) if n.lstrip("+-") not in printed]
     assert not lost, lost
+
+
+def sentences(text):
+    """Of paragraphs and items of lists; no code, formulas, tables, headings or HTML."""
+    text = re.sub(r"(?ms)^```.*?^```$", "\n", text)
+    text = re.sub(r"(?m)^[|#<].*$", "\n", text)
+    parts = re.split(r"\n\s*\n|\n(?=- |\d\. )", text)
+    found = [s for part in parts for s in re.split(r"(?<=[.!?])\s+", part)]
+    return [s.split() for s in found if len(s.split()) > 1]
+
+
+def test_the_page_is_short_and_plain():
+    """At most 7,500 words, whatever they stand in; sentences of at most 20 on average."""
+    assert sentences("## A\nOne two. Three\nfour?\n- Five six:\n\n```text\nno\n```\n| no |") == [
+        ["One", "two."],
+        ["Three", "four?"],
+        ["-", "Five", "six:"],
+    ]
+    assert len(TEXT.split()) <= 7500
+    lengths = [len(s) for s in sentences(TEXT)]
+    assert sum(lengths) <= 20 * len(lengths) and max(lengths) <= 40
 
 
 def test_the_kernels_run_as_a_reader_runs_them(tmp_path):
