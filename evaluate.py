@@ -258,19 +258,26 @@ def save_figure(fig, path: Path) -> None:
     pyplot().close(fig)
 
 
+HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---")  # legible without colour
+LOOKS = {"linestyle": ["-", "--", ":", "-."] * 2, "marker": list("osv^DXP*")}
+LOOKS["color"] = [f"tab:{c}" for c in "blue orange green red purple brown pink cyan".split()]
+
+
 def picture_of_refusals(path: Path, results: list[dict]) -> None:
     """Refused per category, every model, with Wilson intervals; harmless kinds on the right."""
     groups, width = [*CATEGORIES, "ordinary", "lookalike"], 0.8 / len(results)
-    (fig, ax), x = pyplot().subplots(figsize=(11, 4)), np.arange(len(groups))
+    pale = pyplot().get_cmap("tab20").colors[1::2]
+    (fig, ax), x = pyplot().subplots(figsize=(9.2, 4)), np.arange(len(groups))
     for i, r in enumerate(results):
         pairs = np.array([r["rates"][g] for g in groups])  # (groups, 2): hits, n
         y = 100 * pairs[:, 0] / pairs[:, 1].clip(1)
         error = abs(100 * np.array([wilson(*pair) for pair in pairs]).T - y)  # (2, groups)
-        ax.bar(x + i * width, y, width, yerr=error, label=r["name"], error_kw={"lw": 0.7})
+        look = {"fc": pale[i % 10], "ec": "k", "hatch": HATCHES[i % 6], "error_kw": {"lw": 0.9}}
+        ax.bar(x + i * width, y, width, yerr=error, label=r["name"], **look)
     ax.set_xticks(x + 0.4 - width / 2, [g.replace("_", "\n") for g in groups])
     title = "Held-out prompts: harmful by category; the two on the right are harmless"
     ax.set(ylabel="refused, % (phrase-matched)", title=title, ylim=(0, 105))
-    ax.legend(ncols=len(results), loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
+    ax.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     save_figure(fig, path)
 
 
@@ -292,26 +299,25 @@ def picture_of_curves(path: Path, records: list[dict]) -> None:
 
     Long curves are shown as a moving mean with a band of one standard deviation.
     """
-    fig, axes = pyplot().subplots(2, 4, figsize=(15, 6))
+    fig, axes = pyplot().subplots(4, 2, figsize=(9.2, 9.5), layout="constrained")
     for ax, title in zip(axes.flat, CURVES):
         stage, *keys = title.split()
         rows, many = [r for r in records if r["stage"] == stage], len(keys) > 1 or stage == "irl"
+        ax.set_prop_cycle(**LOOKS)
         for key, model in dict.fromkeys((key, r.get("model")) for key in keys for r in rows):
             part = [r for r in rows if r.get("model") == model and r.get(key) is not None]
             points = [(r["step"], y) for r in part for y in np.ravel(r[key])]
-            label = (model or key) if many else None
+            look = {"label": (model or key) if many else None, "lw": 1, "ms": 4}
             if len(points) > 20 and key != "alpha":
                 x, y = zip(*points)
                 mean, std = band(y)
-                ax.fill_between(x, mean - std, mean + std, alpha=0.25, lw=0)
-                ax.plot(x, mean, lw=1, label=label)
+                (line,) = ax.plot(x, mean, markevery=len(x) // 8, **look)
+                ax.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)
             elif points:
-                dots = "." if key == "alpha" else ".-"
-                ax.plot(*zip(*points), dots, ms=3, lw=0.8, label=label)
+                ax.plot(*zip(*points), **look | ({"ls": ""} if key == "alpha" else {}))
         if many and ax.lines:
-            ax.legend(fontsize=6)
+            ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         ax.set(title=f"{stage} {keys[0]}", xlabel="step")
-    fig.tight_layout()
     save_figure(fig, path)
 
 
