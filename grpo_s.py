@@ -27,8 +27,7 @@ Ours: 11. members: the best and worst of G may be learnt from alone. 12. clip_hi
 good sample's gradient is A grad log pi, as in SFT. 13. anchor: demonstrations join each update with
 advantage 1. 14. average: the result is a running mean of the weights.
 
-With the defaults an update is on fresh samples: rho is 1, and a group's advantages sum to 0. A loss
-near 0 is right there. Its gradient is not 0.
+On fresh samples rho is 1, and a group's advantages sum to 0: a loss near 0 is right there.
 """
 
 import math

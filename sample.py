@@ -224,8 +224,7 @@ def read_prompts(model: Transformer, prompts: list[list[int]], room: int):
     for block in model.layers:
         x = block(x, rope, lambda q, k, v: batch.attend(q, k, v, keys))
     cache = [[F.pad(z, (0, 0, 0, room)) for z in pair] for pair in keys]
-    middle = batch.levels[1]
-    return x[batch.prompt_last], cache, middle.seen, middle.ends
+    return x[batch.prompt_last], cache, batch.levels[1].seen, batch.levels[1].ends
 
 
 @torch.no_grad()
@@ -241,10 +240,9 @@ def generate(
 ) -> list[list[int]]:
     """Sampled completions; row p * samples + g is sample g of prompt p.
 
-    Prompts run once. The samples of a prompt share a cache, which holds its keys, then those of
-    their first tokens, of their second tokens, and so on. Finished rows leave the batch; prompts
-    leave the cache when an eighth of them is done. Each row has draws of its own, so it says the
-    same in whatever company, but for rounding.
+    Prompts run once, and their samples share a cache: the prompt's keys, then those of the samples'
+    first tokens, second tokens, and so on. Finished rows leave the batch. Each row has draws of its
+    own, so it says the same in whatever company, but for rounding.
     """
     device, c, G, T = model.device, model.config, samples, max_new_tokens
     if draws is None:
@@ -272,8 +270,8 @@ def generate(
             prompt = torch.searchsorted(kept, prompt)
             place, can_see = prompt * G + place % G, can_see[kept]
             cache = [[z[kept] for z in pair] for pair in cache]
-        h, rope, slot = model.embed_tokens(token), model.rope(position), L + t * G + place % G
-        end = L + (t + 1) * G
+        h, rope, end = model.embed_tokens(token), model.rope(position), L + (t + 1) * G
+        slot = end - G + place % G
 
         def attend(q, k, v):  # K, V: the cache of the block that calls
             K[prompt, :, slot], V[prompt, :, slot] = k, v

@@ -116,7 +116,7 @@ def test_group(plt):
     std = math.sqrt(sum(a * a for a in away) / 4)
     # 1 - W is .575 and the gaps' mean 1.55; the running means .4 and 1 go halfway there
     alpha = sigma(0.575) / sigma(0.4875) * sigma(1.55) / sigma(1.275)
-    recipe = [alpha * a / (std + 0.5) * (1 if a > 0 else 0.3) for a in away]
+    recipe = [alpha * a / (std + 0.5) for a in away]
     best, worst = recipe[0] / 2, recipe[3] / 2  # a mean over two sequences
     logits = [(i == 0) * best + (i == 3) * worst - 0.2 * (best + worst) for i in range(5)]
     total = sum(map(math.exp, logits))
