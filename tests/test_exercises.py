@@ -20,9 +20,9 @@ EXERCISES = sorted(p.stem for p in FOLDER.glob("ex*.py"))
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 HELPERS = {  # functions that a mirrored one calls and in which a bug is planted
-    "ex05_group_advantage": ("kernels.reference.advantage",),
-    "ex15_triton_logsumexp": ("kernels.triton_kernels.row_kernel",),
-    "ex16_triton_backward": ("kernels.triton_kernels.row_kernel",),
+    "ex13_group_advantage": ("kernels.reference.advantage",),
+    "ex21_triton_logsumexp": ("kernels.triton_kernels.row_kernel",),
+    "ex22_triton_backward": ("kernels.triton_kernels.row_kernel",),
 }
 LOAD = "x = tl.load(Z + col, mask=col < V, other={}).to(tl.float32) * {}\n        higher"
 LOGITS = LOAD.format('float("-inf")', "inv_temperature")
@@ -76,18 +76,18 @@ WRONG = {  # (what stands in the source, what is put there), or a wrong answer w
         LINES,
         ('.split("\\n")\n', ".splitlines()\n"),
     ],
-    "ex03_completion_mask": [
+    "ex06_completion_mask": [
         ("at >= prompt", "at > prompt"),
         ("at < lengths", "at <= lengths"),
         ("at < lengths[:, None]", "at < (prompt_lengths + lengths)[:, None]"),
     ],
-    "ex04_token_logprobs": [
+    "ex07_token_logprobs": [
         LOGPROBS + "(h @ W.T).log_softmax(-1)" + PICKED,
         LOGPROBS + "((h @ W.T).log_softmax(-1) / temperature)" + PICKED,
         LOGPROBS + "(h @ W.T / temperature).softmax(-1).log()" + PICKED,
         LOGPROBS + "(h @ W.T / temperature).log_softmax(0)" + PICKED,
     ],
-    "ex05_group_advantage": [
+    "ex13_group_advantage": [
         ("centred.pow(2).mean(dim=1, keepdim=True).sqrt()", "rewards.std(1, keepdim=True)"),
         (".masked_fill(equal, 0.0)", ""),
         ("(rewards == rewards[:, :1])", "rewards.isclose(rewards[:, :1])"),
@@ -102,13 +102,13 @@ WRONG = {  # (what stands in the source, what is put there), or a wrong answer w
         (SHAPES, "((), (len(rewards), 1), rewards.shape, (rewards.shape[1],))"),
         (SHAPES, "((), (1,), (1, 1), (len(rewards), 1), rewards.shape)"),
     ],
-    "ex06_difficulty_scale": [
+    "ex12_difficulty_scale": [
         ("(a + b) / 2", "a + b"),
         ("z.detach()", "z"),
         ('"data": a,', '"data": b,'),
         ('= "product"', '= "sum"'),
     ],
-    "ex07_kl_k3": [
+    "ex15_kl_k3": [
         ("logp_ref - logp)", "logp - logp_ref)"),
         ("torch.exp(d) - d - 1", "torch.exp(d) - 1"),
         (".clamp(-20, 20)", ""),
@@ -117,7 +117,7 @@ WRONG = {  # (what stands in the source, what is put there), or a wrong answer w
         ("(logp_ref - logp).clamp(-20, 20)",
          "(lambda d: d + (d.clamp(-20, 20) - d).detach())(logp_ref - logp)"),
     ],
-    "ex08_similarity": [
+    "ex10_similarity": [
         ("cos.max(dim=1)", "cos.max(dim=0)"),
         (".max(dim=1).values", ""),
         ("F.normalize(response, dim=1)", "response"),
@@ -128,7 +128,7 @@ WRONG = {  # (what stands in the source, what is put there), or a wrong answer w
         ("torch.as_tensor(mean_delta, dtype=W.dtype, device=W.device)",
          "torch.as_tensor(mean_delta)"),
     ],
-    "ex09_model_responsiveness": [
+    "ex11_model_responsiveness": [
         ("int(drop *", "round(drop *"),
         (".abs()", ""),
         ("(gaps - gaps.mean())", "gaps"),
@@ -138,7 +138,7 @@ WRONG = {  # (what stands in the source, what is put there), or a wrong answer w
         ("torch.as_tensor(mean_gap, dtype=gaps.dtype, device=gaps.device)",
          "torch.as_tensor(mean_gap)"),
     ],
-    "ex10_irl_loss": [
+    "ex09_irl_loss": [
         (IMPORTANCE, "torch.logsumexp(r_samples / beta, dim=1)"),
         (IMPORTANCE, "(r_samples / beta + log_ratio).exp().sum(1).log()"),
         ("(r_demo[:, None] - r_samples)", "(r_samples - r_demo[:, None])"),
@@ -147,7 +147,7 @@ WRONG = {  # (what stands in the source, what is put there), or a wrong answer w
         ("(r_samples.mean(1) - r_demo)", "((r_samples + log_ratio).mean(1) - r_demo)"),
         ("dim=1) - r_demo / beta)", "dim=1) - r_demo)"),
     ],
-    "ex11_loss": [
+    "ex16_loss": [
         ("return -(weight", "return (weight"),
         ("torch.minimum(rho * A, rho.clamp(1 - clip, 1 + clip_high) * A)",
          "rho.clamp(1 - clip, 1 + clip_high) * A"),
@@ -164,7 +164,7 @@ WRONG = {  # (what stands in the source, what is put there), or a wrong answer w
         ("(A > 0) & (held > clip_high)", "held > clip_high"),
         ("(weight * x).sum().item()", "x.float().mean().item()"),
     ],
-    "ex12_rope": [
+    "ex03_rope": [
         ("/ c.head_dim\n", "/ (c.head_dim // 2)\n"),
         ("((turns - low) / (high - low))", "((high - turns) / (high - low))"),
         (".clamp(0, 1)", ""),
@@ -172,14 +172,14 @@ WRONG = {  # (what stands in the source, what is put there), or a wrong answer w
         ("x.chunk(2, dim=-1)", "(x[..., ::2], x[..., 1::2])"),
         ("cos, sin = rope", "cos, sin = (z.to(x.dtype) for z in rope)"),
     ],
-    "ex13_generate": [
+    "ex05_generate": [
         ("model.rope(position), L + t", "model.rope(position - 1), L + t"),
         ("V[:, :, end] = k, v", "V[:, :, end] = k, k"),
         ("done |= torch.isin(token, stop)", "done |= False"),
         ("torch.isin(token, stop)", "torch.isin(token, stop[:1])"),
         REREAD,
     ],
-    "ex14_triton_advantage": [
+    "ex20_triton_advantage": [
         ("centred * centred, 0) / samples)", "centred * centred, 0) / (samples - 1))"),
         ("tl.where(mine, r - tl.sum(r, 0) / samples, 0.0)", "r - tl.sum(r, 0) / samples"),
         ("R + prompt * r_prompt + i * r_sample", "R + prompt * samples + i"),
@@ -191,7 +191,7 @@ WRONG = {  # (what stands in the source, what is put there), or a wrong answer w
         ("i * r_sample, mask=mine, other=0.0)", "i * r_sample, mask=mine)"),
         (DIFFER, SPREAD),
     ],
-    "ex15_triton_logsumexp": [
+    "ex21_triton_logsumexp": [
         ("top, total = -3.4e38", 'top, total = float("-inf")'),
         ("top, total = -3.4e38", "top, total = -1e4"),
         ("top, total = -3.4e38", "top, total = 0.0"),
@@ -202,7 +202,7 @@ WRONG = {  # (what stands in the source, what is put there), or a wrong answer w
         ('float("nan")).to(tl.float32) * inv_temperature', 'float("nan")).to(tl.float32)'),
         TWICE,
     ],
-    "ex16_triton_backward": [
+    "ex22_triton_backward": [
         ("slope * inv_temperature *", "slope *"),
         ("tl.where(slope == 0, 0.0, dz)", "dz"),
         (".to(Z.dtype.element_ty), mask=col < V)", ".to(Z.dtype.element_ty))"),
@@ -254,7 +254,7 @@ def plant(exercise, wrong, folder):
     for module in dict.fromkeys(plain(p).__module__ for p in paths):
         head += f"names = vars(importlib.import_module({module!r}))\n"
         head += "globals().update({k: v for k, v in names.items() if not k.startswith('__')})\n"
-    if exercise == "ex05_group_advantage":  # its arithmetic lies behind a choice of backend
+    if exercise == "ex13_group_advantage":  # its arithmetic lies behind a choice of backend
         text = text.replace("backend(rewards).advantage", "advantage")
     folder.mkdir(exist_ok=True)
     more = wrong if isinstance(wrong, str) else ""
@@ -310,13 +310,13 @@ def test_wrong_answers_are_noticed(exercise, tmp_path):
 
 
 STATES = {
-    "ex07_kl_k3": "passes",
+    "ex15_kl_k3": "passes",
     "ex01_balance": "crashes Python in check 1",
     "ex02_parse_draft": "does not import, SyntaxError line 2: '(' was never closed",
-    "ex03_completion_mask": "is not there",
-    "ex04_token_logprobs": "not begun",
-    "ex06_difficulty_scale": "does not end in check 1",
-    "ex05_group_advantage": "15 of 23 checks pass",
+    "ex06_completion_mask": "is not there",
+    "ex07_token_logprobs": "not begun",
+    "ex12_difficulty_scale": "does not end in check 1",
+    "ex13_group_advantage": "15 of 23 checks pass",
 }
 
 
@@ -325,15 +325,15 @@ def test_what_a_learner_sees(tmp_path):
     Python, one that is gone, the others as they come."""
     for exercise in EXERCISES:
         (tmp_path / f"{exercise}.py").write_text((FOLDER / f"{exercise}.py").read_text())
-    plant("ex07_kl_k3", None, tmp_path)
-    plant("ex05_group_advantage", WRONG["ex05_group_advantage"][0], tmp_path)
+    plant("ex15_kl_k3", None, tmp_path)
+    plant("ex13_group_advantage", WRONG["ex13_group_advantage"][0], tmp_path)
     for name, text in {
         "ex01_balance": "import os\ndef balance(*args):\n    os.abort()\n",
         "ex02_parse_draft": "def parse_draft(text):\n    return (\n",
-        "ex06_difficulty_scale": "def difficulty_scale(*args):\n    while True:\n        pass\n",
+        "ex12_difficulty_scale": "def difficulty_scale(*args):\n    while True:\n        pass\n",
     }.items():
         (tmp_path / f"{name}.py").write_text(text)
-    (tmp_path / "ex03_completion_mask.py").unlink()
+    (tmp_path / "ex06_completion_mask.py").unlink()
 
     def run(*args, given=tmp_path):
         env = {**os.environ, "DRIRL_IMPL": str(given)}
@@ -346,12 +346,12 @@ def test_what_a_learner_sees(tmp_path):
         assert f"| {exercise} | {state} |" in table, table
     assert "| 10 | grpo_s.kl_k3 | The loss |" in table, table
     assert table.count("not begun") == 10 and table.endswith("1 of 16 pass\n"), table
-    out = run("-m", "pytest", "tests/exercises", "-k", "ex02 or ex04")
+    out = run("-m", "pytest", "tests/exercises", "-k", "ex02 or ex07")
     assert f"grading: {tmp_path}/" in out and out.count("\n") < 20, out
-    assert f"\nex04 not begun ({tmp_path}/ex04_token_logprobs.py)\n" in out, out
+    assert f"\nex04 not begun ({tmp_path}/ex07_token_logprobs.py)\n" in out, out
     assert "\nex02 does not import, SyntaxError line 2: " in out, out
-    by_hand = ("-m", "pytest", "-q", "tests/exercises", "-k", "ex05 and by_hand")
-    listed = run("-m", "pytest", "tests/exercises", "--collect-only", "-k", "ex05", given="")
+    by_hand = ("-m", "pytest", "-q", "tests/exercises", "-k", "ex13 and by_hand")
+    listed = run("-m", "pytest", "tests/exercises", "--collect-only", "-k", "ex13", given="")
     assert "grading: the project's own functions" in listed
     assert not run(*by_hand, given="nosuch")  # pytest's usage error: one line, on stderr
     out = run(*by_hand)

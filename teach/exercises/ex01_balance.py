@@ -1,5 +1,7 @@
 """Exercise 1: the same number of demonstrations for every category.
 
+Difficulty 1 of 3, 15 minutes. Read first: teach/WALKTHROUGH.md, section Demonstrations.
+
 The pool holds eight times as many demonstrations about crime as about mental health. A reward
 model knows what it has seen, so stage 1 of DR-IRL balances: each of the seven harm categories gets
 the same number of rows ("helpful" is none of the seven). Which rows stay matters too, as

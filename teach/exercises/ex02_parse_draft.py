@@ -1,5 +1,7 @@
 """Exercise 2: take a Chain of Draft apart.
 
+Difficulty 1 of 3, 20 minutes. Read first: teach/WALKTHROUGH.md, section Demonstrations.
+
 A demonstration thinks in a few terse lines, writes ####, and answers. DR-IRL takes this form from
 Chain of Draft (arXiv 2502.18600); the user is shown the answer alone. Whatever reads demonstrations
 calls this function, so text that is not of the form must be an error. A parser that guesses would

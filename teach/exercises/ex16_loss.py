@@ -1,0 +1,46 @@
+"""Exercise 16: the loss of GRPO-S, the one that training descends (grpo_s.update calls it).
+
+Difficulty 3 of 3, 45 minutes. Read first: teach/WALKTHROUGH.md, section The loss.
+
+The samples come from pi_old. After an optimizer step the policy is another, and the ratio rho
+corrects for that. The clip takes the gradient away once a good token has become too much likelier,
+or a bad one too much less likely. It never holds back a step that undoes a mistake: that is what
+the min is for. With clip_high 0 a good sample has no ratio at all: it is learnt as SFT learns,
+A times the gradient of log pi. Advantages (exercise 13, scaled by 12) and the penalty (15) come
+together here.
+
+Hint: index with the mask before any arithmetic. Masked positions hold anything, and NaN * 0 is NaN,
+in the gradient too. Each sequence weighs the same, however long; the sum of all tokens divided by
+their number would let long answers count more.
+"""
+
+from torch import Tensor
+
+
+def loss(
+    logp: Tensor,
+    logp_old: Tensor,
+    logp_ref: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    clip: float = 0.2,
+    clip_high: float = 0.2,
+    beta_kl: float = 0.0,
+    sequences: int | None = None,
+) -> tuple[Tensor, dict]:
+    """-(1/S) sum_i 1/|o_i| sum_t [ min(rho A_i, clamp(rho, 1 - clip, 1 + clip_high) A_i)
+                                   - beta_kl k3 ]
+
+    (GRPO, arXiv 2402.03300; DR-IRL v3.) logp, logp_old, logp_ref (B, T): log-probs, where
+    rho = exp(logp - logp_old), k3 = exp(d) - d - 1, d = logp_ref - logp. advantage A (B,).
+    clip_high 0: where A_i > 0, rho is exp(logp - the same logp as a constant), which is 1, and
+    logp_old may hold anything.
+    mask (B, T) bool: True on completion tokens, anywhere in the row, |o_i| >= 1 of them in row i.
+    S = sequences, or B if None. A micro-batch passes the whole batch's, so that the losses of
+    micro-batches add up. Differentiable in logp, in its dtype. ValueError unless the four are of
+    one shape (B, T) and advantage is (B,): torch would broadcast others silently.
+    Also a dict of floats, averaged like the loss: "kl", of logp - logp_ref; "entropy", of -logp;
+    "clipped_low" and "clipped_high", of 1 where the clip takes the gradient of a bad and of a good
+    sample's token, else 0.
+    """
+    raise NotImplementedError

@@ -1,0 +1,55 @@
+"""Exercise 12: the modes by hand, and why alpha belongs behind the normalisation."""
+
+import pytest
+import torch
+
+from exercises.grading import refuses, same
+from kernels import group_advantage
+
+MIRRORS, SECTION = ("grpo_s.difficulty_scale",), "Advantages"
+MODES = {
+    "none": lambda a, b: 1.0,
+    "data": lambda a, b: a,
+    "model": lambda a, b: b,
+    "product": lambda a, b: a * b,
+    "sum": lambda a, b: (a + b) / 2,
+    "spread": lambda a, b: (a * b) ** 8,
+}
+
+
+@pytest.mark.parametrize("scaling", MODES)
+@pytest.mark.parametrize("shapes", [((2, 3), ()), ((4, 1), (4, 1)), ((3, 1), (1, 5)), ((), (2,))])
+def test_modes(my, scaling, shapes):
+    g = torch.Generator().manual_seed(len(scaling))
+    a, b = (0.5 + torch.rand(s, generator=g, dtype=torch.float64) for s in shapes)
+    wide = [z.expand(torch.broadcast_shapes(*shapes)) for z in (a, b)]
+    want = [MODES[scaling](x, y) for x, y in zip(*(z.flatten().tolist() for z in wide))]
+    got = my.difficulty_scale(a.requires_grad_(), b.requires_grad_(), scaling)
+    same(got, torch.tensor(want, dtype=torch.float64).view(wide[0].shape), scaling)
+    same(got.requires_grad, False, "a gradient through alpha")
+    same(a.requires_grad and b.requires_grad, True, "the factors still ask for a gradient")
+
+
+def test_defaults_and_errors(my):
+    same(
+        my.difficulty_scale(torch.tensor(0.5), torch.tensor(3.0)).item(),
+        1.5,
+        "the default is the product",
+    )
+    refuses(my.difficulty_scale, torch.ones(2), torch.ones(2), "magic", says="magic")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scaling_the_rewards_cancels(my, seed):
+    g = torch.Generator().manual_seed(seed)
+    R, a, b = (
+        torch.randn(4, 6, generator=g, dtype=torch.float64),
+        *(0.5 + torch.rand(4, 1, generator=g, dtype=torch.float64) for _ in range(2)),
+    )
+    alpha, plain = my.difficulty_scale(a, b), group_advantage(R, eps=0.0)
+    same(group_advantage(alpha * R, eps=0.0), plain, "advantages of alpha R: alpha cancels")
+    same(
+        group_advantage(R, alpha, eps=0.0),
+        a * b * plain,
+        "alpha times the advantages of R: it does not",
+    )
