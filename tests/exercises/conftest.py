@@ -1,7 +1,8 @@
 """`my`: the functions that an exercise's tests grade.
 
-They are the project's own unless DRIRL_IMPL names a folder of answers. A failure says where to read
-on. An exercise that isn't begun, or can't be imported, takes one line.
+They are the project's own unless DRIRL_IMPL names a folder of answers, or one file of them. Then
+the first failure ends the run. It says where to read on. An exercise that isn't begun, or can't be
+imported, takes one line.
 """
 
 import os
@@ -9,39 +10,42 @@ from pathlib import Path
 
 import pytest
 
-from exercises.grading import ROOT, Unusable, answers
+from exercises.grading import ROOT, Unusable, answers, where
 
-FOLDER = os.environ.get("DRIRL_IMPL", "")
+GIVEN = os.environ.get("DRIRL_IMPL", "")
 
 
-def pytest_configure():
-    if FOLDER and not (ROOT / FOLDER).is_dir():
-        raise pytest.UsageError(f"DRIRL_IMPL={FOLDER}: {ROOT / FOLDER} is no folder")
+def pytest_configure(config):
+    if GIVEN and not (ROOT / GIVEN).exists():
+        raise pytest.UsageError(f"DRIRL_IMPL={GIVEN}: {ROOT / GIVEN} is neither folder nor file")
+    if GIVEN:  # one cause may fail many checks
+        config.option.maxfail = config.option.maxfail or 1
+        config.option.tbstyle = config.option.tbstyle.replace("auto", "short")
 
 
 def pytest_collection_modifyitems(items):
-    for item in items if FOLDER else ():  # a learner's code may warn
+    for item in items if GIVEN else ():  # a learner's code may warn
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("default"), append=False)
 
 
 def pytest_report_header():
     own = "the project's own functions (DRIRL_IMPL not set)"
-    return f"grading: {FOLDER + '/' if FOLDER else own}"
+    return f"grading: {GIVEN if GIVEN else own}"
 
 
 @pytest.fixture(scope="module")
 def my(request):
     exercise = request.module.__name__.rpartition(".test_")[2]
-    return answers(exercise, request.module.MIRRORS, FOLDER)
+    return answers(exercise, request.module, GIVEN)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     if report.failed:
-        where = f"teach/WALKTHROUGH.md, section {item.module.SECTION!r}"
-        report.sections.append(("read on", where))
+        report.read = where(item.module.SECTION)
+        report.sections.append(("read", report.read))
         error = call.excinfo.value.__cause__ or call.excinfo.value  # Triton's interpreter wraps
         if isinstance(call.excinfo.value, Unusable):
             report.why = str(call.excinfo.value)
@@ -59,6 +63,7 @@ def pytest_terminal_summary(terminalreporter):
     found = {}
     for report in terminalreporter.stats.get("not graded", []):
         exercise = report.nodeid.partition("test_")[2].partition(".py")[0]
-        found[exercise] = report.why
-    for exercise, why in found.items():
-        terminalreporter.write_line(f"{exercise[:4]} {why} ({FOLDER}/{exercise}.py)")
+        found[exercise] = report
+    for exercise, report in found.items():
+        file = GIVEN if GIVEN.endswith(".py") else f"{GIVEN.rstrip('/')}/{exercise}.py"
+        terminalreporter.write_line(f"{exercise[:4]} {report.why} ({file}); read {report.read}")

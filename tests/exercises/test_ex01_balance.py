@@ -33,11 +33,10 @@ def test_definition(my, per_category, seed):
         at = [i for i in range(len(rows)) if rows[i]["category"] == category]
         chosen = {at[j] for j in k_center(x[at], per_category, seed)}
         want += sorted(chosen)
-    same(
-        [r["at"] for r in my.balance(rows, per_category, x, seed)],
-        want,
-        f"where {per_category} rows of each of the seven stood",
-    )
+    got = my.balance(rows, per_category, x, seed)
+    what = f"{per_category} rows of each of the seven"
+    same([r["at"] for r in got], want, f"where {what} stood")
+    same(got, [rows[at] for at in want], what)
 
 
 @pytest.mark.parametrize("odd", (0, 3, 5))
@@ -57,3 +56,4 @@ def test_too_few(my):
     rows = [r for r in rows if r["category"] != "privacy"]
     refuses(my.balance, rows, 6, x[: len(rows)], says="crime (2 missing)", error=UserError)
     refuses(my.balance, rows, 4, x[: len(rows)], says="privacy (4 missing)", error=UserError)
+    refuses(my.balance, rows, 6, x[: len(rows)], says="ethics (2 missing)", error=UserError)

@@ -8,6 +8,8 @@ import torch
 from exercises.grading import same
 
 MIRRORS, SECTION = ("kernels.token_logprobs",), "Log-probs"
+BORROWED = ("kernels.TokenLogProbs", "kernels.reference.rows", "sample.completion_logps")
+BORROWED += ("sample.token_logps",)
 
 
 def problem(N, D, V, seed, size=1.0):
@@ -58,6 +60,14 @@ def test_large_logits(my, size):
         "log-probs of logits in the thousands",
         1e-8,
     )
+
+
+def test_far_below_zero(my):
+    """All logits around -20000, and one row whose tokens are 20000 apart."""
+    h = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    W = torch.tensor([[-20000.0, 0.0], [-20001.0, -20000.0]], dtype=torch.float64)
+    want = torch.tensor([-math.log(1 + math.exp(-1)), -20000.0], dtype=torch.float64)
+    same(my.token_logprobs(h, W, torch.tensor([0, 1])), want, "log-probs of logits near -20000")
 
 
 def test_float32(my):

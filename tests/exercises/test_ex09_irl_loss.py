@@ -92,3 +92,17 @@ def test_large_rewards(my):
             f"{estimator}: gradient at rewards of 10^4",
         )
     refuses(my.irl_loss, torch.zeros(1), torch.zeros(1, 2), 1.0, "magic")
+
+
+@pytest.mark.parametrize("estimator", ("importance", "linear", "logistic"))
+@pytest.mark.parametrize("shape", [(3, 1), (1, 3), (1,), (3, 3), ()])
+def test_other_shapes(my, estimator, shape):
+    refuses(my.irl_loss, torch.zeros(shape), torch.zeros(3, 3), 1.0, estimator)
+
+
+def test_far_below_zero(my):
+    """Rewards of -20000: each prompt has its own maximum, and none is 0."""
+    r = torch.tensor([[-20000.0, -20001.0], [0.0, -1.0]], dtype=torch.float64)
+    want = (math.log(1 + math.exp(-1)) - 20000 + math.log(1 + math.exp(-1))) / 2
+    demo = torch.zeros(2, dtype=torch.float64)
+    same(my.irl_loss(demo, r).item(), want, "importance at rewards of -20000")

@@ -1,5 +1,7 @@
 """Exercise 12: the modes by hand, and why alpha belongs behind the normalisation."""
 
+import math
+
 import pytest
 import torch
 
@@ -27,7 +29,15 @@ def test_modes(my, scaling, shapes):
     got = my.difficulty_scale(a.requires_grad_(), b.requires_grad_(), scaling)
     same(got, torch.tensor(want, dtype=torch.float64).view(wide[0].shape), scaling)
     same(got.requires_grad, False, "a gradient through alpha")
-    same(a.requires_grad and b.requires_grad, True, "the factors still ask for a gradient")
+
+
+@pytest.mark.parametrize("scaling, used", [("none", ()), ("data", (0,)), ("model", (1,))])
+@pytest.mark.parametrize("other", (math.nan, math.inf))
+def test_what_a_mode_does_not_use(my, scaling, used, other):
+    factors = torch.tensor([[0.5, 2.0], [3.0, 0.25]], dtype=torch.float64)
+    want = factors[used[0]] if used else torch.ones(2, dtype=torch.float64)
+    a, b = (x if i in used else torch.full_like(x, other) for i, x in enumerate(factors))
+    same(my.difficulty_scale(a, b, scaling), want, f"{scaling}; the other factor is {other}")
 
 
 def test_defaults_and_errors(my):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from exercises.grading import same
+from exercises.grading import refuses, same
 
 MIRRORS, SECTION = ("grpo_s.loss",), "The loss"
 
@@ -51,7 +51,7 @@ def test_loops(my, B, T, clip, high, beta_kl, seed):
     logp, *rest = example(B, T, seed)
     got, stats = my.loss(logp, *rest, clip, high, beta_kl)
     want, told = slow(logp, *rest, clip, high, beta_kl)
-    same(got, want.detach(), "the loss", 1e-10)
+    same(got, want.detach(), "the loss")
     same(torch.autograd.grad(got, logp)[0], torch.autograd.grad(want, logp)[0], "its gradient")
     for name, value in told.items():
         same(stats[name], value, name)
@@ -78,6 +78,25 @@ def test_masked_positions_hold_anything(my, garbage):
     got = my.loss(dirty.requires_grad_(), o, r, A, mask, 0.2, 0.2, 0.1)[0]
     same(got, want.detach(), f"the loss, {garbage} where masked")
     same(torch.autograd.grad(got, dirty)[0], torch.autograd.grad(want, logp)[0], "its gradient")
+
+
+def test_good_samples_need_no_old_log_probs(my):
+    """clip_high 0: pi_old may be unknown where A > 0."""
+    logp, old, ref, A, mask = example(6, 5, 4)
+    unknown = torch.where((A > 0)[:, None], math.nan, old)
+    want, told = slow(logp, old, ref, A, mask, 0.2, 0.0, 0.1)
+    got, stats = my.loss(logp, unknown, ref, A, mask, 0.2, 0.0, 0.1)
+    same(got, want.detach(), "the loss, clip_high 0")
+    same(torch.autograd.grad(got, logp)[0], torch.autograd.grad(want, logp)[0], "its gradient")
+    same(stats, told, "what it tells")
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1, 3), (1,), (3, 3), (), (2,)])
+def test_other_shapes(my, shape):
+    x, mask = torch.zeros(3, 3), torch.ones(3, 3, dtype=torch.bool)
+    refuses(my.loss, x, x, x, torch.ones(shape), mask)
+    refuses(my.loss, x, x[:, :1], x, torch.ones(3), mask)
+    refuses(my.loss, x, x, x[:1], torch.ones(3), mask)
 
 
 def test_micro_batches(my):

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from exercises.grading import loads, same
+from exercises.grading import compiles, loads, same
 
 MIRRORS, SECTION = ("kernels.triton_kernels.advantage_kernel",), "Kernels"
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning"
-)  # the interpreter's numpy speaks up about infinite numbers
+TYPES = dict.fromkeys(("R", "ALPHA", "OUT"), "*fp32") | {"eps": "fp32"}
+TYPES |= dict.fromkeys(("r_prompt", "r_sample", "a_prompt", "a_sample", "samples"), "i32")
+# the interpreter's numpy speaks up about infinite numbers
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 def slow(R, alpha, eps):
@@ -27,15 +28,14 @@ def slow(R, alpha, eps):
 def check(my, R, alpha, eps, what):
     """One launch. OUT has NaN behind its last sample, which a store without a mask overwrites."""
     (P, G), block = R.shape, 1 << (R.shape[1] - 1).bit_length()
-    out = torch.full((P * G + block,), math.nan)
+    out, given = torch.full((P * G + block,), math.nan), (R.clone(), alpha.clone())
     with loads():
         my.advantage_kernel[(P,)](R, *R.stride(), alpha, *alpha.stride(), out, eps, G, BLOCK=block)
     same(out[: P * G].view(P, G), slow(R, alpha, eps), what, 5e-6)
-    same(
-        out[P * G :].isnan().sum().item(),
-        block,
-        "NaN left behind the last sample (fewer: does tl.store have a mask?)",
-    )
+    left = out[P * G :].isnan().sum().item()
+    same(left, block, "NaN left behind the last sample (fewer: does tl.store have a mask?)")
+    for name, now, was in zip(("R", "ALPHA"), (R, alpha), given):
+        same(now, was, f"advantage_kernel changed its argument {name} in place", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,9 @@ def test_far_from_zero(my):
         0.0,
         "rewards 1024.5, 1024, 1024, 1024, eps 0",
     )
+
+
+def test_compiles(my):
+    """For a GPU, without one: the interpreter takes more than Triton can compile."""
+    check(my, torch.ones(1, 2), torch.ones(1, 2), 0.1, "two equal rewards")
+    compiles(my.advantage_kernel, TYPES, {"BLOCK": 8})

@@ -5,12 +5,14 @@ import math
 import pytest
 import torch
 
-from exercises.grading import same
+from exercises.grading import compiles, same
 
 MIRRORS, SECTION = ("kernels.triton_kernels.rows",), "Kernels"
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning"
-)  # the interpreter's numpy speaks up about NaN
+BORROWED = ("kernels.triton_kernels.row_kernel", "kernels.reference.rows")
+CHANGES = ("z",)
+TYPES = dict(Z="*fp32", stride="i32", T="*i64", G="*fp32", LOGP="*fp32", inv_temperature="fp32")
+# the interpreter's numpy speaks up about NaN
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 def slow(z, targets, temperature, g):
@@ -60,6 +62,17 @@ def test_gradient(my, n, V, block, temperature, seed):
     )
 
 
+def test_far_rows(my):
+    """Far below zero, far above, and all but the last logit -inf: a row has its own maximum."""
+    z = torch.randn(3, 37, generator=torch.Generator().manual_seed(6)).round()
+    z[0], z[1], z[2, :-1] = z[0] - 16384, z[1] + 8192, -math.inf
+    targets, g = torch.tensor([3, 30, 36]), torch.tensor([1.0, -2.0, 0.5])
+    logp, grad = slow(z, targets, 1.0, g)
+    got = my.rows(z, targets, 1.0, g, block=16)
+    same(got[0], logp, "log-probs of rows near -16384, 8192 and of -inf but for one", 2e-3)
+    same(got[1], grad, "their gradient", 2e-3)
+
+
 @pytest.mark.parametrize("garbage", (math.nan, math.inf))
 def test_tokens_left_out(my, garbage):
     z, targets, g = (
@@ -76,3 +89,12 @@ def test_tokens_left_out(my, garbage):
         f"gradient where rows 1 and 3 are left out and row 1 holds {garbage}",
         5e-6,
     )
+
+
+def test_compiles(my):
+    """For a GPU, without one: the interpreter takes more than Triton can compile."""
+    z, targets = torch.zeros(1, 3), torch.tensor([1])
+    my.rows(z, targets, 1.0, torch.ones(1), block=16)
+    names = my.rows.__wrapped__.__globals__  # the project's kernel has another name
+    kernel = names.get("gradient_kernel") or names["row_kernel"]
+    compiles(kernel, TYPES | {"V": "i32"}, {"BLOCK": 1024, "GRADIENT": True})
