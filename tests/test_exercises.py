@@ -1,224 +1,38 @@
-"""The exercises themselves: stubs have the signature of what they mirror and fail, and wrong
-answers are noticed. (The project's own functions: tests/exercises.)"""
+"""The exercises themselves: stubs have the signature of what they mirror and fail, the answers
+pass, and wrong answers are noticed. (The project's own functions: tests/exercises.)"""
 
+import ast
 import importlib
 import inspect
 import itertools
 import os
 import pkgutil
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from exercises.grading import answers
+from exercises.grading import Unusable, answers, where
+from wrong_answers import KINDS, WRONG
+
+from support.judge import judge
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "teach" / "exercises"
+ANSWERS = FOLDER / "answers.py"
 EXERCISES = sorted(p.stem for p in FOLDER.glob("ex*.py"))
 # Triton's interpreter computes with numpy, which warns about NaN
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-HELPERS = {  # functions that a mirrored one calls and in which a bug is planted
-    "ex13_group_advantage": ("kernels.reference.advantage",),
-    "ex21_triton_logsumexp": ("kernels.triton_kernels.row_kernel",),
-    "ex22_triton_backward": ("kernels.triton_kernels.row_kernel",),
-}
-LOAD = "x = tl.load(Z + col, mask=col < V, other={}).to(tl.float32) * {}\n        higher"
-LOGITS = LOAD.format('float("-inf")', "inv_temperature")
-TWICE = (
-    "lse = top + tl.log(total)",
-    f"""total = 0.0
-    for start in range(0, V, BLOCK):
-        col = start + tl.arange(0, BLOCK)
-        {LOGITS[: -len("higher")]}total += tl.sum(tl.exp(x - top), 0)
-    lse = top + tl.log(total)""",
-)
-LINES = r"""
-def parse_draft(text):
-    head, *answers = text.split("\n#### ")
-    if len(answers) != 1 or not answers[0].strip() or not all(s.strip() for s in head.split("\n")):
-        raise ValueError("malformed")
-    return head.split("\n"), answers[0]
-"""
-REREAD = """
-def generate(model, prompts, samples=1, max_new_tokens=64, temperature=1.0, eos=()):
-    out = []
-    for prompt in [p for p in prompts for _ in range(samples)]:
-        out.append([])
-        while len(out[-1]) < max_new_tokens and not (out[-1] and out[-1][-1] in eos):
-            ids = torch.tensor([prompt + out[-1]])
-            out[-1].append(model(ids)[0, -1].argmax().item())
-    return out
-"""
-DIFFER = "tl.sum(tl.where(mine & (r != first), 1, 0), 0)"
-SPREAD = 'tl.max(r, 0) - tl.min(tl.where(mine, r, float("inf")), 0)'
-MEAN_SQUARE = "r * r, 0) / samples - tl.sum(r, 0) / samples * tl.sum(r, 0) / samples)"
-SHAPES = "((), (len(rewards), 1), rewards.shape)"
-IMPORTANCE = "torch.logsumexp(r_samples / beta + log_ratio, dim=1)"
-LOGPROBS = "def token_logprobs(h, W, targets, temperature=1.0):\n    return "
-PICKED = ".gather(1, targets[:, None])[:, 0]"
-SUM_OF_TOKENS = "torch.full((len(mask),), 1 / mask.sum(), dtype=logp_ref.dtype)"
-LEFT = "mask = torch.arange(mask.shape[1]) < mask.sum(1, keepdim=True)\n    lengths = mask.sum(1)"
-WRONG = {  # (what stands in the source, what is put there), or a wrong answer written out
-    "ex01_balance": [
-        ("k_center(embeddings[index], per_category, seed)", "range(per_category)"),
-        ("sorted(k_center(embeddings[index], per_category, seed))",
-         "k_center(embeddings[index], per_category, seed)"),
-        ("embeddings[index], per_category, seed", "embeddings[index], per_category"),
-        ("per_category - n for", "n for"),
-    ],
-    "ex02_parse_draft": [
-        ("answer[1:]", "answer.strip()"),
-        ("text.split(SEPARATOR)", "text.rsplit(SEPARATOR, 1)"),
-        ('head.removesuffix("\\n")', "head.strip()"),
-        ('not head.endswith("\\n") or ', ""),
-        LINES,
-        ('.split("\\n")\n', ".splitlines()\n"),
-    ],
-    "ex06_completion_mask": [
-        ("at >= prompt", "at > prompt"),
-        ("at < lengths", "at <= lengths"),
-        ("at < lengths[:, None]", "at < (prompt_lengths + lengths)[:, None]"),
-    ],
-    "ex07_token_logprobs": [
-        LOGPROBS + "(h @ W.T).log_softmax(-1)" + PICKED,
-        LOGPROBS + "((h @ W.T).log_softmax(-1) / temperature)" + PICKED,
-        LOGPROBS + "(h @ W.T / temperature).softmax(-1).log()" + PICKED,
-        LOGPROBS + "(h @ W.T / temperature).log_softmax(0)" + PICKED,
-    ],
-    "ex13_group_advantage": [
-        ("centred.pow(2).mean(dim=1, keepdim=True).sqrt()", "rewards.std(1, keepdim=True)"),
-        (".masked_fill(equal, 0.0)", ""),
-        ("(rewards == rewards[:, :1])", "rewards.isclose(rewards[:, :1])"),
-        ("(rewards == rewards[:, :1]).all(dim=1, keepdim=True)",
-         "rewards.std(1, correction=0, keepdim=True) < 1e-6"),
-        ("(rewards == rewards[:, :1]).all(dim=1, keepdim=True)",
-         "(rewards == rewards[:, :1]).all()"),
-        ("keepdim=True).sqrt()", "keepdim=True).add(eps).sqrt() - eps"),
-        ("rewards.mean(dim=1, keepdim=True)", "rewards.mean()"),
-        ("rewards - rewards.mean(dim=1, keepdim=True)",
-         "rewards.sub_(rewards.mean(dim=1, keepdim=True))"),
-        (SHAPES, "((), (len(rewards), 1), rewards.shape, (rewards.shape[1],))"),
-        (SHAPES, "((), (1,), (1, 1), (len(rewards), 1), rewards.shape)"),
-    ],
-    "ex12_difficulty_scale": [
-        ("(a + b) / 2", "a + b"),
-        ("z.detach()", "z"),
-        ('"data": a,', '"data": b,'),
-        ('= "product"', '= "sum"'),
-    ],
-    "ex15_kl_k3": [
-        ("logp_ref - logp)", "logp - logp_ref)"),
-        ("torch.exp(d) - d - 1", "torch.exp(d) - 1"),
-        (".clamp(-20, 20)", ""),
-        ("torch.exp(d) - d - 1", "d ** 2 / 2"),
-        ("torch.exp(d) - d - 1", "-d"),
-        ("(logp_ref - logp).clamp(-20, 20)",
-         "(lambda d: d + (d.clamp(-20, 20) - d).detach())(logp_ref - logp)"),
-    ],
-    "ex10_similarity": [
-        ("cos.max(dim=1)", "cos.max(dim=0)"),
-        (".max(dim=1).values", ""),
-        ("F.normalize(response, dim=1)", "response"),
-        ("F.normalize(response, dim=1)", "response.div_(response.norm(dim=1, keepdim=True))"),
-        ("response.new_zeros(())", "torch.zeros(())"),
-        ("torch.sigmoid(1 - W)", "torch.sigmoid(W)"),
-        ("/ torch.sigmoid(mean_delta)", "/ mean_delta"),
-        ("torch.as_tensor(mean_delta, dtype=W.dtype, device=W.device)",
-         "torch.as_tensor(mean_delta)"),
-    ],
-    "ex11_model_responsiveness": [
-        ("int(drop *", "round(drop *"),
-        (".abs()", ""),
-        ("(gaps - gaps.mean())", "gaps"),
-        ("inlying.mean()", "gaps.mean()"),
-        ("stable=True)", "stable=True).flip(0)"),
-        ("argsort(stable=True)", "argsort()"),
-        ("torch.as_tensor(mean_gap, dtype=gaps.dtype, device=gaps.device)",
-         "torch.as_tensor(mean_gap)"),
-    ],
-    "ex09_irl_loss": [
-        (IMPORTANCE, "torch.logsumexp(r_samples / beta, dim=1)"),
-        (IMPORTANCE, "(r_samples / beta + log_ratio).exp().sum(1).log()"),
-        ("(r_demo[:, None] - r_samples)", "(r_samples - r_demo[:, None])"),
-        ("(r_demo[:, None] - r_samples)", "(r_demo[:, None] - r_samples - log_ratio)"),
-        ("(r_samples.mean(1) - r_demo).mean() / beta", "(r_samples.mean(1) - r_demo).mean()"),
-        ("(r_samples.mean(1) - r_demo)", "((r_samples + log_ratio).mean(1) - r_demo)"),
-        ("dim=1) - r_demo / beta)", "dim=1) - r_demo)"),
-    ],
-    "ex16_loss": [
-        ("return -(weight", "return (weight"),
-        ("torch.minimum(rho * A, rho.clamp(1 - clip, 1 + clip_high) * A)",
-         "rho.clamp(1 - clip, 1 + clip_high) * A"),
-        ("rho.clamp(1 - clip, 1 + clip_high)", "rho.clamp(1 - clip, 1 + clip)"),
-        ("if clip_high == 0:", "if False:"),
-        ("torch.where(A > 0, logp.detach(), logp_old)", "logp.detach()"),
-        ("torch.where(A > 0, logp.detach(), logp_old)", "torch.where(A > 0, logp, logp_old)"),
-        ("(sequences or len(mask))", "len(mask)"),
-        ("1 / ((sequences or len(mask)) * lengths.to(logp_ref.dtype))", SUM_OF_TOKENS),
-        ("lengths.to(logp_ref.dtype)", "lengths.float()"),
-        ("lengths = mask.sum(1)", LEFT),
-        ("- beta_kl * k3", "+ beta_kl * k3"),
-        ("(A < 0) & (held > clip)", "held > clip"),
-        ("(A > 0) & (held > clip_high)", "held > clip_high"),
-        ("(weight * x).sum().item()", "x.float().mean().item()"),
-    ],
-    "ex03_rope": [
-        ("/ c.head_dim\n", "/ (c.head_dim // 2)\n"),
-        ("((turns - low) / (high - low))", "((high - turns) / (high - low))"),
-        (".clamp(0, 1)", ""),
-        ("(-b, a)", "(b, -a)"),
-        ("x.chunk(2, dim=-1)", "(x[..., ::2], x[..., 1::2])"),
-        ("cos, sin = rope", "cos, sin = (z.to(x.dtype) for z in rope)"),
-    ],
-    "ex05_generate": [
-        ("model.rope(position), L + t", "model.rope(position - 1), L + t"),
-        ("V[:, :, end] = k, v", "V[:, :, end] = k, k"),
-        ("done |= torch.isin(token, stop)", "done |= False"),
-        ("torch.isin(token, stop)", "torch.isin(token, stop[:1])"),
-        REREAD,
-    ],
-    "ex20_triton_advantage": [
-        ("centred * centred, 0) / samples)", "centred * centred, 0) / (samples - 1))"),
-        ("tl.where(mine, r - tl.sum(r, 0) / samples, 0.0)", "r - tl.sum(r, 0) / samples"),
-        ("R + prompt * r_prompt + i * r_sample", "R + prompt * samples + i"),
-        ("tl.where(differ == 0, 0.0, alpha", "tl.where(differ < 0, 0.0, alpha"),
-        (".to(OUT.dtype.element_ty), mask=mine)", ".to(OUT.dtype.element_ty))"),
-        ("differ == 0", "std < 1e-6"),
-        ("differ == 0", "std == 0"),
-        ("centred * centred, 0) / samples)", MEAN_SQUARE),
-        ("i * r_sample, mask=mine, other=0.0)", "i * r_sample, mask=mine)"),
-        (DIFFER, SPREAD),
-    ],
-    "ex21_triton_logsumexp": [
-        ("top, total = -3.4e38", 'top, total = float("-inf")'),
-        ("top, total = -3.4e38", "top, total = -1e4"),
-        ("top, total = -3.4e38", "top, total = 0.0"),
-        ("total * tl.exp(top - higher)", "total"),
-        (LOGITS, LOAD.format("0.0", "inv_temperature")),
-        (LOGITS, LOAD.format("-1e4", "inv_temperature")),
-        (LOGITS, LOAD.format('float("-inf")', "1.0")),
-        ('float("nan")).to(tl.float32) * inv_temperature', 'float("nan")).to(tl.float32)'),
-        TWICE,
-    ],
-    "ex22_triton_backward": [
-        ("slope * inv_temperature *", "slope *"),
-        ("tl.where(slope == 0, 0.0, dz)", "dz"),
-        (".to(Z.dtype.element_ty), mask=col < V)", ".to(Z.dtype.element_ty))"),
-        ("tl.where(col == target, 1.0, 0.0) - ", "0.0 - "),
-        ("tl.exp(x - lse))", "tl.exp(x - top))"),
-        ("dz = slope *", "dz = -slope *"),
-    ],
-}  # fmt: skip
 
 
 def grader(exercise):
     return importlib.import_module(f"exercises.test_{exercise}")
 
 
-def mirrors(exercise):
-    return grader(exercise).MIRRORS
+def names(exercise):
+    return [path.rpartition(".")[2] for path in grader(exercise).MIRRORS]
 
 
 def plain(path):
@@ -235,31 +49,37 @@ def checks(exercise):
         marks = [m.args for m in getattr(test, "pytestmark", []) if m.name == "parametrize"]
         for case in itertools.product(*(values for _, values in marks)):
             given = {}
-            for (names, _), value in zip(marks, case):
-                names = names.split(", ")
-                given.update(zip(names, value if len(names) > 1 else (value,)))
+            for (said, _), value in zip(marks, case):
+                said = said.split(", ")
+                given.update(zip(said, value if len(said) > 1 else (value,)))
             yield test, given
 
 
-def plant(exercise, wrong, folder):
-    """What the tests take: the project's functions in folder/exercise.py, with one edit, or with
-    an answer written out in place of its own."""
-    paths = (*HELPERS.get(exercise, ()), *mirrors(exercise))
-    text = "\n\n".join(inspect.getsource(plain(p)) for p in paths)
-    if isinstance(wrong, tuple):
-        times = text.count(wrong[0])
-        assert times == 1, f"{wrong[0]!r} stands {times} times in {', '.join(paths)}"
-        text = text.replace(*wrong)
-    head = "import importlib\n"
-    for module in dict.fromkeys(plain(p).__module__ for p in paths):
-        head += f"names = vars(importlib.import_module({module!r}))\n"
-        head += "globals().update({k: v for k, v in names.items() if not k.startswith('__')})\n"
-    if exercise == "ex13_group_advantage":  # its arithmetic lies behind a choice of backend
-        text = text.replace("backend(rewards).advantage", "advantage")
+def functions(path):
+    """{name: source} of a file's functions, decorators included, and what stands before them."""
+    text = path.read_text(encoding="utf-8")
+    lines, found = text.splitlines(keepends=True), {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            found[node.name] = "".join(lines[first - 1 : node.end_lineno])
+    return found
+
+
+def plant(exercise, edits, folder):
+    """A learner's file, graded: the stub, and the answer with some texts replaced, or others."""
+    stub, given = FOLDER / f"{exercise}.py", functions(ANSWERS)
+    mine = "\n\n".join(given[name] for name in functions(stub) if name in given)
+    if isinstance(edits, str):  # written out
+        mine, edits = f"{mine}\n\n{edits}", ()
+    for old, new in edits:
+        assert mine.count(old) == 1, f"{old!r} stands {mine.count(old)} times in {exercise}"
+        mine = mine.replace(old, new)
+    imports = "".join(re.findall(r"(?m)^import .*\n", ANSWERS.read_text(encoding="utf-8")))
     folder.mkdir(exist_ok=True)
-    more = wrong if isinstance(wrong, str) else ""
-    (folder / f"{exercise}.py").write_text(f"{head}\n\n{text}\n\n{more}")
-    return answers(exercise, mirrors(exercise), folder)
+    body = stub.read_text(encoding="utf-8")
+    (folder / f"{exercise}.py").write_text(f"{imports}\n{body}\n\n{mine}", encoding="utf-8")
+    return answers(exercise, grader(exercise), folder)
 
 
 def complaint(exercise, my):
@@ -272,13 +92,25 @@ def complaint(exercise, my):
 
 
 def test_all_are_here():
+    """Numbered without a gap; stub, README and grader say the same of each."""
     graders = {p.stem[5:] for p in (ROOT / "tests" / "exercises").glob("test_*.py")}
-    assert len(EXERCISES) == 16 and set(EXERCISES) == set(WRONG) == graders
-    lines = (FOLDER / "README.md").read_text().split("\n")
-    for exercise in EXERCISES:
-        (line,) = [line for line in lines if line.startswith(f"| {exercise} |")]
-        section = grader(exercise).SECTION
-        assert mirrors(exercise)[0].rpartition(".")[0] in line and line.endswith(f"| {section} |")
+    assert len(EXERCISES) == 22 and set(EXERCISES) == set(WRONG) == graders
+    assert [int(e[2:4]) for e in EXERCISES] == [*range(1, 23)]
+    table = re.findall(r"(?m)^\| (ex\d\d_\w+) \|(.*)\|$", (FOLDER / "README.md").read_text())
+    assert [name for name, _ in table] == EXERCISES
+    for exercise, row in table:
+        _, level, minutes, own, section = (cell.strip() for cell in row.split("|"))
+        assert section == grader(exercise).SECTION
+        path, line = where(section).partition(",")[0].split(":")
+        source = f"the head of {path}" if line == "1" else f"{section} in {path}"
+        source = f"{path}, section {section}" if path.endswith("md") else source
+        head = " ".join((FOLDER / f"{exercise}.py").read_text().split())
+        title = f'"""Exercise {int(exercise[2:4])}: '
+        said = f" Difficulty {level} of 3, {minutes} minutes. Read first: {source}"
+        assert head.startswith(title) and said in head and level in "123", exercise
+        for mirrored in grader(exercise).MIRRORS:
+            module, _, name = mirrored.rpartition(".")
+            assert module.startswith("teach.") or name == "rows" or mirrored in own, exercise
 
 
 def signature(f):
@@ -289,9 +121,13 @@ def signature(f):
 @pytest.mark.parametrize("exercise", EXERCISES)
 def test_stub(exercise):
     """It has the arguments of what it mirrors, and no check passes."""
-    stub = answers(exercise, mirrors(exercise), FOLDER)
-    for path in mirrors(exercise):
-        assert signature(getattr(stub, path.rpartition(".")[2])) == signature(plain(path))
+    stub = answers(exercise, grader(exercise), FOLDER)
+    for path in grader(exercise).MIRRORS:
+        name = path.rpartition(".")[2]
+        wanted = [name for name, _ in signature(plain(path))]
+        assert [name for name, _ in signature(getattr(stub, name))] == wanted
+        if not path.startswith("teach."):
+            assert signature(getattr(stub, name)) == signature(plain(path))
     for test, given in checks(exercise):
         with pytest.raises(Exception) as e:
             test(stub, **given)
@@ -301,12 +137,76 @@ def test_stub(exercise):
 
 @pytest.mark.parametrize("exercise", EXERCISES)
 def test_wrong_answers_are_noticed(exercise, tmp_path):
-    assert len(WRONG[exercise]) >= 3
-    assert complaint(exercise, plant(exercise, None, tmp_path / "right")) is None
-    for i, wrong in enumerate(WRONG[exercise]):
-        found = complaint(exercise, plant(exercise, wrong, tmp_path / str(i)))
-        assert found is not None, f"nobody noticed {wrong}"
+    """The project's own function passes (tests/exercises), the answer does, wrong ones do not."""
+    assert len(WRONG[exercise]) >= 4
+    assert complaint(exercise, plant(exercise, (), tmp_path / "right")) is None
+    for i, (kind, *wrong) in enumerate(WRONG[exercise]):
+        edits = wrong[0] if len(wrong) == 1 else [wrong]
+        found = complaint(exercise, plant(exercise, edits, tmp_path / str(i)))
+        assert found is not None, f"nobody noticed {kind}: {wrong}"
         assert "\nexpected" in found and "\ngot" in found, found
+
+
+def test_every_kind_is_tried():
+    """Each kind of mistake that graders once let pass: at least three times, in its exercises."""
+    tried = Counter(kind for wrong in WRONG.values() for kind, *_ in wrong if kind)
+    assert tried.keys() == KINDS.keys() and min(tried.values()) >= 3, tried
+    for exercise, wrong in WRONG.items():
+        assert any(kind for kind, *_ in wrong), exercise
+
+
+def test_answers_in_one_file():
+    """Graded from the file itself, as the README says; every stub's function has its answer."""
+    given = functions(ANSWERS)
+    for exercise in EXERCISES:
+        my = answers(exercise, grader(exercise), ANSWERS)
+        stub = functions(FOLDER / f"{exercise}.py")
+        assert any(name in given for name in stub), exercise
+        if exercise < "ex20":  # the kernels: tests/exercises, and compiled there
+            assert complaint(exercise, my) is None, exercise
+
+
+def test_the_judge_obeys_the_rule_it_is_the_model_of():
+    my = answers("ex18_refusal_rule", grader("ex18_refusal_rule"))
+    my.refuses = lambda text: judge(text) == "refuses"
+    assert complaint("ex18_refusal_rule", my) is None
+
+
+BORROWED = [
+    "from kernels import group_advantage",
+    "from kernels import group_advantage as mine\ngroup_advantage = lambda *a, **k: mine(*a, **k)",
+    "import kernels\ndef group_advantage(*a, **k):\n    return kernels.group_advantage(*a, **k)",
+    "import kernels as k\ngroup_advantage = lambda *a, **b: k.reference.advantage(*a, **b)",
+    "def group_advantage(*a):\n    from kernels import group_advantage as g\n    return g(*a)",
+    "def group_advantage(*a):\n    import kernels.reference\n"
+    "    return kernels.reference.advantage(*a)",
+    "from kernels.reference import advantage\ngroup_advantage = lambda r, a, e: advantage(r, a, e)",
+    "from kernels import *\nimport kernels.reference",
+    "import importlib\ngroup_advantage = getattr(importlib.import_module('kernels'),"
+    " 'group_advantage')",
+    "import importlib\ndef group_advantage(*a):\n"
+    "    return importlib.import_module('kernels').group_advantage(*a)",
+    "import kernels\ndef group_advantage(*a):\n    return getattr(kernels, 'group_advantage')(*a)",
+    "from teach.exercises.answers import group_advantage",
+    "import teach.exercises.answers as a\ngroup_advantage = a.group_advantage",
+]
+
+
+@pytest.mark.parametrize("text", BORROWED)
+def test_borrowed_answers_are_flagged(text, tmp_path):
+    (tmp_path / "ex13_group_advantage.py").write_text(text + "\n")
+    with pytest.raises(Unusable, match="^imports the function it should implement: (kern|teach)"):
+        answers("ex13_group_advantage", grader("ex13_group_advantage"), tmp_path)
+
+
+def test_what_may_be_borrowed(tmp_path):
+    """Other functions of the project; a name of one's own; and the pieces that a stub imports."""
+    text = "import kernels\nfrom grpo_s import kl_k3, loss\nclass k: advantage = 1\nk.advantage\n"
+    text += "def group_advantage(rewards):\n    return kernels.token_logprobs, rewards.advantage\n"
+    (tmp_path / "ex13_group_advantage.py").write_text(text)
+    answers("ex13_group_advantage", grader("ex13_group_advantage"), tmp_path)
+    for exercise in EXERCISES:
+        answers(exercise, grader(exercise), FOLDER)
 
 
 STATES = {
@@ -316,21 +216,25 @@ STATES = {
     "ex06_completion_mask": "is not there",
     "ex07_token_logprobs": "not begun",
     "ex12_difficulty_scale": "does not end in check 1",
-    "ex13_group_advantage": "15 of 23 checks pass",
+    "ex13_group_advantage": "16 of 24 checks pass",
+    "ex16_loss": "imports the function it should implement: grpo_s.loss, line 1",
+    "ex19_wilson_auc": "has no function auc",
 }
 
 
 def test_what_a_learner_sees(tmp_path):
     """One exercise done, one done wrong, one that kills Python, one that never ends, one that isn't
-    Python, one that is gone, the others as they come."""
+    Python, one that is gone, one borrowed, one half there, the others as they come."""
     for exercise in EXERCISES:
         (tmp_path / f"{exercise}.py").write_text((FOLDER / f"{exercise}.py").read_text())
-    plant("ex15_kl_k3", None, tmp_path)
-    plant("ex13_group_advantage", WRONG["ex13_group_advantage"][0], tmp_path)
+    plant("ex15_kl_k3", (), tmp_path)
+    plant("ex13_group_advantage", [WRONG["ex13_group_advantage"][0][1:]], tmp_path)
     for name, text in {
         "ex01_balance": "import os\ndef balance(*args):\n    os.abort()\n",
         "ex02_parse_draft": "def parse_draft(text):\n    return (\n",
         "ex12_difficulty_scale": "def difficulty_scale(*args):\n    while True:\n        pass\n",
+        "ex16_loss": "from grpo_s import loss\n",
+        "ex19_wilson_auc": "def wilson(hits, n):\n    return 0.0, 1.0\n",
     }.items():
         (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "ex06_completion_mask.py").unlink()
@@ -344,17 +248,28 @@ def test_what_a_learner_sees(tmp_path):
     table = run("teach/exercises/progress.py", str(tmp_path), "5")
     for exercise, state in STATES.items():
         assert f"| {exercise} | {state} |" in table, table
-    assert "| 10 | grpo_s.kl_k3 | The loss |" in table, table
-    assert table.count("not begun") == 10 and table.endswith("1 of 16 pass\n"), table
-    out = run("-m", "pytest", "tests/exercises", "-k", "ex02 or ex07")
-    assert f"grading: {tmp_path}/" in out and out.count("\n") < 20, out
-    assert f"\nex04 not begun ({tmp_path}/ex07_token_logprobs.py)\n" in out, out
-    assert "\nex02 does not import, SyntaxError line 2: " in out, out
-    by_hand = ("-m", "pytest", "-q", "tests/exercises", "-k", "ex13 and by_hand")
+    assert "| 1 | 10 | grpo_s.kl_k3 | The loss |" in table, table
+    assert table.count("not begun") == 14 and table.endswith("1 of 22 pass\n"), table
+
     listed = run("-m", "pytest", "tests/exercises", "--collect-only", "-k", "ex13", given="")
     assert "grading: the project's own functions" in listed
-    assert not run(*by_hand, given="nosuch")  # pytest's usage error: one line, on stderr
-    out = run(*by_hand)
-    assert "rewards 1, 2, 6, alpha 3, eps 0.5" in out, out
+    assert not run("-m", "pytest", "tests/exercises", given="nosuch")  # one line, on stderr
+    out = run("-m", "pytest", "tests/exercises", "-k", "ex02 or ex07")  # the first ends the run
+    assert f"grading: {tmp_path}" in out and out.count("\n") < 20 and "ex07" not in out, out
+    assert "\nex02 does not import, SyntaxError line 2: " in out, out
+    out, lines = run("-m", "pytest", "tests/exercises", "-k", "ex07"), where("Log-probs")
+    assert f"\nex07 not begun ({tmp_path}/ex07_token_logprobs.py); read {lines}\n" in out, out
+    out = run("-m", "pytest", "-q", "tests/exercises", "-k", "ex13")
+    assert "rewards 1, 2, 6, alpha 3, eps 0.5" in out and out.count("expected") == 1, out
     assert "expected, (1, 3) torch.float64:" in out and "got, (1, 3) torch.float64:" in out, out
-    assert "teach/WALKTHROUGH.md, section 'Advantages'" in out, out
+    path, line = re.search(r"(?m)^(teach/WALKTHROUGH\.md):(\d+), section Advantages$", out).groups()
+    assert (ROOT / path).read_text().split("\n")[int(line) - 1] == "## Advantages"
+
+
+def test_where_to_read():
+    """A function's line and a module's are those of the source; an unknown section is an error."""
+    path, line = where("sft.train").partition(",")[0].split(":")
+    assert (ROOT / path).read_text().split("\n")[int(line) - 1].startswith("def train(")
+    assert where("support.judge") == "support/judge.py:1, its head"
+    with pytest.raises((AttributeError, ImportError, ValueError)):
+        where("No such section")

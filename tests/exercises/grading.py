@@ -140,20 +140,20 @@ def differs(got, want, atol: float | None) -> str:
     """In what two values differ; "" if in nothing.
 
     Tensors (dtype and shape too) and floats may differ by atol, anything else not at all. NaN is
-    NaN. None: 1e-9 for float64 and Python's floats, 1e-6 for others.
+    NaN. None: 1e-10 for float64 and Python's floats, 1e-6 for others.
     """
     if type(got) is not type(want):
         return f"a {type(want).__name__} was expected, not a {type(got).__name__}"
     if isinstance(want, Tensor):
         fine = want.dtype == torch.float64
-        close = (1e-9 if fine else 1e-6) if atol is None else atol
+        close = (1e-10 if fine else 1e-6) if atol is None else atol
         for name in ("dtype", "shape"):
             if getattr(got, name) != getattr(want, name):
                 return name
         near = torch.allclose(got.double(), want.double(), rtol=0, atol=close, equal_nan=True)
         return "" if near else "values"
     if isinstance(want, float):
-        near = abs(got - want) <= (1e-9 if atol is None else atol)
+        near = abs(got - want) <= (1e-10 if atol is None else atol)
         return "" if near or got == want or (got != got and want != want) else "values"
     if isinstance(want, (list, tuple, dict)):
         if len(got) != len(want) or (isinstance(want, dict) and got.keys() != want.keys()):
@@ -232,7 +232,7 @@ def where(section: str) -> str:
     lines = PAGE.read_text(encoding="utf-8").split("\n")
     if f"## {section}" in lines:
         return f"teach/WALKTHROUGH.md:{lines.index(f'## {section}') + 1}, section {section}"
-    thing = pkgutil.resolve_name(section)
+    thing = inspect.unwrap(pkgutil.resolve_name(section))
     line = 1 if inspect.ismodule(thing) else inspect.getsourcelines(thing)[1]
     path = Path(inspect.getsourcefile(thing)).relative_to(ROOT).as_posix()
     return f"{path}:{line}, {'its head' if line == 1 else section}"
@@ -281,5 +281,6 @@ compiled(kernel, {types}, {{k: v for k, v in {constants}.items() if k in kernel.
          TARGETS["sm_90"])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
-        told = "\n".join(done.stderr.rstrip().split("\n")[-12:])
+        told = done.stderr.rpartition("triton.compiler.errors.")[2].rstrip().split("\n")
+        told = "\n".join(told[:1] + told[1:][-12:])
         raise AssertionError(f"{name} for a GPU\nexpected:\nit compiles for sm_90\ngot:\n{told}")
