@@ -106,6 +106,7 @@ WRONG = {
         ("", "sorted(chosen)", "chosen"),
         ("", "embeddings[at], per_category, seed", "embeddings[at], per_category"),
         ("", "per_category - len(at) for", "len(at) for"),
+        ("", "if len(at) < per_category", "if len(at) + 1 < per_category"),
         ("second", '", ".join(f"{c} ({n} missing)" for c, n in short.items())',
          'next(f"{c} ({n} missing)" for c, n in short.items())'),
         ("in place", "    return out", '    for r in out:\n        r["kept"] = 1\n    return out'),
@@ -145,6 +146,8 @@ WRONG = {
         ("far", "(logits / temperature).softmax(-1)", "(logits / temperature).exp()"),
         ("far", "(logits / temperature).softmax(-1)",
          "(logits / temperature).sub((logits / temperature).amax()).exp()"),
+        ("far", "probs, order = logits.softmax(-1).sort",
+         "probs, order = (logits.exp() / logits.exp().sum(-1, keepdim=True)).sort"),
         ("batch", "before >= p", "before.mean(0, keepdim=True).expand_as(before) >= p"),
         ("batch", "draws[:, None]", "draws[:1, None].expand(len(draws), 1)"),
         ("in place", "logits.masked_fill", "logits.masked_fill_"),
@@ -478,6 +481,7 @@ WRONG = {
         ("", *TWICE),
         ("far", "top, total = -3.4e38", "top, total = -1e4"),
         ("far", "top, total = -3.4e38", "top, total = 0.0"),
+        ("far", "top, total = -3.4e38", "top, total = -2e4"),
         ("far", LOAD, LOAD.replace('float("-inf")', "-1e4")),
         ("far", "tl.maximum(top, tl.max(x, 0))", "tl.maximum(tl.max(x, 0), -1e4)"),
         ("in place", "top = higher", "tl.store(Z + n * stride + col, x - higher, mask=col < V)\n"
@@ -494,7 +498,7 @@ WRONG = {
         ("", "tl.exp(x - lse))", "tl.exp(x - top))"),
         ("", "dz = g *", "dz = -g *"),
         ("far", "top, total = -3.4e38", "top, total = -1e4"),
-        ("far", "top, total = -3.4e38", "top, total = 0.0"),
+        ("far", "top, total = -3.4e38", "top, total = -2e4"),
         ("in place", "lse, target, g =", "tl.store(T + n, 0)\n    lse, target, g ="),
         ("in place", "    lse, target, g = top + tl.log(total), tl.load(T + n), tl.load(G + n)",
          "    lse, target, g = top + tl.log(total), tl.load(T + n), tl.load(G + n)\n"

@@ -56,4 +56,5 @@ def test_too_few(my):
     rows = [r for r in rows if r["category"] != "privacy"]
     refuses(my.balance, rows, 6, x[: len(rows)], says="crime (2 missing)", error=UserError)
     refuses(my.balance, rows, 4, x[: len(rows)], says="privacy (4 missing)", error=UserError)
+    refuses(my.balance, rows, 5, x[: len(rows)], says="insult (1 missing)", error=UserError)
     refuses(my.balance, rows, 6, x[: len(rows)], says="ethics (2 missing)", error=UserError)

@@ -86,11 +86,13 @@ def test_top_p(my, B, V, seed, p):
 
 
 def test_top_p_by_hand(my):
-    """0.5, 0.3, 0.15, 0.05 in two orders: 0.7 needs 0.5 and 0.3; a sure row needs one token."""
+    """0.5, 0.3, 0.15, 0.05 in two orders: 0.7 needs 0.5 and 0.3. Sure rows need one token."""
     inf, log = math.inf, [math.log(x) for x in (0.5, 0.3, 0.15, 0.05)]
-    rows = torch.tensor([log, [log[3], log[1], log[2], log[0]], [-20000.0, 0.0, -1e4, -inf]])
+    rows = [log, [log[3], log[1], log[2], log[0]], [-20000.0, 0.0, -1e4, -inf]]
+    rows = torch.tensor([*rows, [30000.0, 29990.0, 0.0, -inf], [-20010.0, -20020.0, -2e4, -3e4]])
     want = rows.clone()
     want[0, [2, 3]] = want[1, [0, 2]] = want[2, [0, 2]] = -inf
+    want[3, [1, 2]] = want[4, [0, 1, 3]] = -inf
     same(my.top_p(rows, 0.7), want, f"p 0.7 of {rows.tolist()}")
 
 

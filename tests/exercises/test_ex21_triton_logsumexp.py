@@ -60,9 +60,9 @@ def test_rows(my, n, V, block, temperature, seed):
 @pytest.mark.parametrize("V, block", [(37, 16), (80, 16)])
 def test_hard_rows(my, V, block):
     """All but the last -inf; far from zero; rising in every block; falling; far below zero."""
-    z, targets = case(5, V, block, 5)
+    z, targets = case(6, V, block, 5)
     z[0, :-1], targets[0] = -math.inf, V - 1
-    z[1], z[4] = 8192 + z[1].round(), z[4].round() - 16384
+    z[1], z[4], z[5] = 8192 + z[1].round(), z[4].round() - 16384, -30000.0
     z[2], z[3] = torch.arange(V) / 4, -torch.arange(V) / 4
     same(
         my.rows(z, targets, 1.0, block=block)[0],

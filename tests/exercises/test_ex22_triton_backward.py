@@ -63,13 +63,13 @@ def test_gradient(my, n, V, block, temperature, seed):
 
 
 def test_far_rows(my):
-    """Far below zero, far above, and all but the last logit -inf: a row has its own maximum."""
-    z = torch.randn(3, 37, generator=torch.Generator().manual_seed(6)).round()
-    z[0], z[1], z[2, :-1] = z[0] - 16384, z[1] + 8192, -math.inf
-    targets, g = torch.tensor([3, 30, 36]), torch.tensor([1.0, -2.0, 0.5])
+    """Far below zero and far above; all but the last logit -inf. A row has its own maximum."""
+    z = torch.randn(4, 37, generator=torch.Generator().manual_seed(6)).round()
+    z[0], z[1], z[2, :-1], z[3] = z[0] - 16384, z[1] + 8192, -math.inf, -30000.0
+    targets, g = torch.tensor([3, 30, 36, 7]), torch.tensor([1.0, -2.0, 0.5, 1.0])
     logp, grad = slow(z, targets, 1.0, g)
     got = my.rows(z, targets, 1.0, g, block=16)
-    same(got[0], logp, "log-probs of rows near -16384, 8192 and of -inf but for one", 2e-3)
+    same(got[0], logp, "log-probs of rows near -16384, 8192; -inf but for one; -30000", 2e-3)
     same(got[1], grad, "their gradient", 2e-3)
 
 
