@@ -14,8 +14,8 @@ Square out, and solve for q. The two solutions are the ends.
 A reward model is judged by order alone. Take a good and a bad sample at random: how often has the
 good one the higher reward? This is the AUC. 0.5 is a coin, 1 is perfect, below 0.5 is upside down.
 
-Hint: with the equation as a q^2 + b q + c = 0, a is 1 + z^2 / n. Watch n = 0. For the AUC compare
-all pairs; two for loops are enough.
+Hint: with the equation as a q^2 + b q + c = 0, a is 1 + z^2 / n. Watch n = 0, and rounding:
+1.0000000000000007 is no rate. For the AUC compare all pairs; two for loops are enough.
 """
 
 
