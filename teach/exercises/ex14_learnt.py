@@ -4,7 +4,7 @@ Difficulty 2 of 3, 25 minutes. Read first: config.GRPOConfig in config.py, its m
 and anchor.
 
 A rollout costs time, and so does each sample that is learnt from. GRPO learns from all G samples of
-a group. On a laptop this project draws eight and learns from two, the best and the worst: they say
+a group. On a laptop this project draws four and learns from two, the best and the worst: they say
 most. All G still make the mean and the std.
 
 Two more departures. Negative advantages push a sample down, and nothing says where its probability
