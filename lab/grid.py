@@ -3,9 +3,9 @@
     python -m lab.grid --run runs/grid --seeds 5 --only few-8 [any flag of drirl.py]
 
 Every run is a line of RUN/results.jsonl, so an interrupted grid goes on where it was. Runs of a
-setting and seed share RUN/SETTING/seed-N/start (2 GB): data, warm start, reward models, and their
-first rollout, whose seconds count for each. RUN/answers has what was said. To have a run again,
-delete its line. Edit SETTINGS and VARIANTS for your own.
+setting and seed share RUN/SETTING/seed-N/start (1 GB): data, warm start, reward models. In one
+process they share the first rollout too, and its seconds count for each. RUN/answers has what was
+said. To have a run again, delete its line. Edit SETTINGS and VARIANTS for your own.
 """
 
 import argparse
@@ -61,13 +61,14 @@ VARIANTS = {  # name: (stages after those of the start, settings)
 
 
 def planned(only: str, seeds: range) -> list[tuple[str, str, int]]:
-    """(setting, variant, seed) in the order of work: all seeds of a variant, then the next one."""
+    """(setting, variant, seed) in the order of work: all variants of a seed, then the next one."""
     known = [(s, v) for s in SETTINGS for v in VARIANTS]
     wanted = set(only.split(",") if only else SETTINGS)
     if wrong := sorted(wanted - {*SETTINGS, *(f"{s}/{v}" for s, v in known)}):
         raise UserError(f"--only {wrong[0]}: want some of {', '.join(SETTINGS)}, or few-8/DPO")
     asked = [(s, v) for s, v in known if wanted & {s, f"{s}/{v}"}]
-    return [(s, v, seed) for s, v in asked for seed in seeds]
+    settings = dict.fromkeys(s for s, _ in asked)
+    return [(s, v, n) for s in settings for n in seeds for of, v in asked if of == s]
 
 
 def pool(run: Run) -> None:
@@ -110,16 +111,16 @@ def work(run: Run, known: dict, stages: tuple) -> None:
         run.finish(stage)
 
 
-def one(c: Config, setting: str, variant: str, seed: int, product: dict | None) -> dict:
+def one(c: Config, setting: str, variant: str, seed: int, product: dict | None, shared) -> dict:
     """Trains a variant in a copy of its start. Returns its line, with "answers".
 
-    product: the line of DR-IRL itself, for the rivals that train as long.
+    product: the line of DR-IRL itself, for the rivals that train as long. shared: a rivals.Shared.
     """
     folder, (stages, values) = Path(c.run.run) / setting / f"seed-{seed}", VARIANTS[variant]
     c = changed(c, {**SETTINGS[setting], "run.seed": seed})
     start = Run(changed(c, {"run.run": str(folder / "start")}))
     stages_of, same_time = dict(STAGES), variant in (CONTINUED, BORROWED)
-    own = {"roll_out": rivals.Shared(start.folder)}
+    own, spared = {"roll_out": shared}, shared.spared
     own |= {"advantages": OWN[variant]} if variant in OWN else {}
     stages_of |= {name: functools.partial(stage, **own) for name, stage in ROLLED.items()}
     if same_time and not product:
@@ -132,7 +133,7 @@ def one(c: Config, setting: str, variant: str, seed: int, product: dict | None) 
     work(start, STAGES, ("data", "sft", "irl"))
     if not run.folder.exists():
         aside = folder / f"{variant}.tmp"
-        again = shutil.ignore_patterns("*.pt", *(f"{stage}.json" for stage in stages))  # in done/
+        again = shutil.ignore_patterns(*(f"{stage}.json" for stage in stages))  # in done/
         shutil.copytree(start.folder, aside, ignore=again, dirs_exist_ok=True)
         aside.rename(run.folder)
     work(run, stages_of, stages)
@@ -141,7 +142,7 @@ def one(c: Config, setting: str, variant: str, seed: int, product: dict | None) 
     found = measure(run, model, start.folder / "sft")
     costs = ("sft", last) if last in ("sft", "baseline", "dpo") else ("sft", "irl", last)
     found["seconds"] = {stage: run.done(stage)["seconds"] for stage in costs}
-    found["seconds"][last] = round(found["seconds"][last] + own["roll_out"].spared, 1)
+    found["seconds"][last] = round(found["seconds"][last] + shared.spared - spared, 1)
     if not stages or "irl" in stages:
         found["auc"] = reward_facts(run)
     line = {"setting": setting, "variant": variant, "seed": seed, "settings": run.identity}
@@ -154,13 +155,16 @@ def grid(c: Config, only: str, seeds: range) -> None:
     if {kind_of(r) for r in Run(c).prompts([])[0]} != set(KINDS):
         raise UserError("--prompts: want harmful prompts, ordinary ones and look-alikes")
     hold(root)
+    shared = {}
     for setting, variant, seed in plan:
+        if (setting, seed) not in shared:
+            shared = {(setting, seed): rivals.Shared()}  # one at a time: it is large
         lines = read_records(root / "results.jsonl", "variant")
         known = {(r["setting"], r["variant"], r["seed"]): r for r in lines}
         if (setting, variant, seed) in known:
             continue
         print(f"== {setting}, {variant}, seed {seed}", flush=True)
-        line = one(c, setting, variant, seed, known.get((setting, DRIRL, seed)))
+        line = one(c, setting, variant, seed, known.get((setting, DRIRL, seed)), *shared.values())
         answers = root / f"answers/{setting} {seed} {variant}.json"
         write({answers: as_json(line.pop("answers"))})
         write({root / "results.jsonl": "".join(as_json(r, None) for r in [*lines, line])})

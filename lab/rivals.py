@@ -6,7 +6,6 @@ the best against the worst. Settings were chosen for GRPO-S alone: RFT has the s
 """
 
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,35 +15,31 @@ from data import HELPFUL
 from lab import dpo
 from reward import RewardModels
 from sft import train_top
-from support.files import write
 from support.hf import load_rewards, save_model
 from support.judge import judge
-from support.run import digest
 
 
 class Shared:
-    """grpo_s.roll_out, with what it gave kept in a folder for all that begin from one start.
+    """grpo_s.roll_out that keeps what it gave, for all that begin from one start.
 
-    spared: the seconds that what was found there had taken when it was made.
+    spared: seconds that making anew what was given again would have taken.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self.spared = folder, 0.0
+    def __init__(self):
+        self.kept, self.spared = {}, 0.0
 
     def __call__(self, policy, reference, rewards, chat, phi, c, dtype, *draw):
-        begun = time.time()
         models = [m for m in (policy, rewards) if isinstance(m, torch.nn.Module)]
         weights = [p.detach().double().sum().item() for m in models for p in m.parameters()]
         facts = weights, type(rewards), c.irl.integration, c.run.temperature, c.run.max_new_tokens
-        key = digest(repr((*facts, c.grpo.samples, dtype, draw)).encode())
-        path = self.folder / f"rollout-{key}.pt"
-        if path.exists():
-            found, seconds = torch.load(path, weights_only=False)
-            self.spared += seconds - (time.time() - begun)
+        key = repr((*facts, c.grpo.samples, dtype, draw))
+        if key in self.kept:
+            found, seconds = self.kept[key]
+            self.spared += seconds
             return found
+        begun = time.time()
         found = grpo_s.roll_out(policy, reference, rewards, chat, phi, c, dtype, *draw)
-        seconds = time.time() - begun
-        write({path: lambda aside: torch.save((found, seconds), aside)})
+        self.kept[key] = found, time.time() - begun
         return found
 
 

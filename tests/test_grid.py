@@ -26,9 +26,9 @@ from support.resume import Loop
 def test_planned():
     assert len(planned("", range(2))) == 2 * len(SETTINGS) * len(VARIANTS)
     assert planned("few-8/DPO", range(3, 5)) == [("few-8", DPO, 3), ("few-8", DPO, 4)]
-    both = planned("few-8,few-24/sum", range(1))
-    assert both[:2] == [("few-24", "sum", 0), ("few-8", START, 0)]
-    assert len(both) == 1 + len(VARIANTS)
+    both = planned("few-8,few-24/sum", range(2))
+    assert both[:3] == [("few-24", "sum", 0), ("few-24", "sum", 1), ("few-8", START, 0)]
+    assert both[3][1:] != (START, 1) and len(both) == 2 * (1 + len(VARIANTS))
     for wrong in ("few", "few-8/dpo"):
         with pytest.raises(UserError, match="want some of standard"):
             planned(wrong, range(1))
@@ -251,7 +251,7 @@ def test_verdict():
     assert rivals.Verdict(chat)(None, batch, ["crime", HELPFUL]).tolist() == [1, 0, 0, 1]
 
 
-def test_a_rollout_is_shared(tmp_path, monkeypatch):
+def test_a_rollout_is_shared(monkeypatch):
     """It is made once for the same weights and draw, and anew for others; its seconds count."""
     policy, made = tiny(), []
 
@@ -261,19 +261,18 @@ def test_a_rollout_is_shared(tmp_path, monkeypatch):
         return torch.tensor([len(made)]), ["facts"], [[SimpleNamespace(rows=[1])]]
 
     monkeypatch.setattr(rivals.grpo_s, "roll_out", roll_out)
-    c, shared = with_recipe("laptop"), rivals.Shared(tmp_path)
+    c, shared = with_recipe("laptop"), rivals.Shared()
     fixed = lambda c=c: (policy, None, "rewards", None, None, c, torch.float32)
     first = shared(*fixed(), 0, [{"prompt": "a"}], 1, [range(1)], 7)
     assert shared.spared == 0 and first[0].tolist() == [1]
-    other = rivals.Shared(tmp_path)
-    again = other(*fixed(changed(c, {"grpo.lr": 1.0})), 0, [{"prompt": "a"}], 1, [range(1)], 7)
+    again = shared(*fixed(changed(c, {"grpo.lr": 1.0})), 0, [{"prompt": "a"}], 1, [range(1)], 7)
     assert again[0].tolist() == [1] and again[2][0][0].rows == [1] and len(made) == 1
-    assert 0.1 < other.spared < 0.6
-    other(*fixed(), 0, [{"prompt": "a"}], 1, [range(1)], 8)
-    other(*fixed(), 0, [{"prompt": "b"}], 1, [range(1)], 7)
-    other(*fixed(changed(c, {"run.temperature": 0.9})), 0, [{"prompt": "a"}], 1, [range(1)], 7)
+    assert 0.1 < shared.spared < 0.6
+    shared(*fixed(), 0, [{"prompt": "a"}], 1, [range(1)], 8)
+    shared(*fixed(), 0, [{"prompt": "b"}], 1, [range(1)], 7)
+    shared(*fixed(changed(c, {"run.temperature": 0.9})), 0, [{"prompt": "a"}], 1, [range(1)], 7)
     policy.layers[0].mlp.down_proj.weight.data[0, 0] += 0.1
-    other(*fixed(), 0, [{"prompt": "a"}], 1, [range(1)], 7)
+    shared(*fixed(), 0, [{"prompt": "a"}], 1, [range(1)], 7)
     assert len(made) == 5
 
 

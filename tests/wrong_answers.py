@@ -320,7 +320,7 @@ WRONG = {
         ("", "learnt[P:, G] = True", "learnt[:, G] = True"),
         ("", "ends & (A[:P, :G] != 0)", "ends"),
         ("", "ends & (A[:P, :G] != 0)", "ends & (samples != 0)"),
-        ("", "g.negative * samples, samples)", "samples, samples)"),
+        ("", "A[:P, :G] = samples", "A[:P, :G] = samples.abs()"),
         ("", "R.new_ones(", "R.new_zeros("),
         ("unused", "learnt[:P, :G] = True", "learnt[:P, :G] = A[:P, :G] != 0"),
         ("unused", "group_advantage(R, alpha, g.std_eps)", "group_advantage(R, alpha)"),
@@ -333,8 +333,7 @@ WRONG = {
         ("types", "return A, learnt", "return A, learnt.float()"),
         ("types", "return A, learnt", "return A, learnt.long()"),
         ("float32", "R.new_ones(P + anchors, G + 1)", "torch.ones(P + anchors, G + 1)"),
-        ("float32", "g.negative * samples, samples)",
-         "g.negative * samples, samples).float().to(R.dtype)"),
+        ("float32", "A[:P, :G] = samples", "A[:P, :G] = samples.float()"),
         ("in place", "group_advantage(R,", "group_advantage(R.sub_(R.mean(1, keepdim=True)),"),
     ],
     "ex15_kl_k3": [

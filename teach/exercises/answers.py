@@ -193,7 +193,7 @@ def group_advantage(rewards, alpha=1.0, eps=1e-4):
 def advantages(R, alpha, anchors, g):
     (P, G), samples = R.shape, group_advantage(R, alpha, g.std_eps)
     A = R.new_ones(P + anchors, G + 1)
-    A[:P, :G] = torch.where(samples < 0, g.negative * samples, samples)
+    A[:P, :G] = samples
     learnt = torch.zeros(A.shape, dtype=torch.bool)
     learnt[P:, G] = True
     if g.members == "all":

@@ -1,6 +1,7 @@
 """Exercise 4: draw the next token.
 
-Difficulty 2 of 3, 35 minutes. Read first: sample.generate in sample.py, which calls choose.
+Difficulty 2 of 3, 35 minutes. Read first: teach/WALKTHROUGH.md, section The
+transformer.
 
 A network gives logits. A sampler turns them into one token. The temperature t divides the logits:
 below 1 it favours likely tokens, above 1 it evens them out, and at 0 only the best token is left.

@@ -1,6 +1,7 @@
 """Exercise 8: supervised fine-tuning.
 
-Difficulty 2 of 3, 35 minutes. Read first: sft.train in sft.py, the loop around your step.
+Difficulty 2 of 3, 35 minutes. Read first: teach/WALKTHROUGH.md, section The warm
+start.
 
 Most of the work of this project is done by the simplest loss there is: make the demonstrations
 likely. Each response counts the same, however long. A mean over all tokens of the batch would let

@@ -1,6 +1,6 @@
 """Exercise 17: the update loop of GRPO-S.
 
-Difficulty 3 of 3, 50 minutes. Read first: grpo_s.train in grpo_s.py, its steps 5 and 6.
+Difficulty 3 of 3, 50 minutes. Read first: teach/WALKTHROUGH.md, section The loss.
 
 Here the pieces come together. A rollout was sampled and scored. Its samples are learnt from in
 several small updates, each on some of the prompts, perhaps in more than one pass. After the first
@@ -41,7 +41,7 @@ def learn(
     R (P, G), alpha (P, 1), logp_ref (P, G, T), mask (P, G, T) bool: True on the samples' tokens,
     anywhere in the row. order: the prompts of each update, as [[0, 2], [1, 3], [0, 2], [1, 3]].
     An update's loss is that of exercise 16 over its sequences: the samples of its prompts that are
-    learnt from (exercise 14, no anchors). g: std_eps, negative, members, clip, clip_high, beta_kl.
+    learnt from (exercise 14, no anchors). g: std_eps, members, clip, clip_high, beta_kl.
     An update without a sequence has loss 0.0 and takes no step. Gradients are not cut in length.
     """
     raise NotImplementedError

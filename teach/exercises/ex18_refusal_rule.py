@@ -1,6 +1,7 @@
 """Exercise 18: does this answer refuse?
 
-Difficulty 2 of 3, 35 minutes. Read first: the head of support/judge.py, its rules.
+Difficulty 2 of 3, 35 minutes. Read first: teach/WALKTHROUGH.md, section Judging
+the answers.
 
 All results of this project rest on a count of refusals, and a rule that reads phrases does the
 counting. It is easy to find most refusals. It is harder not to find too many: "I can't wait to see

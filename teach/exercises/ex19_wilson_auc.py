@@ -1,6 +1,7 @@
 """Exercise 19: how sure are we?
 
-Difficulty 1 of 3, 25 minutes. Read first: evaluate.reward_report in evaluate.py, which uses auc.
+Difficulty 1 of 3, 25 minutes. Read first: teach/WALKTHROUGH.md, section Judging
+the answers.
 
 Seven of 60 look-alikes were refused. Is that 12%, or could it be 20? An interval says which rates
 go with the count. The textbook's p +- 1.96 sqrt(p (1 - p) / n) fails for small counts: for 0 of 60

@@ -8,7 +8,7 @@ import torch
 
 from exercises.grading import same
 
-MIRRORS, SECTION = ("sample.choose", "teach.exercises.answers.top_p"), "sample.generate"
+MIRRORS, SECTION = ("sample.choose", "teach.exercises.answers.top_p"), "The transformer"
 
 
 def softmax(row, temperature=1.0):

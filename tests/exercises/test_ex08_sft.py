@@ -11,8 +11,8 @@ from model import Transformer
 from sample import Batch
 from support.hf import read_config
 
-MIRRORS, SECTION = ("sft.sft_loss", "teach.exercises.answers.sft_step"), "sft.train"
-BORROWED = ("sft.train",)
+MIRRORS, SECTION = ("sft.sft_loss", "teach.exercises.answers.sft_step"), "The warm start"
+BORROWED = ("The warm start",)
 V = 31
 NUMBERS = {
     "model_type": "llama",

@@ -6,7 +6,7 @@ import pytest
 
 from exercises.grading import same
 
-MIRRORS, SECTION = ("teach.exercises.answers.refuses",), "support.judge"
+MIRRORS, SECTION = ("teach.exercises.answers.refuses",), "Judging the answers"
 BORROWED = ("support.judge.judge",)
 RECALL, ALARMS = 16, 2  # of 20
 

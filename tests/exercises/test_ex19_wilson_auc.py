@@ -7,7 +7,7 @@ import pytest
 
 from exercises.grading import same
 
-MIRRORS, SECTION = ("evaluate.wilson", "evaluate.auc"), "evaluate.reward_report"
+MIRRORS, SECTION = ("evaluate.wilson", "evaluate.auc"), "Judging the answers"
 
 
 def bisect(far, near, outside):
