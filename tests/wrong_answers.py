@@ -319,7 +319,6 @@ WRONG = {
     "ex14_learnt": [
         ("", "learnt[P:, G] = True", "learnt[:, G] = True"),
         ("", "ends & (A[:P, :G] != 0)", "ends"),
-        ("", "ends & (A[:P, :G] != 0)", "ends & (samples != 0)"),
         ("", "A[:P, :G] = samples", "A[:P, :G] = samples.abs()"),
         ("", "R.new_ones(", "R.new_zeros("),
         ("unused", "learnt[:P, :G] = True", "learnt[:P, :G] = A[:P, :G] != 0"),

@@ -12,7 +12,7 @@ from sample import Batch
 from support.hf import read_config
 
 MIRRORS, SECTION = ("sft.sft_loss", "teach.exercises.answers.sft_step"), "The warm start"
-BORROWED = ("The warm start",)
+BORROWED = ("sft.train",)
 V = 31
 NUMBERS = {
     "model_type": "llama",

@@ -10,7 +10,7 @@ from config import GRPOConfig
 from exercises.grading import same
 
 MIRRORS, SECTION = ("teach.exercises.answers.learn",), "The loss"
-BORROWED = ("grpo_s.update", "The loss")
+BORROWED = ("grpo_s.update", "grpo_s.train")
 P, G, T, V = 4, 5, 6, 7
 CONFIG = replace(GRPOConfig(), members="ends", std_eps=0.1, beta_kl=0.1)
 
