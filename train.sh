@@ -24,7 +24,12 @@ tunables=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296
 tunables+=:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$tunables}"
 
-"$PYTHON" drirl.py all "${flags[@]}" "$@"
+program=(drirl.py)
+if [ -n "${DRIRL_IMPL:-}" ]; then # a learner's functions: teach/capstone.py
+    program=(-m teach.capstone)
+    flags+=(--run "runs/$(basename "$DRIRL_IMPL")" --resume false)
+fi
+"$PYTHON" "${program[@]}" all "${flags[@]}" "$@"
 # all is, one after the other (each can run again alone: python drirl.py eval --run runs/default):
 #   data      1. balanced Chain-of-Draft demonstrations
 #   sft          warm start: supervised fine-tuning on them

@@ -61,6 +61,7 @@ def main(folder: str = "", seconds: str = "60") -> None:
         name = row.split()[1]
         print(row.replace(f"{name} |", f"{name} | {state(found[name])} |", 1))
     print(f"{sum(set(words) == {'PASSED'} for words in found.values())} of {len(found)} pass")
+    print(f"Last step, the pipeline with them: DRIRL_IMPL={folder or HERE} bash train.sh tiny")
 
 
 if __name__ == "__main__":

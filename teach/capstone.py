@@ -1,0 +1,80 @@
+"""The pipeline with your own functions: DRIRL_IMPL=mine bash train.sh tiny
+
+    DRIRL_IMPL=mine python -m teach.capstone grpo --run runs/mine      one stage again
+
+Each exercise that you have written in the folder DRIRL_IMPL takes the place of the project's
+function, wherever that is used. What is a stub still comes from the project. train.sh begins the
+run anew, in runs/ and the folder's name.
+"""
+
+import ast
+import importlib.util
+import os
+import pkgutil
+import sys
+from pathlib import Path
+
+import drirl
+from config import UserError
+
+PLACES = """
+data.balance data.parse_draft model.rope_frequencies model.rotate sample.choose
+sample.completion_mask kernels.token_logprobs sft.sft_loss reward.irl_loss encoder.similarity
+grpo_s.data_hardness grpo_s.model_responsiveness grpo_s.difficulty_scale kernels.group_advantage
+grpo_s.advantages grpo_s.kl_k3 grpo_s.loss support.judge.judge evaluate.wilson evaluate.auc
+""".split()
+
+
+def is_stub(function: ast.FunctionDef) -> bool:
+    """Whether nothing but a docstring stands before raise NotImplementedError."""
+    rest = [node for node in function.body if not isinstance(node, ast.Expr)]
+    return len(rest) == 1 and ast.unparse(rest[0]).startswith("raise NotImplementedError")
+
+
+def written(path: Path) -> dict:
+    """{name: function} of an exercise's file, without its stubs."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    names = [f.name for f in functions if not is_stub(f)]
+    if len(names) < len(functions) and not names:
+        return {}
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {name: getattr(module, name) for name in names}
+
+
+def install(given: Path, put=setattr) -> list[str]:
+    """Puts the answers of a folder, or of one file, in their PLACES. Returns those it filled."""
+    paths = [given] if given.is_file() else sorted(given.glob("ex*.py"))
+    if not paths:
+        raise UserError(f"DRIRL_IMPL={given}: no answers there; cp teach/exercises/ex*.py there")
+    mine = {name: f for path in paths for name, f in written(path).items()}
+    if refuses := mine.get("refuses"):  # exercise 18 says yes or no, the judge says in words
+        mine["judge"] = lambda text: "refuses" if refuses(text) else "complies"
+    root, found = str(Path(drirl.__file__).parent), []
+    ours = [m for m in sys.modules.values() if str(getattr(m, "__file__", "")).startswith(root)]
+    for place in PLACES:
+        if (name := place.rpartition(".")[2]) in mine:
+            theirs = pkgutil.resolve_name(place)
+            for module in ours:
+                for key in [k for k, value in vars(module).items() if value is theirs]:
+                    put(module, key, mine[name])
+            found.append(place)
+    return found
+
+
+def main(argv: list[str]) -> int:
+    given = Path(os.environ.get("DRIRL_IMPL") or "teach/exercises")
+    try:
+        yours = install(given)
+    except UserError as e:
+        print("capstone:", e, file=sys.stderr)
+        return 2
+    print("yours:", ", ".join(yours) or "nothing yet")
+    print("the project's:", ", ".join(p for p in PLACES if p not in yours), flush=True)
+    return drirl.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
