@@ -96,7 +96,7 @@ class GRPOConfig:
     rollouts: int = setting(100, "times that fresh samples are drawn")
     prompts: int = setting(64, "P, prompts of a rollout")
     samples: int = setting(8, "G, samples per prompt")
-    passes: int = setting(1, "times that a rollout is learnt from (GRPO's mu)")
+    passes: int = setting(1, "times that a rollout is learnt from, each time anew; then averaged")
     batch: int = setting(0, "prompts of an update, a divisor of P; 0: the whole rollout", low=0)
     members: str = setting(
         "all", "samples learnt from; ends: best and worst of a group", choices="all ends"
@@ -105,7 +105,7 @@ class GRPOConfig:
     blocks: int = setting(0, "top blocks trained; 0: the whole model", low=0)
     lr: float = setting(1e-6, "peak learning rate; 5% warm-up, then linear to zero")
     average: float = setting(
-        0.0, "most decay of a running mean of the weights, the result; 0: the last", low=0, high=1
+        0.0, "most decay of a running mean of a pass's weights, its result; 0: none", low=0, high=1
     )
     helpful_share: float = setting(0.5, "share of harmless prompts", low=0, high=1)
     clip: float = setting(0.2, "pi / pi_old of a bad sample's token counts down to 1 - clip")

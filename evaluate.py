@@ -112,7 +112,7 @@ def sample_facts(chat: Chat, groups) -> torch.Tensor:
     return torch.tensor([[facts(ids) for ids in group] for group in groups])
 
 
-def rollout_record(categories: list[str], scores, facts, alpha=None) -> dict:
+def rollout_record(categories: list[str], scores, facts, alpha=None, seconds=0.0) -> dict:
     """What samples say, as means: over all, and over harmful and harmless prompts.
 
     scores (P, G + 1): rewards, the demonstration's last. facts (P, G, 4): W, then sample_facts.
@@ -134,11 +134,10 @@ def rollout_record(categories: list[str], scores, facts, alpha=None) -> dict:
         found = {name: x[mine] for name, x in parts.items()} | {"auc": better[mine][pairs[mine]]}
         means |= {f"{('harmful', 'helpful')[kind]}_{name}": x for name, x in found.items()}
     record = {name: x.float().mean().item() for name, x in means.items() if x.numel()}
-    return (
-        record
-        if alpha is None
-        else {**record, "alpha": [round(a, 4) for a in alpha[:, 0].tolist()]}
-    )
+    if alpha is None:
+        return record
+    alphas = [round(a, 4) for a in alpha[:, 0].tolist()]
+    return {**record, "alpha": alphas, "seconds": round(seconds, 2)}
 
 
 def look(roll, held: list[dict], seed: int) -> dict:

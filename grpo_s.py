@@ -25,7 +25,7 @@ Decisions where the paper is silent:
 10. A prompt without a demonstration borrows its category's most similar prompt's, for W and gap.
 Ours: 11. members: the best and worst of G may be learnt from alone. 12. clip_high 0: no ratio; a
 good sample's gradient is A grad log pi, as in SFT. 13. anchor: demonstrations join each update with
-advantage 1. 14. average: the result is a running mean of the weights.
+advantage 1. 14. passes: each begins anew, in another order, and their weights are averaged.
 
 On fresh samples rho is 1, and a group's advantages sum to 0: a loss near 0 is right there.
 """
@@ -63,14 +63,14 @@ def model_responsiveness(gaps: Tensor, mean_gap: Tensor | float, drop: float = 0
     """alphaM = sigma(mean of the inlying gaps) / sigma(mean_gap), a scalar.
 
     gaps (n,): R(demonstration) - R(sample) of one category's batch. The floor(drop * n) gaps
-    furthest from their mean are left out, as in DAMA. mean_gap: the running mean of all gaps.
+    furthest from their mean are left out, as in DAMA. mean_gap: their running mean, at least -20.
     """
     if gaps.ndim != 1 or len(gaps) == 0 or not 0 <= drop < 1:
         raise ValueError(f"want gaps (n,), n > 0, 0 <= drop < 1: {tuple(gaps.shape)}, {drop}")
     nearest = (gaps - gaps.mean()).abs().argsort(stable=True)
     inlying = gaps[nearest[: len(gaps) - int(drop * len(gaps))]]
     mean_gap = torch.as_tensor(mean_gap, dtype=gaps.dtype, device=gaps.device)
-    return torch.sigmoid(inlying.mean()) / torch.sigmoid(mean_gap)
+    return torch.sigmoid(inlying.mean()) / torch.sigmoid(mean_gap.clamp(min=-20))
 
 
 def difficulty_scale(alpha_data: Tensor, alpha_model: Tensor, scaling: str = "product") -> Tensor:
@@ -357,17 +357,17 @@ def train(
         alpha = difficulty(W, gaps, categories, **loop.state, scaling=g.scaling)
         # 5. Advantage: A_i = alpha (R_i - mean R) / (std R + eps)
         A, learnt = own.get("advantages", advantages)(R, alpha, K * g.anchor, g)
-        record |= rollout_record(categories, scores[:P], facts, alpha)
-        record["seconds"] = round(time.time() - begun, 2)
+        record |= rollout_record(categories, scores[:P], facts, alpha, time.time() - begun)
         # 6. Update: steps up the gradient of J
         batches = [ready(models, m, learnt, frozen, dtype) for m in micro]
         for step, u in enumerate(order, n * steps):
-            set_lr(optimizer, g.lr, (step + 0.5) / (steps * g.rollouts))
+            i, k = divmod(step - n * steps, K)  # update k of pass i
+            loop.start_pass(i, k, g.passes)
+            set_lr(optimizer, g.lr, (n * K + k + 0.5) / (K * g.rollouts))
             S = int(learnt[list(updates[u])].sum())  # sequences, in all processes
             record |= update(policy, batches[u], A, S, frozen, c, dtype, loop)
-            loop.average(min(g.average, (step + 1) / (step + 10)))
+            loop.average(g.average, i, k, K, g.passes)
             if step + 1 == g.rollouts * steps:
-                loop.take_average()
                 record |= look(roll, held, c.run.seed)
             loop.end(step, whole=(step + 1) % steps == 0, **record)
             record = {}

@@ -44,6 +44,7 @@ class Loop:
         self.stop, self.bad, self.model, self.optimizer = False, [], None, None
         self.partly = False  # the last step was not a whole one: see `end`
         self.gradient = None  # of the last update, where the stage keeps it
+        self.begun, self.ends = [], []  # what passes begin with; the mean of what they end with
 
     def __enter__(self):
         self.handler = signal.signal(signal.SIGINT, self.interrupt)
@@ -106,16 +107,38 @@ class Loop:
         self.optimizer.zero_grad()  # to None: AdamW leaves alone what this loss did not reach
 
     @torch.no_grad()
-    def average(self, decay: float) -> None:
-        """mean <- decay mean + (1 - decay) weights; the mean is kept beside AdamW's moments."""
-        for p, state in self.optimizer.state.items() if decay else ():
-            state["mean"] = state.get("mean", p).lerp(p, 1 - decay)
+    def start_pass(self, i: int, k: int, passes: int) -> None:
+        """At its update k = 0 pass i gets the weights and moments that pass 0 began with."""
+        if passes == 1 or k:
+            return
+        if i == 0:
+            state = self.optimizer.state
+            moments = lambda p: {key: x.clone() for key, x in state.get(p, {}).items()}
+            self.begun = [(p, p.clone(), moments(p)) for p in self.learnt().values()]
+        for p, weights, moments in self.begun if i else ():
+            p.copy_(weights)
+            self.optimizer.state[p] = {key: x.clone() for key, x in moments.items()}
 
     @torch.no_grad()
-    def take_average(self) -> None:
-        """Puts the running means, where there are any, in place of the weights."""
+    def average(self, most: float, i: int, k: int, updates: int, passes: int) -> None:
+        """mean <- decay mean + (1 - decay) weights, after update k of pass i; decay up to `most`.
+
+        A pass ends with this mean as its weights, and the last one with the passes' mean.
+        """
+        for p, state in self.optimizer.state.items() if most else ():
+            decay = min(most, (k + 1) / (k + 10))
+            state["mean"] = state.get("mean", p).lerp(p, 1 - decay)
+        if k + 1 < updates:
+            return
         for p, state in self.optimizer.state.items():
-            p.copy_(state.get("mean", p))
+            p.copy_(state.pop("mean", p))
+        if passes > 1:
+            ends = [p.clone() for p in self.learnt().values()]
+            self.ends = [a.lerp(b, 1 / (i + 1)) for a, b in zip(self.ends or ends, ends)]
+        if i + 1 == passes:
+            for p, x in zip(self.learnt().values(), self.ends):
+                p.copy_(x)
+            self.begun, self.ends = [], []
 
     def update(self, step: int, loss: torch.Tensor, parameters, /, **record) -> None:
         """A step down the gradient of `loss`, its norm cut to 1, if both are finite; then `end`."""

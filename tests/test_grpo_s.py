@@ -54,6 +54,8 @@ def test_model_responsiveness(drop, mean):
 def test_model_responsiveness_at_the_edges():
     one = model_responsiveness(torch.tensor([-0.3]), torch.tensor(-0.3), 0.9)
     assert one.item() == pytest.approx(1)
+    far = model_responsiveness(torch.tensor([-19.0]), -800.0).item()  # finite: as for -20
+    assert far == pytest.approx(sigma(-19) / sigma(-20))
     zeros = torch.zeros(3)
     for bad, drop in ((zeros[:0], 0.2), (zeros[None], 0.2), (zeros, 1.0), (zeros, -0.1)):
         with pytest.raises(ValueError, match="want gaps"):

@@ -309,7 +309,7 @@ def test_a_stage_alone_goes_on_too(copy, whole, capsys):
         stop_at(patch, 4)
         assert drirl.main(["grpo", *argv]) == 130
     assert drirl.main(["grpo", *argv, "--grpo-lr", "0.002"]) == 2
-    assert "--grpo-lr 0.0005 there, 0.002 here" in capsys.readouterr().err
+    assert "--grpo-lr 0.001 there, 0.002 here" in capsys.readouterr().err
     assert done(folder) == ["data", "sft", "irl"]
     assert drirl.main(["eval", *argv]) == 0  # the old policy is nobody's
     names = [r["name"] for r in json.loads((folder / "results.json").read_text())]
@@ -472,19 +472,46 @@ def test_a_share_of_the_held_out_prompts(copy, tmp_path):
         assert [r["prompt"] for r in chosen(n)] == every
 
 
-def test_average():
-    """Means of the weights 1, 2 and 4, by hand: decay 0.1, then 0.5. 0 keeps none."""
+def one_weight():
+    """A loop over AdamW on a single weight, and a function that makes an update end at a value."""
     model = torch.nn.Linear(1, 1, bias=False)
     optimizer, loop = torch.optim.AdamW(model.parameters(), lr=0.1), Loop("x")
     loop.skip(0, model, optimizer)
-    for weight, decay in ((1.0, 0.1), (2.0, 0.1), (4.0, 0.5)):
+
+    def move(value):
         model.weight.grad = torch.ones(1, 1)
         optimizer.step()
-        torch.nn.init.constant_(model.weight, weight)
-        loop.average(0.0)
-        loop.average(decay)
-    loop.take_average()
-    assert model.weight.item() == pytest.approx(0.5 * (0.1 * 1 + 0.9 * 2) + 0.5 * 4)
+        torch.nn.init.constant_(model.weight, value)
+
+    return model.weight, optimizer.state, loop, move
+
+
+def test_average():
+    """Means of the weights 1, 2 and 4, by hand: decays 1/10, 2/11 and, of 3/12, at most 0.2."""
+    for most, want in ((0.2, 0.2 * (2 / 11 * 1 + 9 / 11 * 2) + 0.8 * 4), (0.0, 4.0)):
+        weight, state, loop, move = one_weight()
+        for k, value in enumerate((1.0, 2.0, 4.0)):
+            loop.start_pass(0, k, 1)
+            move(value)
+            loop.average(most, 0, k, 3, 1)
+            assert weight.item() == (pytest.approx(want) if k == 2 else value)
+        assert "mean" not in state[weight]
+
+
+def test_passes():
+    """Each begins with the weight 7 and the moments there were; they end at 1, 4, 10: mean 5."""
+    weight, state, loop, move = one_weight()
+    move(7.0)
+    begun = {k: x.clone() for k, x in state[weight].items()}
+    for i, end in enumerate((1.0, 4.0, 10.0)):
+        for k in range(2):
+            loop.start_pass(i, k, 3)
+            if k == 0:
+                assert weight.item() == 7 and all(begun[k] == x for k, x in state[weight].items())
+            move(end + 1 - k)
+            assert state[weight]["step"] == 2 + k
+            loop.average(0.0, i, k, 2, 3)
+    assert weight.item() == pytest.approx(5) and not loop.begun and not loop.ends
 
 
 def test_a_state_is_saved_after_whole_steps_alone(tmp_path):
