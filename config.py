@@ -196,5 +196,7 @@ def check(c: Config, name=lambda key, flag: flag) -> None:
         raise UserError("--irl-joint-epochs 0 and --irl-epochs 0 leave the rewards unfitted")
     if c.grpo.samples == 1:
         raise UserError("--grpo-samples 1 leaves nothing to compare a sample with: raise it")
+    if c.grpo.passes > 1 and c.grpo.updates < 2:
+        raise UserError("--grpo-passes over a single update are all the same: lower --grpo-batch")
     if c.grpo.batch and c.grpo.prompts % c.grpo.batch:
         raise UserError(f"--grpo-batch {c.grpo.batch}: want a divisor of --grpo-prompts")

@@ -8,6 +8,7 @@
 # All of them: python drirl.py --help. The same command goes on with an interrupted run.
 set -euo pipefail
 case "${1:-}" in /* | "" | --* | tiny) ;; *) set -- "$PWD/$1" "${@:2}" ;; esac
+if [ -n "${DRIRL_IMPL:-}" ]; then export DRIRL_IMPL="$(cd "$DRIRL_IMPL" && pwd)"; fi
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 flags=(--recipe laptop --run runs/default)
@@ -27,7 +28,7 @@ export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$tunables}"
 program=(drirl.py)
 if [ -n "${DRIRL_IMPL:-}" ]; then # a learner's functions: teach/capstone.py
     program=(-m teach.capstone)
-    flags+=(--run "runs/$(basename "$DRIRL_IMPL")" --resume false)
+    flags+=(--run "runs/of-$(basename "$DRIRL_IMPL")" --resume false)
 fi
 "$PYTHON" "${program[@]}" all "${flags[@]}" "$@"
 # all is, one after the other (each can run again alone: python drirl.py eval --run runs/default):

@@ -1,4 +1,4 @@
-"""Rivals of GRPO-S that learn from the very same rollout: the same prompts, samples and rewards.
+"""Rivals of GRPO-S that learn from the same first rollout: its prompts, samples and rewards.
 
 RFT (rejection sampling fine-tuning) learns each prompt's best sample by reward, with advantage 1,
 in GRPO-S's updates, beside the same demonstrations; its control learns a random sample. DPO takes
@@ -26,20 +26,21 @@ class Shared:
     """
 
     def __init__(self):
-        self.kept, self.spared = {}, 0.0
+        self.kept, self.spared, self.start = {}, 0.0, None
 
     def __call__(self, policy, reference, rewards, chat, phi, c, dtype, *draw):
         models = [m for m in (policy, rewards) if isinstance(m, torch.nn.Module)]
-        weights = [p.detach().double().sum().item() for m in models for p in m.parameters()]
-        facts = weights, type(rewards), c.irl.integration, c.run.temperature, c.run.max_new_tokens
+        sums = [[p.detach().double().sum().item() for p in m.parameters()] for m in models]
+        facts = sums, type(rewards), c.irl.integration, c.run.temperature, c.run.max_new_tokens
         key = repr((*facts, c.grpo.samples, dtype, draw))
         if key in self.kept:
             found, seconds = self.kept[key]
             self.spared += seconds
             return found
-        begun = time.time()
+        begun, self.start = time.time(), self.start or sums[0]
         found = grpo_s.roll_out(policy, reference, rewards, chat, phi, c, dtype, *draw)
-        self.kept[key] = found, time.time() - begun
+        if sums[0] == self.start:  # what a trained policy drew nobody asks for again
+            self.kept[key] = found, time.time() - begun
         return found
 
 
@@ -91,9 +92,9 @@ def best_and_worst(run, roll_out) -> None:
     (rows, _), frozen, steps = run.grpo_rows(chat), train_top(policy, c.grpo.blocks), 0
     fixed = policy, reference, rewards, chat, run.encoder(), c, run.dtype, frozen
     with run.work("pairs", rows) as loop:
-        for _, (part, updates, order, seed) in zip(range(c.grpo.rollouts), grpo_s.plan(rows, c)):
+        for _, (part, updates, _, seed) in zip(range(c.grpo.rollouts), grpo_s.plan(rows, c)):
             scores, _, micro = roll_out(*fixed, part, c.grpo.prompts, updates, seed)
-            found, steps = found + pairs_of(scores, micro, part), steps + len(order)
+            found, steps = found + pairs_of(scores, micro, part), steps + c.grpo.updates
         last = found, run.dtype, c.run.seed, loop, steps, c.grpo.blocks
         dpo.train(policy, reference, chat, *last)
     save_model(policy, run.folder / "pairs")

@@ -109,6 +109,7 @@ class Loop:
     @torch.no_grad()
     def start_pass(self, i: int, k: int, passes: int) -> None:
         """At its update k = 0 pass i gets the weights and moments that pass 0 began with."""
+        self.gradient = self.gradient if k else None
         if passes == 1 or k:
             return
         if i == 0:
@@ -123,11 +124,12 @@ class Loop:
     def average(self, most: float, i: int, k: int, updates: int, passes: int) -> None:
         """mean <- decay mean + (1 - decay) weights, after update k of pass i; decay up to `most`.
 
-        A pass ends with this mean as its weights, and the last one with the passes' mean.
+        A pass ends with this mean as its weights; after the last pass they are the mean of all.
         """
         for p, state in self.optimizer.state.items() if most else ():
             decay = min(most, (k + 1) / (k + 10))
-            state["mean"] = state.get("mean", p).lerp(p, 1 - decay)
+            if state:  # AdamW takes a state with anything in it for its own
+                state["mean"] = state.get("mean", p).lerp(p, 1 - decay)
         if k + 1 < updates:
             return
         for p, state in self.optimizer.state.items():
@@ -162,7 +164,7 @@ class Loop:
             raise UserError(f"{what}, {PATIENCE} updates skipped in a row: {REMEDY}")
         stop = whole and bool(parallel.most(int(self.stop)))  # all processes after the same step
         due = stop or self.partly or time.time() - self.saved >= SAVE_EVERY
-        self.partly, self.gradient = not whole, None if whole else self.gradient
+        self.partly = not whole
         if self.path and due and whole and not parallel.rank():
             self.save()
         if stop:

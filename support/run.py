@@ -51,11 +51,11 @@ def likes_bfloat16(kind: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     seconds = {}
-    for dtype in (torch.float32, torch.bfloat16) * 3:
+    for dtype in (torch.float32, torch.bfloat16) * 7:
         a, start = torch.ones(512, 512, dtype=dtype), time.perf_counter()
         a @ a
-        seconds[dtype] = time.perf_counter() - start  # the last of three counts
-    return seconds[torch.bfloat16] < seconds[torch.float32]
+        seconds.setdefault(dtype, []).append(time.perf_counter() - start)
+    return min(seconds[torch.bfloat16]) < min(seconds[torch.float32])
 
 
 def borrow(prompts: list[dict], demonstrations: list[dict], encoder) -> list[dict]:
@@ -82,7 +82,9 @@ class Run:
             raise UserError(f"--device {c.run.device}: want cpu or cuda; this torch sees {n} GPU")
         self.device = torch.device(c.run.device)
         parallel.start(kind)
-        half = c.run.dtype == "bf16" or c.run.dtype == "auto" and likes_bfloat16(kind)
+        half = c.run.dtype == "bf16"
+        if c.run.dtype == "auto":  # all processes alike
+            half = bool(parallel.most(int(likes_bfloat16(kind))))
         self.dtype = torch.bfloat16 if half else torch.float32
 
     def log(self, **record) -> None:
@@ -111,6 +113,7 @@ class Run:
     def identity(self) -> dict:
         """What must be the same when a run goes on: settings by flag, and digests of its input."""
         facts = {flag: get(self.c, key) for key, _, flag in settings() if key not in FREE}
+        facts["--dtype"] = {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
         for name in SHIPPED:
             if (path := self.file(name)).exists():
                 facts[f"text of --{name}"] = digest(path.read_bytes())

@@ -4,7 +4,7 @@
 
 Each exercise that you have written in the folder DRIRL_IMPL takes the place of the project's
 function, wherever that is used. What is a stub still comes from the project. train.sh begins the
-run anew, in runs/ and the folder's name.
+run anew, in runs/of-mine.
 """
 
 import ast
@@ -17,6 +17,7 @@ from pathlib import Path
 import drirl
 from config import UserError
 
+STUBS = Path(__file__).parent / "exercises"
 PLACES = """
 data.balance data.parse_draft model.rope_frequencies model.rotate sample.choose
 sample.completion_mask kernels.token_logprobs sft.sft_loss reward.irl_loss encoder.similarity
@@ -31,16 +32,26 @@ def is_stub(function: ast.FunctionDef) -> bool:
     return len(rest) == 1 and ast.unparse(rest[0]).startswith("raise NotImplementedError")
 
 
+def functions(path: Path, stubs: bool) -> set[str]:
+    """Names of a file's functions that are stubs, or of those that aren't."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), path.name)
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return {f.name for f in found if is_stub(f) == stubs}
+
+
 def written(path: Path) -> dict:
-    """{name: function} of an exercise's file, without its stubs."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    names = [f.name for f in functions if not is_stub(f)]
-    if len(names) < len(functions) and not names:
-        return {}
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """{name: function} of an exercise's file: what it asks for, without stubs and helpers."""
+    wanted = {place.rpartition(".")[2] for place in PLACES} - {"judge"} | {"refuses"}
+    if (stub := STUBS / path.name).exists() and path.stem != "answers":
+        wanted &= functions(stub, stubs=True)
+    try:
+        if not (names := wanted & functions(path, stubs=False)):
+            return {}
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except Exception as e:  # whatever a learner's file does
+        raise UserError(f"{path}: {type(e).__name__}: {e}") from e
     return {name: getattr(module, name) for name in names}
 
 
@@ -52,8 +63,9 @@ def install(given: Path, put=setattr) -> list[str]:
     mine = {name: f for path in paths for name, f in written(path).items()}
     if refuses := mine.get("refuses"):  # exercise 18 says yes or no, the judge says in words
         mine["judge"] = lambda text: "refuses" if refuses(text) else "complies"
-    root, found = str(Path(drirl.__file__).parent), []
-    ours = [m for m in sys.modules.values() if str(getattr(m, "__file__", "")).startswith(root)]
+    root, found = str(STUBS.parents[1]) + os.sep, []
+    files = {m: str(getattr(m, "__file__", None)) for m in [*sys.modules.values()]}
+    ours = [m for m, file in files.items() if file.startswith(root) and "site-packages" not in file]
     for place in PLACES:
         if (name := place.rpartition(".")[2]) in mine:
             theirs = pkgutil.resolve_name(place)

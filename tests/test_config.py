@@ -53,6 +53,7 @@ def test_numbers_have_a_range(key, f):
     sound = {"irl.epochs": 1, "irl.joint_epochs": 1}
     for value in (f.type(max(low, 2) if key == "grpo.samples" else low), f.type(high)):
         size = {"grpo.prompts": value} if key == "grpo.batch" and value else {}
+        size |= {"grpo.batch": 1} if key == "grpo.passes" else {}
         check(changed(Config(), {**sound, **size, key: value}))
     for value in (f.type(low - 1), f.type(high + 1)):
         refused(key, value, f"{value}: want {low} to {high}")

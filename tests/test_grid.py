@@ -190,7 +190,7 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     told = "".join(a["verdict"][0] for a in said[:7])
     assert told == found[DPO]["verdicts"]["plain"]["harmful"]
     # of 16 variants with two rollouts each, those of one start and reward share the first
-    assert len(made) == 19
+    assert len(made) == 20
     folder = tmp_path / "grid/standard/seed-0"
     assert {p.name for p in folder.iterdir()} == {"start"}
 

@@ -368,22 +368,41 @@ def test_gradients_do_not_add_up_over_steps():
     assert norms[0] == norms[1] == norms[2] > 0
 
 
-def test_cosine_of_gradients():
-    """By hand. At a rate of almost 0 two passes over one batch have one gradient; a rollout's
-    first update has none to compare with."""
-    a, b = (
-        [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])],
-        [torch.zeros(2), torch.tensor([[2.0]])],
+def test_passes_begin_anew_in_other_orders(monkeypatch):
+    """Each pass's first update is on pi_old itself; the orders differ; averages are taken."""
+    draws = grpo_s.plan(
+        ROWS, changed(Config(), {"grpo.prompts": 64, "grpo.batch": 2, "grpo.passes": 2})
     )
+    _, updates, order, _ = next(draws)
+    assert len(updates) == 32 and sorted(order[:32]) == sorted(order[32:]) == list(range(32))
+    assert order[:32] != order[32:]
+    more = {"rollouts": 1, "batch": 2, "passes": 2, "lr": 0.05, "clip_high": 0.2}
+    last, _, records = run(**more)
+    assert records[2]["kl"] == pytest.approx(0, abs=1e-6) and abs(records[1]["kl"]) > 1e-4
+    mean, *_ = run(**more, average=0.5)
+    assert not torch.equal(last.layers[1].mlp.down_proj.weight, mean.layers[1].mlp.down_proj.weight)
+
+
+def test_cosine_of_gradients(monkeypatch):
+    """By hand; then of the updates' own gradients. A pass's first update has none before it."""
+    a = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]
+    b = [torch.zeros(2), torch.tensor([[2.0]])]
     assert grpo_s.cosine(a, b) == pytest.approx(0.8)
     assert grpo_s.cosine(a, [-x for x in a]) == pytest.approx(-1) and grpo_s.cosine(b, b[:0]) == 0
-    *_, records = run(passes=2, lr=1e-12)
+    real, seen = grpo_s.parallel.clip_gradients, []
+
+    def spy(parameters, limit):
+        seen.append(torch.cat([p.grad.flatten().clone() for p in parameters]))
+        return real(parameters, limit)
+
+    monkeypatch.setattr(grpo_s.parallel, "clip_gradients", spy)
+    *_, records = run(passes=2, batch=2)
     found = [r.get("cosine") for r in records]
-    assert found[0] is None and found[2] is None
-    assert found[1] == pytest.approx(1, abs=1e-3) and found[3] == pytest.approx(1, abs=1e-3)
-    assert [r["sequences"] for r in records] == [16] * 4
-    *_, records = run(passes=1, batch=2, lr=1e-12)  # other prompts, another gradient
-    assert abs(records[1]["cosine"]) < 0.9
+    assert len(found) == 8 and found[::2] == [None] * 4
+    pairs = zip(seen[::2], seen[1::2])
+    want = [torch.cosine_similarity(x, y, dim=0).item() for x, y in pairs]
+    assert found[1::2] == pytest.approx(want, abs=1e-5)
+    assert [r["sequences"] for r in records] == [8] * 8
 
 
 def test_held_out_prompts_are_looked_at():

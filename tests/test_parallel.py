@@ -25,7 +25,7 @@ from support.resume import Loop
 
 SMALL = {"run.max_new_tokens": 6, "grpo.prompts": 6, "grpo.samples": 3, "grpo.rollouts": 3}
 SMALL |= {"grpo.passes": 2, "grpo.batch": 3, "grpo.members": "ends", "grpo.lr": 1e-3}
-SMALL |= {"grpo.anchor": 1, "grpo.clip_high": 0.0}
+SMALL |= {"grpo.anchor": 1, "grpo.clip_high": 0.0, "grpo.average": 0.9}
 SMALL |= {"grpo.helpful_share": 0.4, "grpo.beta_kl": 0.1, "grpo.std_eps": 0.5}
 CASES = {
     "blocks": {"grpo.blocks": 1},
@@ -91,7 +91,7 @@ def test_two_processes_train_as_one(two, tmp_path, case):
         assert a.keys() == b.keys()
         for key, value in a.items():
             assert b[key] == pytest.approx(value, rel=10 * limit, abs=limit), key
-        assert a["step"] == 1 or a["kl"] != 0
+    assert any(r["kl"] != 0 for r in read(tmp_path))
 
 
 def test_torchrun(tmp_path, monkeypatch, capsys):
@@ -101,7 +101,8 @@ def test_torchrun(tmp_path, monkeypatch, capsys):
         tmp_path,
         "--recipe laptop --encoder words --dtype fp32 --per-category 3 --max-new-tokens 12"
         " --sft-steps 3 --sft-batch 4 --sft-lr 1e-2 --irl-prompts 2 --irl-helpful-prompts 4"
-        " --irl-contrast 2 --grpo-rollouts 2 --grpo-prompts 64 --grpo-lr 1e-2 --grpo-blocks 0",
+        " --irl-contrast 2 --grpo-rollouts 2 --grpo-prompts 64 --grpo-passes 2"
+        " --grpo-lr 1e-2 --grpo-blocks 0",
     )
     one, two = ([*argv, "--run", str(tmp_path / name)] for name in ("one", "two"))
     for stage in ("data", "sft", "irl"):
@@ -125,5 +126,5 @@ def test_torchrun(tmp_path, monkeypatch, capsys):
     for name in ("one", "two"):
         records = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
         found = [r["step"] for r in records if r["stage"] == "grpo"]
-        assert found == list(range(1, 2 * 8 + 1))
+        assert found == list(range(1, 2 * 2 * 8 + 1))
         assert (tmp_path / name / "done/grpo.json").exists()

@@ -35,7 +35,7 @@ ORDER = [stage for stage in stages.ORDER if stage != "baseline"]  # without the 
 FLAGS = WORLD + (
     " --recipe laptop --encoder words --per-category 2 --max-new-tokens 12 --dtype fp32"
     " --sft-steps 40 --sft-batch 8 --irl-contrast 2 --irl-prompts 3 --irl-helpful-prompts 8"
-    " --irl-batch 1 --grpo-rollouts 6 --grpo-prompts 16 --grpo-blocks 0"
+    " --irl-batch 1 --grpo-rollouts 6 --grpo-prompts 16 --grpo-passes 2 --grpo-blocks 0"
 )
 # Imports once, as importing takes longer than a run. A shell that starts the tests in the
 # background has them ignore SIGINT.
@@ -204,7 +204,7 @@ def check_stopped(folder, said) -> None:
 
 
 def test_sigkill(runs, whole):
-    assert len(steps_of(whole[0], "sft")) == 40 and len(steps_of(whole[0], "grpo")) == 12
+    assert len(steps_of(whole[0], "sft")) == 40 and len(steps_of(whole[0], "grpo")) == 24
     hit, n = Counter(), 0
     while n < 4 and (sum(hit.values()) < 20 or set(ORDER) - set(hit)):
         folder = runs.w / f"killed{n}"
@@ -315,7 +315,7 @@ def test_a_stage_alone_goes_on_too(copy, whole, capsys):
     names = [r["name"] for r in json.loads((folder / "results.json").read_text())]
     assert names == ["base", "SFT warm start"]
     assert drirl.main(["grpo", *argv]) == 0
-    assert "grpo goes on after step 6" in capsys.readouterr().out  # at the end of a rollout
+    assert "grpo goes on after step 8" in capsys.readouterr().out  # at the end of a rollout
     assert done(folder) == ["data", "sft", "irl", "grpo"]
     policy = "policy/model.safetensors"
     assert (folder / policy).read_bytes() == (whole[0] / policy).read_bytes()
@@ -512,6 +512,19 @@ def test_passes():
             assert state[weight]["step"] == 2 + k
             loop.average(0.0, i, k, 2, 3)
     assert weight.item() == pytest.approx(5) and not loop.begun and not loop.ends
+
+
+def test_a_pass_that_never_stepped():
+    """Its updates are all skipped as not finite: the weights stay, and AdamW can still begin."""
+    weight, state, loop, move = one_weight()
+    for i in range(2):
+        loop.start_pass(i, 0, 2)
+        if i == 0:
+            loop.average(0.9, i, 0, 1, 2)
+        else:
+            move(3.0)
+            loop.average(0.9, i, 0, 1, 2)
+    assert state[weight]["step"] == 1
 
 
 def test_a_state_is_saved_after_whole_steps_alone(tmp_path):

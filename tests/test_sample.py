@@ -217,7 +217,7 @@ def cut(row, eos):
 def test_rows_end_at_different_times(pair, greedy):
     """Finished rows wait, then leave; the others do not notice.
 
-    A row leaves when an eighth is done, so of these 20 a first one waits for others.
+    A row leaves when it is done; what the others say doesn't change.
     """
     ours, _ = pair
     lengths = lambda eos: {len(cut(g, eos)) for g in greedy}
