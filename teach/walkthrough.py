@@ -14,6 +14,7 @@ import linecache
 import os
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -21,6 +22,12 @@ import torch
 PAGE = Path(__file__).with_name("WALKTHROUGH.md")
 SOURCE = re.compile(r"(?ms)^(<!-- source: ([^\n]+) -->\n```python\n).*?^```$")
 RUN = re.compile(r"(?ms)^(<!-- run -->\n```python\n(.*?)^```\n\n```text\n).*?^```$")
+START = """import os, pathlib, sys
+root = next(p for p in pathlib.Path("x").resolve().parents if (p / "drirl.py").exists())
+os.chdir(root)  # wherever in the project the notebook lies
+sys.path.insert(0, str(root))
+os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: no GPU needed
+"""
 
 
 def plot(title: str, xs: list, height: int = 9, **curves: list[float]) -> None:
@@ -76,5 +83,21 @@ def rebuild(text: str) -> str:
     return SOURCE.sub(lambda m: f"{m[1]}{source(m[2])}```", "".join(out))
 
 
+def notebook(path: Path) -> None:
+    """python -m teach.walkthrough notebook [FILE]: a cell per program, without what it prints."""
+    try:
+        import jupytext
+    except ImportError:
+        sys.exit('no notebook: jupytext is not installed: pip install ".[notebook]"')
+    text = SOURCE.sub(lambda m: m[0].replace("```python", "```py"), PAGE.read_text("utf-8"))
+    text = RUN.sub(lambda m: f"```python\n{m[2]}```", text)
+    book = jupytext.reads(f"```python\n{START}```\n\n{text}", fmt="md")
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    path.write_text(jupytext.writes(book, fmt="ipynb"), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    PAGE.write_text(rebuild(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    if sys.argv[1:2] == ["notebook"]:
+        notebook(Path(*sys.argv[2:3] or [PAGE.with_suffix(".ipynb")]))
+    else:
+        PAGE.write_text(rebuild(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -181,6 +181,32 @@ def test_the_kernels_run_as_a_reader_runs_them(tmp_path):
     assert "gradients within 1e-5: True" in done.stdout, done.stderr
 
 
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """Its cells, in order and in one process, print what the page says; sources stay text."""
+    pytest.importorskip("jupytext", reason="the notebook is made by jupytext")
+    path = tmp_path / "page.ipynb"
+    walkthrough.notebook(path)
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    start, *code = ["".join(c["source"]) + "\n" for c in cells if c["cell_type"] == "code"]
+    shown = [m[0][len(m[1]) : -len("```")] for m in walkthrough.RUN.finditer(TEXT)]
+    monkeypatch.chdir(ROOT / "teach")  # where a notebook may lie
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    torch.set_num_threads(1)
+    names = {"__name__": "__main__"}
+    walkthrough.run(start, names)
+    assert Path.cwd() == ROOT == Path(sys.path[0])
+    assert [walkthrough.run(cell, names) for cell in code] == shown
+    prose = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    assert prose.count("```py\n") == len(walkthrough.SOURCE.findall(TEXT))
+
+
+def test_without_jupytext(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jupytext", None)
+    with pytest.raises(SystemExit, match=r'^no notebook: [^\n]*pip install "\.\[notebook\]"$'):
+        walkthrough.notebook(tmp_path / "page.ipynb")
+    assert not list(tmp_path.iterdir())
+
+
 # ---------------------------------------------------------------------------- all pages
 
 
