@@ -28,6 +28,7 @@ EXERCISES = sorted(p.stem for p in (ROOT / "teach/exercises").glob("ex*.py"))
 GRADERS = {e: importlib.import_module(f"exercises.test_{e}") for e in EXERCISES}
 # the others name a source to read; test_exercises.py sees that every section or source is there
 GRADERS = {e: grader for e, grader in GRADERS.items() if grader.SECTION in SECTIONS}
+PAGES = ("README.md", "teach/README.md", "teach/WALKTHROUGH.md", "teach/exercises/README.md")
 HIDDEN = ("kernels.reference.advantage", "kernels.reference.rows")  # what mirrored ones call
 HIDDEN += ("kernels.triton_kernels.row_kernel",)
 # Triton's interpreter computes with numpy, which warns
@@ -215,7 +216,7 @@ def headings(text):
     return [h.strip().lower().replace(" ", "-") for h in plain]
 
 
-@pytest.mark.parametrize("page", ["README.md", "teach/WALKTHROUGH.md", "teach/exercises/README.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_commands_and_links_exist(page):
     """Every `python drirl.py ...` parses; every file that is linked to or run is there."""
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -227,13 +228,56 @@ def test_commands_and_links_exist(page):
         assert (ROOT / script).exists(), script
     for module in re.findall(r"python -m ((?:lab|teach)\.\w+)", text):
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", re.sub(r"(?ms)^```.*?^```$", "", text)):
-        assert (ROOT / page).parent.joinpath(link).exists(), link
-    for anchor in re.findall(r"README\.md#([\w-]+)", text):
-        assert anchor in headings(README), anchor
+    plain = re.sub(r"(?ms)^```.*?^```$", "", text)
+    for link, anchor in re.findall(r"\]\(([^)#:]+)(?:#([^)]*))?\)", plain):
+        target = (ROOT / page).parent / link
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target.read_text(encoding="utf-8")), anchor
+    for flags in re.findall(r"bash train\.sh \w+ (--[^`#\n]+)", text):
+        drirl.parse(["all", *flags.split()], drirl.STAGES)
+    assert {*re.findall(r"\bex\d\d_\w+", text)} <= {*EXERCISES}
     own = {"--help", "--debug"}
     for flag in re.findall(r"`(--[\w-]+)", text):
         assert flag in own | {flag for *_, flag in config.settings()}, flag
+
+
+SYLLABUS = (ROOT / "teach/README.md").read_text(encoding="utf-8")
+
+
+def test_the_syllabus_is_short_and_plain():
+    assert len(SYLLABUS.split()) <= 1800
+    lengths = [len(s) for s in sentences(SYLLABUS)]
+    assert sum(lengths) <= 15 * len(lengths) and max(lengths) <= 30
+
+
+def test_the_minutes_of_a_session():
+    """They are what its parts add up to, at most 90; an exercise's are those of its own text."""
+    sessions = re.findall(r"(?ms)^## Session \d: [^\n]+\n(.*?)(?=^## )", SYLLABUS)
+    exercises, parts = [], r"(?ms)^\*\*(In class|Homework|Extra) \((\d+) minutes\)\.\*\* (.*?)\n\n"
+    for session in sessions:
+        found = re.findall(parts, session)
+        assert found[0][0] == "In class" and int(found[0][1]) <= 90
+        assert "discussion 15" in found[0][2] and "**Look" in session and "<details>" in session
+        for _, minutes, text in found:
+            items = re.findall(r"(\w+)\s(\d+)[,.]", text)
+            assert sum(int(n) for _, n in items) == int(minutes), text
+            exercises += [item for item in items if item[0].startswith("ex")]
+    assert len(sessions) == 5 and sorted(name for name, _ in exercises) == EXERCISES
+    for name, minutes in exercises:
+        said = (ROOT / f"teach/exercises/{name}.py").read_text(encoding="utf-8")
+        assert f" of 3, {minutes} minutes" in said, name
+
+
+def test_written_questions():
+    """A line that is changed is one of answers.py's, and the new one has its names."""
+    answers = (ROOT / "teach/exercises/answers.py").read_text(encoding="utf-8")
+    questions = SYLLABUS.partition("## Written questions")[2].split("\n### ")[1:]
+    assert len(questions) == 6 and all(q.count("<summary>Key") == 1 for q in questions)
+    changes = re.findall(r"```diff\n-([^\n]+)\n\+([^\n]+)\n```", SYLLABUS)
+    assert len(changes) == 5
+    for old, new in changes:
+        assert f"{old}\n" in answers
+        compile(answers.replace(old, new), "answers.py", "exec")
 
 
 def test_readme_tables():
