@@ -135,7 +135,7 @@ def tables_of(variants: dict, since: int = 0) -> str:
         if fitted := [r["auc"] for r in lines if "auc" in r]:
             found = [[a[n] for a in fitted if a.get(n, [0])[0]] for n in names]
             aucs.append([variant, *(spread([x[1] for x in f], 2) for f in found)])
-            if all(len(x) > 2 for f in found for x in f):
+            if all(len(x) == 5 for f in found for x in f):
                 right = [f"{100 * np.mean([x[3] for x in f]):.0f}" for f in found if f]
                 best = [spread([100 * x[4] for x in f], 0) for f in found if f]
                 chosen.append([variant, *(f"{a} → {b}" for a, b in zip(right, best))])

@@ -93,7 +93,7 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     assert "| DR-IRL over its start | 3 | +78.3 | [" in page and "| yes |" in page
     cells = "50 [30, 70] | 0 [0, 49] | 50 [15, 85] | 0.0 | 10.0 | 0.500 | 100"
     assert f"| {START} | 3 | {cells} |" in page
-    assert f"| {START} | - | - | 0.75 | - | - | - | - | 1.00 |" in page
+    assert f"| {START} | - | - | 0.75 ± 0.00 | - | - | - | - | 1.00 ± 0.00 |" in page
     assert page.endswith("<!-- tail -->\nNot run.\n<!-- end -->\nafter\n") and "old" not in page
     later = tables.tables_of(tables.grouped(found())["few-8"], 1)
     assert "| DR-IRL over its start | 2 | +70.0 |" in later  # 45 + 25
@@ -103,6 +103,16 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     write(tmp_path / "other.jsonl", [*found(), {**found()[0], "settings": {"--model": "another"}}])
     with pytest.raises(UserError, match="several values of --model: another, m"):
         tables.main([str(tmp_path / "other.jsonl")])
+
+
+def test_best_of_four(tmp_path):
+    """Samples right .5, the best of four .7, .8 and .9 by seed: 80 and 4.303 * 10 / sqrt(3)."""
+    records = [r for r in found() if r["variant"] == START]
+    for r, best in zip(records, (0.7, 0.8, 0.9)):
+        r["auc"] = {name: [6, 0.75, 2, 0.5, best] for name in (*CATEGORIES, HELPFUL)}
+    page = tables.tables_of({START: records})
+    assert f"| {START} | " + " | ".join(["50 → 80 ± 25"] * 8) + " |" in page
+    assert tables.spread([0.5, 0.7], 2) == "0.60" and tables.spread([], 1) == "-"
 
 
 def test_claims_as_lines(tmp_path, capsys):
