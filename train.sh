@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # DR-IRL, stage by stage, on the model of your choice:
-#   bash train.sh                 SmolLM2-135M-Instruct (90 MB, once), 27 minutes on two slow cores
+#   bash train.sh                 SmolLM2-135M-Instruct (90 MB, once), some 25 minutes on two slow cores
 #   bash train.sh FOLDER          any local Llama, Qwen2 or Qwen3 folder
 #   bash train.sh tiny            a 1M-parameter model made on the spot, no download, two minutes
 # The recipe is laptop (or tiny). How it departs from the paper, and why: python drirl.py recipes

@@ -318,7 +318,8 @@ def test_readme_results():
 
 
 def test_readme_counts():
-    """Held-out prompts, look-alikes, exercises."""
+    """Words, held-out prompts, look-alikes, exercises."""
+    assert len(README.split()) <= 1000
     lines = config.SHIPPED["prompts"].read_text(encoding="utf-8").splitlines()
     kinds = Counter(evaluate.kind_of(json.loads(line)) for line in lines)
     text = " ".join(README.split())
