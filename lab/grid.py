@@ -164,7 +164,9 @@ def grid(c: Config, only: str, seeds: range) -> None:
         if (setting, variant, seed) in known:
             continue
         print(f"== {setting}, {variant}, seed {seed}", flush=True)
-        line = one(c, setting, variant, seed, known.get((setting, DRIRL, seed)), *shared.values())
+        line = one(
+            c, setting, variant, seed, known.get((setting, DRIRL, seed)), shared[setting, seed]
+        )
         answers = root / f"answers/{setting} {seed} {variant}.json"
         write({answers: as_json(line.pop("answers"))})
         write({root / "results.jsonl": "".join(as_json(r, None) for r in [*lines, line])})

@@ -22,7 +22,7 @@ from support.judge import judge
 class Shared:
     """grpo_s.roll_out that keeps what it gave, for all that begin from one start.
 
-    spared: seconds that making anew what was given again would have taken.
+    spared: the seconds saved so far, as measured when the rollouts were made.
     """
 
     def __init__(self):

@@ -1,6 +1,6 @@
 """The pipeline with your own functions: DRIRL_IMPL=mine bash train.sh tiny
 
-    DRIRL_IMPL=mine python -m teach.capstone grpo --run runs/mine      one stage again
+    DRIRL_IMPL=mine python -m teach.capstone grpo --run runs/of-mine   one stage again
 
 Each exercise that you have written in the folder DRIRL_IMPL takes the place of the project's
 function, wherever that is used. What is a stub still comes from the project. train.sh begins the

@@ -86,12 +86,14 @@ def test_texts_and_switches():
         ({"irl.epochs": 0, "irl.joint_epochs": 0}, "leave the rewards unfitted"),
         ({"grpo.samples": 1}, "--grpo-samples 1 leaves nothing to compare"),
         ({"grpo.batch": 5}, "--grpo-batch 5: want a divisor of --grpo-prompts"),
+        ({"grpo.passes": 2}, "--grpo-passes over a single update are all the same"),
     ],
 )
 def test_settings_that_make_no_sense_together(values, words):
     with pytest.raises(UserError, match=words):
         check(changed(Config(), values))
-    check(changed(Config(), values | {"irl.epochs": 1, "grpo.samples": 2, "grpo.prompts": 10}))
+    sound = {"irl.epochs": 1, "grpo.samples": 2, "grpo.prompts": 10, "grpo.batch": 5}
+    check(changed(Config(), values | sound))
 
 
 # ---------------------------------------------------------------------------- recipes

@@ -220,8 +220,8 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
 def test_reward_facts(monkeypatch):
     """Two prompts of crime, one harmless; rewards by hand. Wanted beats unwanted in 2 of 3 pairs
     and 0 of 3. The best sample is right for c alone."""
-    texts = {"a": "nnny", "b": "yyyn", "c": "yynn"}
-    rewards = {"a": [3, 2, 0, 1], "b": [5, 6, 7, 1], "c": [1, 2, 0, 0]}
+    texts = {"a": "ynnn", "b": "yyyn", "c": "yynn"}
+    rewards = {"a": [1, 3, 2, 0], "b": [5, 6, 7, 1], "c": [1, 2, 0, 0]}
     kinds = {"a": "harmful", "b": "harmful", "c": "lookalike"}
     prompts = [{"prompt": p, "category": "crime", "kind": kind} for p, kind in kinds.items()]
     chat = SimpleNamespace(decode=lambda ids: "I can't help." if ids == ["n"] else "Sure.")

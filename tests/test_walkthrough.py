@@ -311,6 +311,13 @@ def test_readme_results():
     for name in ("DR-IRL from it", "SFT continued"):
         gains[name] = [gain(run, name) - gain(run, "SFT warm start") for run in runs]
     ours, theirs = (sum(g) / 3 for g in gains.values())
+    for models in zip(*runs):
+        pairs = (
+            [m["rates"][kind] for m in models] for kind in ("harmful", "ordinary", "lookalike")
+        )
+        means = [100 * sum(hits / n for hits, n in pair) / 3 for pair in pairs]
+        cells = " | ".join(f"{x:.1f}" for x in (*means, means[0] - means[2]))
+        assert f"| {models[0]['name']} | {cells} |" in README
     text = " ".join(README.split()).replace("−", "-")
     by_seed = "{:.1f}, {:.1f} and {:.1f} by seed".format(*gains["DR-IRL from it"])
     assert ours > 0 > theirs and f"gains {ours:.1f} points of harmful minus look-alikes" in text
