@@ -21,6 +21,7 @@ def pytest_configure(config):
     if GIVEN:  # one cause may fail many checks
         config.option.maxfail = config.option.maxfail or 1
         config.option.tbstyle = config.option.tbstyle.replace("auto", "short")
+        config.option.reportchars = config.option.reportchars.replace("fE", "")  # said above it
 
 
 def pytest_collection_modifyitems(items):
