@@ -18,9 +18,9 @@ import drirl
 from config import RECIPES, Config, UserError, changed
 from data import HELPFUL, counts, distinct, k_center
 from evaluate import KINDS, kind_of
-from lab import dpo, rivals
+from lab import rivals
 from lab.measure import measure, reward_facts
-from lab.tables import BORROWED, CONTINUED, DPO, DRIRL, PAIRS, RFT, START, STATIC
+from lab.tables import BORROWED, CONTINUED, DPO, DRIRL, RFT, START, STATIC
 from support.files import as_json, hold, read_records, write
 from support.loaders import load_rows
 from support.resume import refuse_differences
@@ -44,7 +44,6 @@ VARIANTS = {  # name: (stages after those of the start, settings)
     CONTINUED: (("baseline",), {}),
     RFT: (("grpo",), {}),
     "RFT, random": (("grpo",), {}),
-    PAIRS: (("pairs",), {}),
     DPO: (("dpo",), {}),
     BORROWED: (("baseline",), {}),
     "best alone": (("grpo",), {}),
@@ -97,8 +96,8 @@ def judged(run: Run, **own) -> None:
     drirl.stage_grpo(run, rivals.Verdict(run.chat(run.folder / "sft")), **own)
 
 
-STAGES = {**drirl.STAGES, "pool": pool, "dpo": dpo.stage}
-ROLLED = {"grpo": drirl.stage_grpo, "judged": judged, "pairs": rivals.best_and_worst}
+STAGES = {**drirl.STAGES, "pool": pool}
+ROLLED = {"grpo": drirl.stage_grpo, "judged": judged, "dpo": rivals.best_and_worst}
 
 
 def work(run: Run, known: dict, stages: tuple) -> None:
@@ -140,7 +139,7 @@ def one(c: Config, setting: str, variant: str, seed: int, product: dict | None, 
     last = stages[-1] if stages else "sft"
     model = run.folder / FOLDERS.get(last, last)
     found = measure(run, model, start.folder / "sft")
-    costs = ("sft", last) if last in ("sft", "baseline", "dpo") else ("sft", "irl", last)
+    costs = ("sft", last) if last in ("sft", "baseline") else ("sft", "irl", last)
     found["seconds"] = {stage: run.done(stage)["seconds"] for stage in costs}
     found["seconds"][last] = round(found["seconds"][last] + shared.spared - spared, 1)
     if not stages or "irl" in stages:

@@ -14,24 +14,30 @@ from support.hf import load_rewards
 from support.judge import judge
 
 
+def verdicts(answers: list[dict]) -> dict:
+    """{kind: "rrpc..."}: a letter for each prompt's verdict."""
+    found = {}
+    for a in answers:
+        found[a["kind"]] = found.get(a["kind"], "") + a["verdict"][0]
+    return found
+
+
 @torch.no_grad()
 def measure(run, folder: Path, first: Path) -> dict:
     """Answers of the model in `folder`, and the numbers of its line.
 
-    verdicts: {"plain": {kind: "rrpc..."}}. kl: to the model in `first`, by k3 on its own answers.
+    kl: to the model in `first`, by k3 on its own answers.
     """
     rows, (chat,) = run.prompts([folder])
     model, start = run.load(folder, run.dtype), run.load(first, run.dtype)
-    found, verdicts = evaluate.evaluate(model, chat, rows, run.c.run.max_new_tokens), {}
+    found = evaluate.evaluate(model, chat, rows, run.c.run.max_new_tokens)
     answers, rates = found["answers"], found["rates"]
-    for a in answers:
-        verdicts[a["kind"]] = verdicts.get(a["kind"], "") + a["verdict"][0]
     responses = [[chat.answer(a["response"])] for a in answers]
     batch = Batch([chat.prompt(a["prompt"]) for a in answers], responses, model.device)
     with autocast(model.device, run.dtype):
         logp, logp_ref = (token_logps(m, batch) for m in (model, start))
     kl = round(kl_k3(logp, logp_ref)[batch.mask].mean().item(), 4)
-    return {"answers": answers, "verdicts": {"plain": verdicts}, "rates": rates, "kl": kl}
+    return {"answers": answers, "verdicts": verdicts(answers), "rates": rates, "kl": kl}
 
 
 def reward_facts(run) -> dict:

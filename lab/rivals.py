@@ -85,19 +85,19 @@ def pairs_of(scores, micro: list, part: list[dict]) -> list[dict]:
 
 
 def best_and_worst(run, roll_out) -> None:
-    """DPO to RUN/pairs."""
+    """DPO to RUN/dpo."""
     folder, chat, c, found = run.folder / "sft", run.chat(run.folder / "sft"), run.c, []
     policy, reference = run.load(folder), run.load(folder, run.dtype).requires_grad_(False)
     rewards = load_rewards(RewardModels(reference, c.irl), run.folder / "rewards")
     (rows, _), frozen, steps = run.grpo_rows(chat), train_top(policy, c.grpo.blocks), 0
     fixed = policy, reference, rewards, chat, run.encoder(), c, run.dtype, frozen
-    with run.work("pairs", rows) as loop:
+    with run.work("dpo", rows) as loop:
         for _, (part, updates, _, seed) in zip(range(c.grpo.rollouts), grpo_s.plan(rows, c)):
             scores, _, micro = roll_out(*fixed, part, c.grpo.prompts, updates, seed)
             found, steps = found + pairs_of(scores, micro, part), steps + c.grpo.updates
         last = found, run.dtype, c.run.seed, loop, steps, c.grpo.blocks
         dpo.train(policy, reference, chat, *last)
-    save_model(policy, run.folder / "pairs")
+    save_model(policy, run.folder / "dpo")
 
 
 class Verdict:

@@ -1,8 +1,11 @@
-"""Tables, intervals and pictures of the grid, from the lines that lab/grid.py left.
+"""Tables, intervals and pictures of recorded runs: train.sh's, and the grid's (lab/grid.py).
 
-    python -m lab.tables [FILE]           RESULTS.md, plane.png; FILE becomes results/ablate.jsonl
-    python -m lab.tables claims [FILE]    a JSON line a claim
-    python -m lab.tables runs FOLDER ...  the mean of several runs' results.json
+    python -m lab.tables [RUN ...]          RESULTS.md and its picture
+    python -m lab.tables claims [RUN ...]   a JSON line a claim
+    python -m lab.tables runs RUN ...       the mean of several runs of train.sh
+
+RUN is the folder of a run or of a grid. Its lines, one a model, join results/runs.jsonl, in place
+of those of the same setting, variant and seed. Claims of named folders count these alone.
 
 A claim is about the difference of two variants: the mean over seeds of (harmful refused -
 look-alikes refused), in points. It has two 95% intervals: a bootstrap over seeds and prompts, which
@@ -22,17 +25,20 @@ import evaluate
 from config import UserError
 from data import CATEGORIES, HELPFUL
 from evaluate import KINDS, markdown
-from support.files import read_json, read_records, write
+from lab.measure import verdicts
+from support.files import as_json, read_json, read_records, write
 
 LAB = Path(__file__).parent
-START, DRIRL, STATIC, DPO = "SFT warm start", "product (DR-IRL)", "7RW static", "DPO"
+START, DRIRL, STATIC = "SFT warm start", "product (DR-IRL)", "7RW static"
 CONTINUED, BORROWED = "SFT continued (time)", "SFT on borrowed (time)"
-RFT, PAIRS = "RFT", "DPO, best and worst sample"
-RIVALS = (START, CONTINUED, RFT, BORROWED, DPO, PAIRS, STATIC, "sum", "linear integration")
+RFT, DPO = "RFT", "DPO"
+RIVALS = (START, CONTINUED, RFT, BORROWED, DPO, STATIC, "sum", "linear integration")
 CLAIMS = [(DRIRL, v) for v in (*RIVALS, "unbalanced")]  # (better, worse)
 CLAIMS += [(v, STATIC) for v in ("data hardness", "model responsiveness", "spread (ours)")]
 CLAIMS += [(STATIC, "1RW static"), (STATIC, CONTINUED), (START, CONTINUED)]
-SINCE = {"disguised": 1, "few-16": 1}  # first seed that claims count: earlier ones suggested them
+RUNS = {"base": ("base", ()), "SFT warm start": (START, ("sft",))}  # results.json's names
+RUNS |= {"DR-IRL from it": (DRIRL, ("sft", "irl", "grpo"))}
+RUNS |= {"SFT continued": (CONTINUED, ("sft", "baseline"))}
 # 97.5% quantiles of Student's t for 2 to 9 degrees of freedom
 STUDENT = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -47,7 +53,7 @@ def grouped(records: list[dict]) -> dict:
 
 def refused(line: dict, kind: str) -> np.ndarray:
     """1 where a prompt of this kind was refused, else 0."""
-    return np.array([v == "r" for v in line["verdicts"]["plain"].get(kind, "")], float)
+    return np.array([v == "r" for v in line["verdicts"].get(kind, "")], float)
 
 
 def difference(a: list[dict], b: list[dict], draws: int = 4000) -> tuple:
@@ -71,13 +77,13 @@ def name_of(better: str, worse: str) -> str:
     return f"{short.get(better, better)} over {short.get(worse, worse)}"
 
 
-def claim(variants: dict, better: str, worse: str, since: int = 0) -> dict:
+def claim(variants: dict, better: str, worse: str) -> dict:
     """A claim: its name, seeds, points, two intervals; {} without lines of both variants.
 
     by_seed: None for fewer than three seeds.
     """
     a, b = ({r["seed"]: r for r in variants.get(v, [])} for v in (better, worse))
-    if not (seeds := sorted(s for s in a.keys() & b.keys() if s >= since)):
+    if not (seeds := sorted(a.keys() & b.keys())):
         return {}
     mean, low, high, half = difference([a[s] for s in seeds], [b[s] for s in seeds])
     by_seed = None if half == math.inf else [round(mean - half, 2), round(mean + half, 2)]
@@ -117,8 +123,8 @@ def percent(lines: list[dict], name: str) -> float:
     return 100 * np.mean([hits / max(1, n) for hits, n in (r["rates"][name] for r in lines)])
 
 
-def tables_of(variants: dict, since: int = 0) -> str:
-    """Markdown: all tables of one setting; its claims count the seeds from `since` on."""
+def tables_of(variants: dict) -> str:
+    """Markdown: all tables of one setting."""
     head = "variant | seeds | refused, %: harmful | ordinary | look-alikes"
     head += " | harmful − look-alikes | gibberish % | KL | seconds"
     head, rows, aucs, chosen = head.split(" | "), [], [], []
@@ -128,7 +134,8 @@ def tables_of(variants: dict, since: int = 0) -> str:
         cells = [evaluate.percent([percent(lines, k) / 100 * n[k], n[k]]) for k in KINDS]
         gap = percent(lines, "harmful") - percent(lines, "lookalike")
         cells += [f"{gap:.1f}", f"{percent(lines, 'gibberish'):.1f}"]
-        cells += [f"{np.mean([r['kl'] for r in lines]):.3f}"]
+        kl = [r["kl"] for r in lines if "kl" in r]
+        cells += [f"{np.mean(kl):.3f}" if kl else "-"]
         seconds = np.mean([sum(r["seconds"].values()) for r in lines])
         rows.append([variant, len(lines), *cells, f"{seconds:.0f}"])
         categories.append([variant, *(f"{percent(lines, c):.0f}" for c in CATEGORIES)])
@@ -139,11 +146,12 @@ def tables_of(variants: dict, since: int = 0) -> str:
                 right = [f"{100 * np.mean([x[3] for x in f]):.0f}" for f in found if f]
                 best = [spread([100 * x[4] for x in f], 0) for f in found if f]
                 chosen.append([variant, *(f"{a} → {b}" for a, b in zip(right, best))])
-    told = [claim_row(c) for pair in CLAIMS if (c := claim(variants, *pair, since))]
+    told = [claim_row(c) for pair in CLAIMS if (c := claim(variants, *pair))]
     out = [markdown(head, rows)]
     out.append(markdown(["claim", "seeds", "points", "bootstrap", "by seed", "verdict"], told))
     out.append(markdown(["harmful refused, %", *CATEGORIES], categories))
-    out.append(markdown(["AUC of the rewards, within a prompt", *names], aucs))
+    if aucs:
+        out.append(markdown(["AUC of the rewards, within a prompt", *names], aucs))
     if chosen:
         head = "right, %: samples → the best of four by reward"
         out.append(markdown([head, *names], chosen))
@@ -154,7 +162,7 @@ def picture(results: dict, path: Path) -> None:
     """Harmful refused against look-alikes answered, a panel a setting."""
     if not (plt := evaluate.pyplot()):
         return
-    fig, axes = plt.subplots(-(-len(results) // 3), 3, figsize=(15, 10), squeeze=False)
+    fig, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 5), squeeze=False)
     for ax, (setting, variants) in zip(axes.flat, results.items()):
         ax.set_prop_cycle(color=plt.get_cmap("tab20").colors)
         for variant, lines in variants.items():
@@ -163,6 +171,21 @@ def picture(results: dict, path: Path) -> None:
         ax.set(title=setting, xlabel="look-alikes not refused, %", ylabel="harmful refused, %")
         ax.legend(fontsize=6)
     evaluate.save_figure(fig, path)
+
+
+def lines_of(folder: Path) -> list[dict]:
+    """The lines of a grid, or those of a run that train.sh made: its recipe is the setting."""
+    if (grid := folder / "results.jsonl").exists():
+        return read_records(grid, "variant")
+    done, lines = read_json(folder / "done/eval.json", dict), []
+    about = {"setting": read_json(folder / "config.json", dict)["run"]["recipe"]}
+    about |= {"settings": done["settings"], "seed": done["settings"]["--seed"]}
+    for model in read_json(folder / "results.json", list):
+        variant, stages = RUNS[model["name"]]
+        seconds = {s: read_json(folder / f"done/{s}.json", dict)["seconds"] for s in stages}
+        line = {**about, "variant": variant, "verdicts": verdicts(model["answers"])}
+        lines.append({**line, "rates": model["rates"], "seconds": seconds, "code": done["code"]})
+    return lines
 
 
 def means(runs: list[list[dict]]) -> str:
@@ -183,7 +206,7 @@ def means(runs: list[list[dict]]) -> str:
 def fill(page: str, results: dict) -> str:
     """The page with the tables between <!-- SETTING --> and <!-- end --> made anew."""
     for setting, variants in results.items():
-        text = f"<!-- {setting} -->\n{tables_of(variants, SINCE.get(setting, 0))}\n<!-- end -->"
+        text = f"<!-- {setting} -->\n{tables_of(variants)}\n<!-- end -->"
         page = re.sub(f"<!-- {setting} -->.*?<!-- end -->", lambda _: text, page, flags=re.S)
     return page
 
@@ -192,23 +215,26 @@ def main(argv: list[str]) -> None:
     if argv[:1] == ["runs"]:
         print(means([read_json(Path(folder) / "results.json", list) for folder in argv[1:]]))
         return
-    kept, page = LAB / "results/ablate.jsonl", LAB / "RESULTS.md"
-    told = argv[:1] == ["claims"]
-    source = Path(argv[told]) if argv[told:] else kept
-    records = read_records(source, "variant")
+    kept, page, told = LAB / "results/runs.jsonl", LAB / "RESULTS.md", argv[:1] == ["claims"]
+    lines = [r for folder in argv[told:] for r in lines_of(Path(folder))]
+    key = lambda r: (r["setting"], r["variant"], r["seed"])
+    records = {
+        key(r): r for r in [*([] if told and lines else read_records(kept, "variant")), *lines]
+    }
+    records = list(records.values())
     if not records:
-        raise UserError(f"{source}: no results yet: python -m lab.grid --run runs/grid")
-    for key in ("--model", "text of --prompts", "--eval-prompts"):
-        if len(found := {str(r["settings"].get(key)) for r in records}) > 1:
-            raise UserError(f"{source}: several values of {key}: {', '.join(sorted(found))}")
+        raise UserError("no results yet: python -m lab.grid --run runs/grid")
+    for flag in ("--model", "text of --prompts", "--eval-prompts"):
+        if len(found := {str(r["settings"].get(flag)) for r in records}) > 1:
+            raise UserError(f"several values of {flag}: {', '.join(sorted(found))}")
     if told:
         for setting, variants in grouped(records).items():
             for pair in CLAIMS:
-                if found := claim(variants, *pair, SINCE.get(setting, 0)):
+                if found := claim(variants, *pair):
                     print(json.dumps({"setting": setting, **found}))
         return
     text = fill(page.read_text(encoding="utf-8"), grouped(records))
-    write({kept: source.read_bytes(), page: text})
+    write({kept: "".join(as_json(r, None) for r in records), page: text})
     picture(grouped(records), LAB / "results/plane.png")
 
 

@@ -73,27 +73,15 @@ def test_dpo_loss():
     torch.testing.assert_close(logp.grad, torch.stack((-pull, pull), 1))
 
 
-def test_dpo_pairs():
-    known = (("a", "crime"), ("b", HELPFUL), ("c", HELPFUL), ("d", "insult"), ("e", "insult"))
-    known = [{"prompt": p, "category": c, "response": p + "!"} for p, c in known]
-    drawn = [{**known[0], "samples": [(0.5, "s"), (0.1, "t")]}]
-    chat = SimpleNamespace(answer=str)
-    found = dpo.pairs(chat, [*drawn, {**known[1], "samples": [(0.0, "u")]}], known, 2, 0)
-    worse = [p["worse"] for p in found]
-    assert worse[:2] == ["s", "t"] and set(worse[2:4]) == {"b!", "c!"} and worse[4] == "u"
-    assert len(found) == 7 and set(worse[5:]) < {"a!", "d!", "e!"}
-    assert all(p["better"] == p["prompt"] + "!" for p in found)
-
-
 def test_dpo_trains(monkeypatch):
     """From log 2 down; the reference stays; the better response gains on the worse one."""
-    for name, value in {"UPDATES": 12, "BLOCKS": 1, "LR": 5e-3, "PAIRS": 3}.items():
+    for name, value in {"LR": 5e-3, "PAIRS": 3}.items():
         monkeypatch.setattr(dpo, name, value)
     records, policy, reference = [], tiny(), tiny()
     loop = Loop("dpo", log=lambda **r: records.append(r))
     no, yes = map(Letters().answer, ("no", "yes"))
     pairs = [{"prompt": p, "better": no, "worse": yes} for p in ("abc", "d", "ef")]
-    dpo.train(policy, reference, Letters(), pairs, torch.float32, 0, loop)
+    dpo.train(policy, reference, Letters(), pairs, torch.float32, 0, loop, 12, 1)
     first, *_, last = (r["loss"] for r in records)
     assert first == pytest.approx(math.log(2), abs=1e-5) and last < 0.5
     assert all(torch.equal(a, b) for a, b in zip(reference.parameters(), tiny().parameters()))
@@ -130,7 +118,7 @@ def test_measure(monkeypatch):
     assert (
         found["kl"] == pytest.approx(torch.cat(k3).mean().item(), abs=1e-4) and found["kl"] > 0.01
     )
-    assert found["verdicts"] == {"plain": {"harmful": "r", "ordinary": "c"}} and found["rates"] == 2
+    assert found["verdicts"] == {"harmful": "r", "ordinary": "c"} and found["rates"] == 2
 
 
 SMALL = {"run.per_category": 3, "run.max_new_tokens": 12, "sft.steps": 3, "sft.batch": 4}
@@ -148,7 +136,6 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "SETTINGS", {"standard": SMALL})
     few = {**grid.ON_POLICY, "grpo.rollouts": 2, "grpo.prompts": 8, "grpo.lr": 1e-2}
     monkeypatch.setitem(VARIANTS, "on-policy", (("grpo",), few))
-    monkeypatch.setattr(dpo, "UPDATES", 2)
     monkeypatch.setattr(dpo, "LR", 1e-2)
     text = f"{WORLD} --encoder words --dtype fp32 --seeds 1 --run W/grid --only"
     return flags(tmp_path, text)
@@ -178,7 +165,7 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     found = {r["variant"]: r for r in lines(tmp_path)}
     assert list(found) == list(VARIANTS)
     first, product = found[START], found[DRIRL]
-    assert len(first["verdicts"]["plain"]["harmful"]) == 7
+    assert len(first["verdicts"]["harmful"]) == 7
     assert {v for v, r in found.items() if "auc" in r} == {START, *list(VARIANTS)[-3:]}
     assert first["kl"] == 0 and all(r["kl"] > 0 for v, r in found.items() if v != START)
     assert set(product["seconds"]) == {"sft", "irl", "grpo"}
@@ -188,7 +175,7 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     assert len(models) == len(VARIANTS) - 1  # from an even pool unbalanced is balanced
     said = json.loads((tmp_path / "grid/answers/standard 0 DPO.json").read_text())
     told = "".join(a["verdict"][0] for a in said[:7])
-    assert told == found[DPO]["verdicts"]["plain"]["harmful"]
+    assert told == found[DPO]["verdicts"]["harmful"]
     # of 16 variants with two rollouts each, those of one start and reward share the first
     assert len(made) == 20
     folder = tmp_path / "grid/standard/seed-0"

@@ -10,7 +10,7 @@ from config import UserError
 from data import CATEGORIES, HELPFUL
 from lab import tables
 from lab.check_judge import check_judge
-from lab.tables import DRIRL, START, claim, claim_row, difference, means
+from lab.tables import CONTINUED, DRIRL, START, claim, claim_row, difference, means
 
 
 def line(harmful, lookalike, seed=0, variant=START, **more):
@@ -19,7 +19,7 @@ def line(harmful, lookalike, seed=0, variant=START, **more):
     rates = {kind: [v.count("r"), len(v)] for kind, v in verdicts.items()}
     rates |= {**{c: [1, 2] for c in CATEGORIES}, "gibberish": [1, 10]}
     head = {"setting": "few-8", "variant": variant, "seed": seed, "settings": {"--model": "m"}}
-    body = {"verdicts": {"plain": verdicts}, "rates": rates, "kl": 0.5}
+    body = {"verdicts": verdicts, "rates": rates, "kl": 0.5}
     return {**head, **body, "seconds": {"sft": 60, "grpo": 40}, **more}
 
 
@@ -73,6 +73,7 @@ def found():
 
 
 def write(path, records):
+    path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
 
 
@@ -85,9 +86,9 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     )
     (tmp_path / "RESULTS.md").write_text(text)
     with pytest.raises(UserError, match="no results yet"):
-        tables.main([str(tmp_path / "nothing")])
-    write(tmp_path / "some.jsonl", found())
-    tables.main([str(tmp_path / "some.jsonl")])
+        tables.main([])
+    write(tmp_path / "grid/results.jsonl", found())
+    tables.main([str(tmp_path / "grid")])
     page = (tmp_path / "RESULTS.md").read_text()
     # 45 + (50 + 25 + 25) / 3
     assert "| DR-IRL over its start | 3 | +78.3 | [" in page and "| yes |" in page
@@ -95,14 +96,52 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     assert f"| {START} | 3 | {cells} |" in page
     assert f"| {START} | - | - | 0.75 ± 0.00 | - | - | - | - | 1.00 ± 0.00 |" in page
     assert page.endswith("<!-- tail -->\nNot run.\n<!-- end -->\nafter\n") and "old" not in page
-    later = tables.tables_of(tables.grouped(found())["few-8"], 1)
-    assert "| DR-IRL over its start | 2 | +70.0 |" in later  # 45 + 25
-    assert {p.name for p in (tmp_path / "results").iterdir()} == {"ablate.jsonl", "plane.png"}
+    assert {p.name for p in (tmp_path / "results").iterdir()} == {"runs.jsonl", "plane.png"}
     tables.main([])
     assert (tmp_path / "RESULTS.md").read_text() == page
-    write(tmp_path / "other.jsonl", [*found(), {**found()[0], "settings": {"--model": "another"}}])
+    again = line("r" * 20, "cccc", 0, DRIRL)  # 5 points more in seed 0, in place of its line
+    write(tmp_path / "later/results.jsonl", [again])
+    tables.main([str(tmp_path / "later")])
+    assert "| DR-IRL over its start | 3 | +80.0 | [" in (tmp_path / "RESULTS.md").read_text()
+    assert len((tmp_path / "results/runs.jsonl").read_text().splitlines()) == 6
+    write(tmp_path / "other/results.jsonl", [{**again, "settings": {"--model": "another"}}])
     with pytest.raises(UserError, match="several values of --model: another, m"):
-        tables.main([str(tmp_path / "other.jsonl")])
+        tables.main([str(tmp_path / "other")])
+
+
+def test_runs_of_train_sh(tmp_path, capsys):
+    """Lines of run folders: 20 points of harmful prompts, 25 of look-alikes, in both seeds."""
+    answers = lambda kinds: [
+        {"kind": kind, "verdict": "refuses" if v == "r" else "complies"}
+        for kind, told in kinds.items()
+        for v in told
+    ]
+    for seed in (0, 1):
+        rates = line("c", "c")["rates"]
+        told = {"base": ("ccccc", "cccc"), "SFT warm start": ("rcccc", "rrcc")}
+        told |= {"DR-IRL from it": ("rrccc", "rccc"), "SFT continued": ("rcccc", "rrcc")}
+        results = [
+            {"name": name, "rates": rates, "answers": answers({"harmful": h, "lookalike": x})}
+            for name, (h, x) in told.items()
+        ]
+        folder = tmp_path / f"run-{seed}"
+        (folder / "done").mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(results))
+        (folder / "config.json").write_text(json.dumps({"run": {"recipe": "laptop-few"}}))
+        for n, stage in enumerate(("sft", "irl", "grpo", "baseline", "eval")):
+            done = {"settings": {"--seed": seed, "--model": "m"}, "code": "c", "seconds": 10**n}
+            (folder / f"done/{stage}.json").write_text(json.dumps(done))
+    made = {(r["variant"], r["seed"]): r for r in tables.lines_of(tmp_path / "run-1")}
+    assert set(made) == {(v, 1) for v in ("base", START, DRIRL, CONTINUED)}
+    assert made[DRIRL, 1]["verdicts"] == {"harmful": "rrccc", "lookalike": "rccc"}
+    assert sum(made[DRIRL, 1]["seconds"].values()) == 111 and "kl" not in made[DRIRL, 1]
+    assert sum(made[CONTINUED, 1]["seconds"].values()) == 1001 and not made["base", 1]["seconds"]
+    tables.main(["claims", *(str(tmp_path / f"run-{n}") for n in (0, 1))])
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (first["claim"], first["points"]) == ("DR-IRL over its start", 45)
+    assert (first["setting"], first["seeds"], first["by_seed"]) == ("laptop-few", 2, None)
+    page = tables.tables_of({START: [made[START, 1]]})  # without KL and rewards
+    assert " | - | 1 |" in page and "AUC" not in page
 
 
 def test_best_of_four(tmp_path):
@@ -117,8 +156,8 @@ def test_best_of_four(tmp_path):
 
 def test_claims_as_lines(tmp_path, capsys):
     """Three seeds by hand: +45 points of harmful prompts, +50, +25, +25 of look-alikes."""
-    write(tmp_path / "some.jsonl", found())
-    tables.main(["claims", str(tmp_path / "some.jsonl")])
+    write(tmp_path / "some/results.jsonl", found())
+    tables.main(["claims", str(tmp_path / "some")])
     (said,) = map(json.loads, capsys.readouterr().out.splitlines())
     low, high = said.pop("by_seed")
     half = 4.303 * (25**2 / 3) ** 0.5 / 3**0.5  # s of 50, 25, 25 is 25 / sqrt 3
@@ -130,9 +169,9 @@ def test_claims_as_lines(tmp_path, capsys):
 
 
 def test_results_are_up_to_date():
-    """RESULTS.md holds the tables of results/ablate.jsonl, and shows the picture there is."""
+    """RESULTS.md holds the tables of results/runs.jsonl, and shows the picture there is."""
     page = (tables.LAB / "RESULTS.md").read_text(encoding="utf-8")
-    records = tables.read_records(tables.LAB / "results/ablate.jsonl", "variant")
+    records = tables.read_records(tables.LAB / "results/runs.jsonl", "variant")
     assert tables.fill(page, tables.grouped(records)) == page
     marked = set(re.findall(r"<!-- ([\w-]+) -->", page)) - {"end"}
     assert {r["setting"] for r in records} == marked
