@@ -17,7 +17,7 @@ Decisions where the paper is silent:
 2. The gap is demonstration minus sample, as in DAMA (arXiv 2502.01943).
 3. The denominators' means start from IRL's samples; mean <- (mean + batch mean) / 2.
 4. alpha is one number per prompt (over its group's mean W), and a constant of the optimisation.
-5. sum is the mean of the two factors: like the product, it is near 1 for an average task.
+5. scaling sum: the mean of the two factors, so that an average task still gets about 1.
 6. std is the population's. A group of equal rewards has advantage 0.
 7. The loss is a mean over sequences of a mean over tokens, whatever the micro-batch.
 8. As a loss, k3's gradient is not that of the KL divergence; it is a penalty all the same.
@@ -149,8 +149,8 @@ def difficulty(W, gaps, categories: list[str], deltas: dict, gap_means: dict, sc
 def advantages(R: Tensor, alpha: Tensor, anchors: int, g: GRPOConfig) -> tuple[Tensor, Tensor]:
     """A of rewards R (P, G) and alpha (P, 1), and whether it is learnt from: (P + anchors, G + 1).
 
-    members ends: of a group, the best and the worst are, unless their A is 0. The last column is
-    the demonstrations': the anchors' alone are learnt from, with advantage 1.
+    members ends: a group's best and worst are, unless their A is 0. The last column is the
+    demonstrations': the anchors' alone are learnt from, with advantage 1.
     """
     A, (P, G) = group_advantage(R, alpha, g.std_eps), R.shape
     A = F.pad(A, (0, 1, 0, anchors), value=1.0)
@@ -328,7 +328,7 @@ def train(
 
     phi: the text encoder. rows: prompt, category and response (the demonstration; borrowed: True
     if another prompt's). history: IRL's groups with reward_demo and samples, (reward, text) pairs.
-    held: rows that are only looked at, before four of the rollouts and after the last. own: another
+    held: rows that are only looked at, before at most four rollouts and after the last. own: another
     roll_out or advantages. The steps are numbered as in README; 1 and 2 are data.py and reward.py.
     """
     g, loop = c.grpo, loop or Loop("grpo")

@@ -14,7 +14,7 @@ irl_loss estimates the second term in one of three ways. Decisions where the pap
    over the response's tokens. The last token alone learnt more slowly. Blocks below are shared.
 2. An eighth model, helpful, learns from harmless prompts; without it refusing everything wins.
 3. With contrast, other demonstrations join the samples: then this is no estimate under pi_r.
-4. After fitting, a model's rewards of its samples have mean 0 and std 1: r is free up to these.
+4. After fitting, a model's rewards of its samples get mean 0 and std 1: the models then compare.
 5. joint_epochs: the seven harm models begin as one, which they copy.
 6. pi_ref is the warm start at the sampling temperature.
 7. L2 * mean r^2 keeps rewards finite: the demonstrations can be separated from the samples.

@@ -17,6 +17,7 @@ import torch
 import config
 import drirl
 import evaluate
+from lab.tables import DRIRL, START
 from support.loaders import load_demonstrations
 from teach import walkthrough
 
@@ -296,32 +297,22 @@ def test_readme_tables():
     assert len(named) > 6 and all(map(pkgutil.resolve_name, named))
 
 
-def gain(run, name):
-    """Refused harmful prompts minus refused look-alikes, in points."""
-    (rates,) = (m["rates"] for m in run if m["name"] == name)
-    (harmful, n), (lookalike, of) = rates["harmful"], rates["lookalike"]
-    return 100 * (harmful / n - lookalike / of)
-
-
 def test_readme_results():
-    """What the README tells of the recorded runs is what their tables say."""
-    paths = [ROOT / f"lab/results/seed-{seed}/results.json" for seed in range(3)]
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    gains = {}
-    for name in ("DR-IRL from it", "SFT continued"):
-        gains[name] = [gain(run, name) - gain(run, "SFT warm start") for run in runs]
-    ours, theirs = (sum(g) / 3 for g in gains.values())
-    for models in zip(*runs):
-        pairs = (
-            [m["rates"][kind] for m in models] for kind in ("harmful", "ordinary", "lookalike")
-        )
-        means = [100 * sum(hits / n for hits, n in pair) / 3 for pair in pairs]
-        cells = " | ".join(f"{x:.1f}" for x in (*means, means[0] - means[2]))
-        assert f"| {models[0]['name']} | {cells} |" in README
+    """What the README tells of the recorded runs is what their lines say."""
+    lines = (ROOT / "lab/results/runs.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [r for r in map(json.loads, lines) if r["setting"] == "laptop-few"]
+    names, rates = {"base": "base", "SFT warm start": START, "DR-IRL from it": DRIRL}, {}
+    for name, variant in names.items():
+        runs = [r["rates"] for r in found if r["variant"] == variant]
+        percent = lambda kind: [100 * r[kind][0] / r[kind][1] for r in runs]
+        rates[name] = [percent(kind) for kind in ("harmful", "ordinary", "lookalike")]
+        rates[name] += [[a - b for a, b in zip(rates[name][0], rates[name][2])]]
+        cells = " | ".join(f"{sum(x) / 3:.1f}" for x in rates[name])
+        assert f"| {name} | {cells} |" in README and len(runs) == 3
     text = " ".join(README.split()).replace("−", "-")
-    by_seed = "{:.1f}, {:.1f} and {:.1f} by seed".format(*gains["DR-IRL from it"])
-    assert ours > 0 > theirs and f"gains {ours:.1f} points of harmful minus look-alikes" in text
-    assert f"({by_seed})" in text and f"loses {-theirs:.1f}" in text
+    gains = [b - a for a, b in zip(rates["SFT warm start"][3], rates["DR-IRL from it"][3])]
+    told = "gains {:.1f} points of harmful minus look-alikes ({:.1f}, {:.1f} and {:.1f} by seed)"
+    assert told.format(sum(gains) / 3, *gains) in text
 
 
 def test_readme_counts():
