@@ -328,7 +328,7 @@ def train(
 
     phi: the text encoder. rows: prompt, category and response (the demonstration; borrowed: True
     if another prompt's). history: IRL's groups with reward_demo and samples, (reward, text) pairs.
-    held: rows that are only looked at, before at most four rollouts and after the last. own: another
+    held: rows that are only looked at, before at most 4 rollouts and after the last. own: another
     roll_out or advantages. The steps are numbered as in README; 1 and 2 are data.py and reward.py.
     """
     g, loop = c.grpo, loop or Loop("grpo")
