@@ -217,11 +217,8 @@ def main(argv: list[str]) -> None:
         return
     kept, page, told = LAB / "results/runs.jsonl", LAB / "RESULTS.md", argv[:1] == ["claims"]
     lines = [r for folder in argv[told:] for r in lines_of(Path(folder))]
-    key = lambda r: (r["setting"], r["variant"], r["seed"])
-    records = {
-        key(r): r for r in [*([] if told and lines else read_records(kept, "variant")), *lines]
-    }
-    records = list(records.values())
+    old = [] if told and lines else read_records(kept, "variant")
+    records = [*{(r["setting"], r["variant"], r["seed"]): r for r in [*old, *lines]}.values()]
     if not records:
         raise UserError("no results yet: python -m lab.grid --run runs/grid")
     for flag in ("--model", "text of --prompts", "--eval-prompts"):
