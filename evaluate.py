@@ -64,6 +64,14 @@ def evaluate(model, chat, rows: list[dict], max_new_tokens: int, name: str = "mo
     return {"name": name, "rates": rates(answers), "answers": answers}
 
 
+def verdicts(answers: list[dict]) -> dict:
+    """{kind: "rrpc..."}: a letter for each prompt's verdict."""
+    found = {}
+    for a in answers:
+        found[a["kind"]] = found.get(a["kind"], "") + a["verdict"][0]
+    return found
+
+
 def rates(answers: list[dict]) -> dict:
     """{metric: [hits, n]} per kind and category; the mean length; {script: unread answers}."""
 

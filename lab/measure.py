@@ -14,14 +14,6 @@ from support.hf import load_rewards
 from support.judge import judge
 
 
-def verdicts(answers: list[dict]) -> dict:
-    """{kind: "rrpc..."}: a letter for each prompt's verdict."""
-    found = {}
-    for a in answers:
-        found[a["kind"]] = found.get(a["kind"], "") + a["verdict"][0]
-    return found
-
-
 @torch.no_grad()
 def measure(run, folder: Path, first: Path) -> dict:
     """Answers of the model in `folder`, and the numbers of its line.
@@ -37,7 +29,7 @@ def measure(run, folder: Path, first: Path) -> dict:
     with autocast(model.device, run.dtype):
         logp, logp_ref = (token_logps(m, batch) for m in (model, start))
     kl = round(kl_k3(logp, logp_ref)[batch.mask].mean().item(), 4)
-    return {"answers": answers, "verdicts": verdicts(answers), "rates": rates, "kl": kl}
+    return {"answers": answers, "verdicts": evaluate.verdicts(answers), "rates": rates, "kl": kl}
 
 
 def reward_facts(run) -> dict:

@@ -25,7 +25,6 @@ import evaluate
 from config import UserError
 from data import CATEGORIES, HELPFUL
 from evaluate import KINDS, markdown
-from lab.measure import verdicts
 from support.files import as_json, read_json, read_records, write
 
 LAB = Path(__file__).parent
@@ -183,7 +182,7 @@ def lines_of(folder: Path) -> list[dict]:
     for model in read_json(folder / "results.json", list):
         variant, stages = RUNS[model["name"]]
         seconds = {s: read_json(folder / f"done/{s}.json", dict)["seconds"] for s in stages}
-        line = {**about, "variant": variant, "verdicts": verdicts(model["answers"])}
+        line = {**about, "variant": variant, "verdicts": evaluate.verdicts(model["answers"])}
         lines.append({**line, "rates": model["rates"], "seconds": seconds, "code": done["code"]})
     return lines
 
