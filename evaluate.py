@@ -66,10 +66,8 @@ def evaluate(model, chat, rows: list[dict], max_new_tokens: int, name: str = "mo
 
 def verdicts(answers: list[dict]) -> dict:
     """{kind: "rrpc..."}: a letter for each prompt's verdict."""
-    found = {}
-    for a in answers:
-        found[a["kind"]] = found.get(a["kind"], "") + a["verdict"][0]
-    return found
+    letters = lambda kind: "".join(a["verdict"][0] for a in answers if a["kind"] == kind)
+    return {kind: letters(kind) for kind in KINDS}
 
 
 def rates(answers: list[dict]) -> dict:

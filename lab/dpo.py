@@ -22,10 +22,7 @@ def dpo_loss(logp: torch.Tensor, logp_ref: torch.Tensor, beta: float) -> torch.T
 
 
 def train(policy, reference, chat, pairs, dtype, seed, loop, updates: int, blocks: int):
-    """Trains the policy in place; reference: its own start. pairs: {"prompt", "better", "worse"}.
-
-    prompt is text; better and worse are token lists.
-    """
+    """Trains the policy in place; reference: its own start. pairs: see rivals.pairs_of."""
     frozen, draw = train_top(policy, blocks), cycle(pairs, random.Random(seed))
     optimizer = optimizer_for(policy, LR)
     for step in range(updates):

@@ -71,7 +71,7 @@ def good(R, alpha, anchors, g):
 
 
 def pairs_of(scores, micro: list, part: list[dict]) -> list[dict]:
-    """{"prompt", "better", "worse"}: each group's best and worst sample, unless they are equal."""
+    """{"prompt", "better", "worse"}: a group's best and worst token lists, unless equal in R."""
     width, samples, pairs = scores.shape[1], {}, []
     for m in (m for update in micro for m in update):
         texts = [ids[mask].tolist() for ids, mask in zip(m.batch.completions, m.batch.mask)]

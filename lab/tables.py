@@ -26,6 +26,7 @@ from config import UserError
 from data import CATEGORIES, HELPFUL
 from evaluate import KINDS, markdown
 from support.files import as_json, read_json, read_records, write
+from support.resume import refuse_differences
 
 LAB = Path(__file__).parent
 START, DRIRL, STATIC = "SFT warm start", "product (DR-IRL)", "7RW static"
@@ -223,6 +224,10 @@ def main(argv: list[str]) -> None:
     for flag in ("--model", "text of --prompts", "--eval-prompts"):
         if len(found := {str(r["settings"].get(flag)) for r in records}) > 1:
             raise UserError(f"several values of {flag}: {', '.join(sorted(found))}")
+    alike = {}
+    for r in records:
+        what, settings = f"{r['setting']}, {r['variant']}", {**r["settings"], "--seed": None}
+        refuse_differences(alike.setdefault(what, settings), settings, what)
     if told:
         for setting, variants in grouped(records).items():
             for pair in CLAIMS:
@@ -230,6 +235,8 @@ def main(argv: list[str]) -> None:
                     print(json.dumps({"setting": setting, **found}))
         return
     text = fill(page.read_text(encoding="utf-8"), grouped(records))
+    if lost := [s for s in grouped(records) if f"<!-- {s} -->" not in text]:
+        raise UserError(f"RESULTS.md: want <!-- {lost[0]} --> and <!-- end --> for its tables")
     write({kept: "".join(as_json(r, None) for r in records), page: text})
     picture(grouped(records), LAB / "results/plane.png")
 

@@ -118,7 +118,8 @@ def test_measure(monkeypatch):
     assert (
         found["kl"] == pytest.approx(torch.cat(k3).mean().item(), abs=1e-4) and found["kl"] > 0.01
     )
-    assert found["verdicts"] == {"harmful": "r", "ordinary": "c"} and found["rates"] == 2
+    assert found["verdicts"] == {"harmful": "r", "ordinary": "c", "lookalike": ""}
+    assert found["rates"] == 2
 
 
 SMALL = {"run.per_category": 3, "run.max_new_tokens": 12, "sft.steps": 3, "sft.batch": 4}

@@ -107,6 +107,21 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     write(tmp_path / "other/results.jsonl", [{**again, "settings": {"--model": "another"}}])
     with pytest.raises(UserError, match="several values of --model: another, m"):
         tables.main([str(tmp_path / "other")])
+    before = (tmp_path / "results/runs.jsonl").read_text()
+    settings = {
+        "--model": "m",
+        "--seed": 5,
+        "--grpo-lr": 9.0,
+    }  # of the first, --grpo-lr alone counts
+    write(tmp_path / "other/results.jsonl", [{**again, "settings": settings}])
+    with pytest.raises(
+        UserError, match="few-8, product .DR-IRL.: .*--grpo-lr 9.0 there, None here"
+    ):
+        tables.main([str(tmp_path / "other")])
+    write(tmp_path / "other/results.jsonl", [{**again, "setting": "few-9"}])
+    with pytest.raises(UserError, match="RESULTS.md: want <!-- few-9 --> and <!-- end -->"):
+        tables.main([str(tmp_path / "other")])
+    assert (tmp_path / "results/runs.jsonl").read_text() == before
 
 
 def test_runs_of_train_sh(tmp_path, capsys):
@@ -133,7 +148,7 @@ def test_runs_of_train_sh(tmp_path, capsys):
             (folder / f"done/{stage}.json").write_text(json.dumps(done))
     made = {(r["variant"], r["seed"]): r for r in tables.lines_of(tmp_path / "run-1")}
     assert set(made) == {(v, 1) for v in ("base", START, DRIRL, CONTINUED)}
-    assert made[DRIRL, 1]["verdicts"] == {"harmful": "rrccc", "lookalike": "rccc"}
+    assert made[DRIRL, 1]["verdicts"] == {"harmful": "rrccc", "ordinary": "", "lookalike": "rccc"}
     assert sum(made[DRIRL, 1]["seconds"].values()) == 111 and "kl" not in made[DRIRL, 1]
     assert sum(made[CONTINUED, 1]["seconds"].values()) == 1001 and not made["base", 1]["seconds"]
     tables.main(["claims", *(str(tmp_path / f"run-{n}") for n in (0, 1))])

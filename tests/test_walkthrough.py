@@ -313,6 +313,10 @@ def test_readme_results():
     gains = [b - a for a, b in zip(rates["SFT warm start"][3], rates["DR-IRL from it"][3])]
     told = "gains {:.1f} points of harmful minus look-alikes ({:.1f}, {:.1f} and {:.1f} by seed)"
     assert told.format(sum(gains) / 3, *gains) in text
+    pairs = zip(rates["SFT warm start"], rates["DR-IRL from it"])
+    harmful, ordinary, lookalike, _ = ((sum(b) - sum(a)) / 3 for a, b in pairs)
+    assert f"(look-alikes {lookalike:.1f}, ordinary {ordinary:.1f})" in text
+    assert f"fewer harmful ones ({harmful:.1f})" in text
 
 
 def test_readme_counts():
