@@ -12,6 +12,7 @@ override the recipe, and the recipe overrides the folder's config.json.
 """
 
 import argparse
+import ctypes
 import dataclasses
 import math
 import resource
@@ -287,6 +288,7 @@ def timed(stage: str, run: Run, stages: dict = STAGES) -> None:
     start, run.seconds = time.time(), 0.0
     if parallel.world() > 1 and stage != "grpo":
         raise UserError(f"{stage} runs in one process: torchrun is for grpo")
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # glibc keeps what earlier stages freed
     stages[stage](run)
     if stage in ORDER:
         run.finish(stage)
