@@ -288,8 +288,8 @@ def picture_of_refusals(path: Path, results: list[dict]) -> None:
 
 CURVES = ("sft loss", "irl gap_demo_minus_others")  # stage and fields of the records
 CURVES += ("grpo harmful_right held_harmful_right", "grpo helpful_right held_helpful_right")
-CURVES += ("grpo harmful_reward helpful_reward", "grpo kl entropy")
-CURVES += ("grpo clipped_low clipped_high cosine", "grpo alpha")
+CURVES += ("grpo margin", "grpo harmful_reward helpful_reward", "grpo kl entropy")
+CURVES += ("grpo clipped_low clipped_high", "grpo cosine", "grpo alpha")
 
 
 def band(y: list[float], width: int = 9) -> tuple:
@@ -304,7 +304,7 @@ def picture_of_curves(path: Path, records: list[dict]) -> None:
 
     Long curves are shown as a moving mean with a band of one standard deviation.
     """
-    fig, axes = pyplot().subplots(4, 2, figsize=(9.2, 9.5), layout="constrained")
+    fig, axes = pyplot().subplots(5, 2, figsize=(9.2, 12), layout="constrained")
     for ax, title in zip(axes.flat, CURVES):
         stage, *keys = title.split()
         rows, many = [r for r in records if r["stage"] == stage], len(keys) > 1 or stage == "irl"

@@ -90,7 +90,7 @@ def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
     An unbiased and never negative estimate of KL(pi, pi_ref), per sampled token.
     """
     d = (logp_ref - logp).clamp(-20, 20)
-    return torch.exp(d) - d - 1
+    return torch.expm1(d) - d  # exact for small d
 
 
 INFO = ("kl", "entropy", "clipped_low", "clipped_high")
@@ -282,8 +282,9 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
     """One optimizer step, if its numbers are finite. Returns what to log.
 
     A (P + anchors, G + 1): advantages. S: the update's sequences, in all processes.
+    margin: mean over samples of sign(A) (log pi - log pi_ref), of their tokens' means.
     """
-    g, names, sums = c.grpo, ("loss", *INFO), torch.zeros(len(INFO) + 1, dtype=torch.float64)
+    g, names, sums = c.grpo, ("margin", "loss", *INFO), torch.zeros(len(INFO) + 2).double()
     for m in micro:
         with autocast(policy.device, dtype):
             x = run_blocks(policy, m.batch, m.x, frozen, recompute=g.recompute)
@@ -293,7 +294,10 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
         limits = g.clip, g.clip_high, g.beta_kl, S if m.rows else math.inf
         objective, info = loss(logp, *fixed, *limits)
         objective.backward()
-        sums += torch.tensor([objective.item(), *(info[k] for k in INFO)], dtype=sums.dtype)
+        gain = (logp.detach() - m.logp_ref).sum(1) / m.batch.mask.sum(1)
+        samples = torch.tensor([(r + 1) % A.shape[1] > 0 for r in m.rows or [-1]]).to(gain)
+        margin = (samples * fixed[2].sign() * gain).sum() / max(1, S - g.anchor)
+        sums += torch.tensor([margin, objective.item(), *(info[k] for k in INFO)]).to(sums)
     stats = dict(zip(names, parallel.add(sums).tolist()))
     trained = [p for p in policy.parameters() if p.requires_grad]
     stats["grad_norm"] = parallel.clip_gradients(trained, 1.0)  # sums the processes' gradients

@@ -63,7 +63,7 @@ def advantage_kernel(
 
 
 def blocking(V: int) -> tuple[int, int]:
-    """BLOCK and warps of row_kernel, 16 columns a thread. Larger blocks spill registers."""
+    """BLOCK and warps of row_kernel for V columns, 16 a thread. Larger blocks spill registers."""
     block = min(16384, triton.next_power_of_2(V))
     return block, max(1, min(block // 512, 16 if torch.version.hip else 32))
 
@@ -75,8 +75,8 @@ def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None
         raise ValueError(f"{found}: want float32 or bfloat16 rows without gaps")
     n, V = z.shape
     logp = torch.empty(n, dtype=torch.float32, device=z.device)
-    block, warps = blocking(block or V)
     gradient = g is not None
+    block, warps = blocking(block or (V if gradient else min(V, 4096)))
     slopes = g.contiguous() if gradient else logp  # any pointer: without GRADIENT it isn't read
     with torch.cuda.device_of(z):  # Triton launches on the current device
         row_kernel[(n,)](

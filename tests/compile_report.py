@@ -39,7 +39,7 @@ def variants():
         pointers = {"Z": f"*{dtype}", "T": "*i64", "G": "*fp32", "LOGP": "*fp32"}
         types = {**pointers, "stride": "i32", "inv_temperature": "fp32", "V": "i32"}
         for gradient, name in ((False, "log-probs"), (True, "with gradient")):
-            constants = {"GRADIENT": gradient, "BLOCK": 16384}
+            constants = {"GRADIENT": gradient, "BLOCK": 16384 if gradient else 4096}
             yield f"rows, {name}, {dtype}", row_kernel, types, constants, 2 + gradient
     integers = ("r_prompt", "r_sample", "a_prompt", "a_sample", "samples")
     types = dict.fromkeys(("R", "ALPHA", "OUT"), "*fp32") | dict.fromkeys(integers, "i32")
@@ -92,7 +92,8 @@ def main() -> str | int:
         cells = []
         for label, target in TARGETS.items():
             amd = target.backend == "hip"
-            options = {} if scalars is None else {"num_warps": 16 if amd else 32}
+            most = min(constants["BLOCK"] // 512, 16 if amd else 32)  # see blocking
+            options = {} if scalars is None else {"num_warps": most}
             binary = compiled(kernel, types, constants, target, **options)
             registers, stack, loads = (on_amd if amd else on_nvidia)(binary)
             wide = sum(width >= 16 for width in loads)

@@ -405,6 +405,22 @@ def test_cosine_of_gradients(monkeypatch):
     assert [r["sequences"] for r in records] == [8] * 8
 
 
+def test_margin(monkeypatch):
+    """By loops over the samples, whose A is not 1; the first update is on pi_ref itself."""
+    seen = spied(monkeypatch, "loss")
+    *_, records = run(rollouts=1, batch=2, lr=0.05, anchor=1)
+    assert len(seen["loss"]) == len(records) == 2
+    for (args, _), record in zip(seen["loss"], records):
+        logp, _, ref, A, mask = (x.tolist() for x in args[:5])
+        found = []
+        for a, *row in zip(A, logp, ref, mask):
+            gains = [x - y for x, y, real in zip(*row) if real]
+            found += [math.copysign(sum(gains) / len(gains), a * sum(gains))] if a != 1 else []
+        assert len(found) == 8
+        assert record["margin"] == pytest.approx(sum(found) / 8, abs=1e-6)
+    assert abs(records[0]["margin"]) < 1e-6 < abs(records[1]["margin"])
+
+
 def test_held_out_prompts_are_looked_at():
     """Always by the same draws. What is learnt does not change by it."""
     held = [{**r, "prompt": "h" + r["prompt"]} for r in ROWS[::3]]

@@ -298,3 +298,14 @@ def test_many_logits_on_the_gpu():
     torch.testing.assert_close(got, want.detach(), atol=1e-3, rtol=1e-4)  # TF32 may be on
     (dh,) = torch.autograd.grad(want.sum(), x)
     torch.testing.assert_close(h.grad[last].double(), dh, atol=1e-2, rtol=1e-2)
+
+
+@gpu
+def test_more_than_65535_rows():
+    """70,000 rows in one launch; 65,535 is the limit of a grid's second and third axis."""
+    g = torch.Generator(device="cuda").manual_seed(0)
+    z = torch.randn(70000, 33, generator=g, device="cuda")
+    targets = torch.randint(33, (len(z),), generator=g, device="cuda")
+    want = z.double().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    got, _ = triton_kernels.rows(z, targets, 1.0)
+    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=1e-5)
