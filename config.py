@@ -114,7 +114,7 @@ class GRPOConfig:
     )
     beta_kl: float = setting(0.04, "weight of the KL penalty to the warm start", low=0)
     open_prompts: bool = setting(
-        False, "draw prompts without a demonstration, in each category that has some"
+        False, "draw prompts that are not among the demonstrations, where a category has some"
     )
     scaling: str = setting(
         "product", "alpha; spread: the product ** 8", choices="none data model product sum spread"

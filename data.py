@@ -1,4 +1,4 @@
-"""Stage 1: demonstrations in Chain-of-Draft form, balanced over seven harm categories.
+"""Step 1: demonstrations in Chain-of-Draft form, balanced over seven harm categories.
 
 A demonstration is a prompt with a response. The response first drafts, in a few terse steps, and
 answers after `####`:

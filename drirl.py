@@ -44,7 +44,7 @@ def as_lines(rows: list[dict]) -> str:
 
 
 def stage_data(run: Run) -> None:
-    """Stage 1: balances the pool's demonstrations over the seven categories."""
+    """Step 1: balances the pool's demonstrations over the seven categories."""
     c, path = run.c.run, run.file("pool")
     pool = loaders.load_rows(path)
     harmful = [r for r in pool if r["category"] != data.HELPFUL]
@@ -96,7 +96,7 @@ def stage_sft(run: Run) -> None:
 
 
 def stage_irl(run: Run) -> None:
-    """Stage 2: one shadow reward model per category, from demonstrations and samples."""
+    """Step 2: one shadow reward model per category, from demonstrations and samples."""
     c, folder = run.c, run.stage_folder("sft")
     reference, chat = run.load(folder, run.dtype), run.chat(folder)
     rows = run.rows(chat)
@@ -123,7 +123,7 @@ def stage_irl(run: Run) -> None:
 
 
 def stage_grpo(run: Run, rewards=None, **own) -> None:
-    """Stage 3: GRPO-S from the warm start against the shadow rewards. own: see grpo_s.train."""
+    """Steps 3 to 6: GRPO-S from the warm start, against the rewards. own: see grpo_s.train."""
     c, folder, rewards_folder = run.c, run.stage_folder("sft"), run.folder / "rewards"
     fitted = [f.stat().st_mtime for f in rewards_folder.glob("*.safetensors")]
     if (folder / "model.safetensors").stat().st_mtime > max(fitted, default=math.inf):

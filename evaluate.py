@@ -20,7 +20,7 @@ from support.files import as_json, write
 from support.judge import gibberish, judge, unread
 
 PHRASES = "Refused means phrase-matched refusal. It measures wording, not safety."
-KINDS = ("harmful", "ordinary", "lookalike")
+KINDS = ("harmful", "ordinary", "lookalike")  # look-alikes are harmless, but sound harmful
 SHORT = 10  # words of a prompt that counts as short
 BATCH = 320  # rows decoded together, so that all models meet the same shapes
 
@@ -48,16 +48,11 @@ def respond(model: Transformer, chat: Chat, prompts, max_new_tokens: int, desc=N
     return out
 
 
-def kind_of(row: dict) -> str:
-    """harmful, ordinary or lookalike: the row's `kind`, else by its category."""
-    return row.get("kind") or ("ordinary" if row.get("category") == HELPFUL else "harmful")
-
-
 def evaluate(model, chat, rows: list[dict], max_new_tokens: int, name: str = "model") -> dict:
     """Answers every prompt greedily and judges it: {"name", "answers", "rates"}."""
     prompts, answers = [r["prompt"] for r in rows], []
     for r, a in zip(rows, respond(model, chat, prompts, max_new_tokens, f"eval {name}")):
-        facts = {"prompt": r["prompt"], "kind": kind_of(r), "category": r.get("category")}
+        facts = {"prompt": r["prompt"], "kind": r["kind"], "category": r.get("category")}
         text = a["response"]
         seen = {"verdict": judge(text), "gibberish": gibberish(text), "unread": unread(text)}
         answers.append({**facts, **a, **seen})
@@ -156,6 +151,12 @@ def look(roll, held: list[dict], seed: int) -> dict:
     scores, facts, _ = roll(held, len(held), [range(len(held))], seed)
     told = rollout_record([r["category"] for r in held], scores, facts)
     return {f"held_{name}": x for name, x in told.items()}
+
+
+def cosine(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    """Of two gradients, each a list of tensors."""
+    dot = lambda a, b: sum((x * y).sum().item() for x, y in zip(a, b))
+    return dot(a, b) / math.sqrt(max(dot(a, a) * dot(b, b), 1e-30))
 
 
 def noise_scale(records: list[dict]) -> tuple[float, float]:

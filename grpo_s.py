@@ -1,4 +1,4 @@
-"""Stage 3: GRPO-S, group relative policy optimization with advantages scaled by task difficulty.
+"""Steps 3 to 6: GRPO-S, group relative policy optimization, scaled by task difficulty.
 
 For each prompt q of category j, G samples o_i and a demonstration y (DR-IRL v3):
 
@@ -44,7 +44,7 @@ from tqdm import tqdm
 from config import Config, GRPOConfig
 from data import CATEGORIES, HELPFUL
 from encoder import similarities
-from evaluate import look, rollout_record, sample_facts
+from evaluate import cosine, look, rollout_record, sample_facts
 from kernels import group_advantage
 from sample import Batch, autocast, completion_logps, generate, run_blocks
 from sft import cycle, optimizer_for, set_lr, train_top
@@ -117,8 +117,8 @@ def loss(
         logp_old = torch.where(A > 0, logp.detach(), logp_old)
     rho = torch.exp((logp - logp_old).clamp(-20, 20))
     surrogate = torch.minimum(rho * A, rho.clamp(1 - clip, 1 + clip_high) * A)
-    k3, held = kl_k3(logp, logp_ref), A.sign() * (rho - 1)  # what the clip may take
-    low, high = (A < 0) & (held > clip), (A > 0) & (held > clip_high)
+    k3, beyond = kl_k3(logp, logp_ref), A.sign() * (rho - 1)  # how far the ratio went
+    low, high = (A < 0) & (beyond > clip), (A > 0) & (beyond > clip_high)
     told = dict(zip(INFO, (logp - logp_ref, -logp, low, high)))
     info = {name: (weight * x).sum().item() for name, x in told.items()}
     return -(weight * (surrogate - beta_kl * k3)).sum(), info
@@ -180,14 +180,14 @@ def pick(rows: list[dict], prompts: int, helpful_share: float, rng: random.Rando
 
 def plan(rows: list[dict], c: Config):
     """Endless rollouts: P prompts and then anchors; each update's places in them; order; seed."""
-    g, K, rng = c.grpo, c.grpo.updates, random.Random(c.run.seed)
+    g, U, rng = c.grpo, c.grpo.updates, random.Random(c.run.seed)
     draw = pick(rows, g.prompts, g.helpful_share, rng)
     demonstrated = [r for r in rows if not r.get("borrowed")]
-    anchors = pick(demonstrated, K * g.anchor, g.helpful_share, rng)
-    updates = [range(u, g.prompts + K * g.anchor, K) for u in range(K)]
+    anchors = pick(demonstrated, U * g.anchor, g.helpful_share, rng)
+    updates = [range(u, g.prompts + U * g.anchor, U) for u in range(U)]
     while True:
         part, seed = next(draw) + next(anchors), rng.randrange(2**31)
-        yield part, updates, [u for _ in range(g.passes) for u in rng.sample(range(K), K)], seed
+        yield part, updates, [u for _ in range(g.passes) for u in rng.sample(range(U), U)], seed
 
 
 def start_means(history: list[dict], phi) -> dict:
@@ -260,8 +260,10 @@ def ready(models, micro: list[MicroBatch], learnt, frozen: int, dtype) -> list[M
     learnt (len(part), G + 1) bool.
     """
     flags, out = learnt.flatten().tolist(), []
-    found = [(m, [b for b, row in enumerate(m.rows) if flags[row]]) for m in micro]
-    for m, cut in parallel.level([f for f in found if f[1]], (micro[0], [])):
+    parts = [(m, [b for b, row in enumerate(m.rows) if flags[row]]) for m in micro]
+    parts = [(m, cut) for m, cut in parts if cut]
+    parts += [(micro[0], [])] * (parallel.most(len(parts)) - len(parts))  # fillers
+    for m, cut in parts:
         batch, tokens = m.batch.select(cut or [0])
         x, logps = None if m.x is None else m.x[tokens], []
         for model in models:
@@ -270,12 +272,6 @@ def ready(models, micro: list[MicroBatch], learnt, frozen: int, dtype) -> list[M
                 logps.append(completion_logps(model, top, batch))
         out.append(MicroBatch(batch, [m.rows[b] for b in cut], x, *logps))
     return out
-
-
-def cosine(a: list[Tensor], b: list[Tensor]) -> float:
-    """Of two gradients, each a list of tensors."""
-    dot = lambda a, b: sum((x * y).sum().item() for x, y in zip(a, b))
-    return dot(a, b) / math.sqrt(max(dot(a, a) * dot(b, b), 1e-30))
 
 
 def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop: Loop) -> dict:
@@ -313,7 +309,7 @@ def roll_out(policy, reference, rewards, chat, phi, c, dtype, frozen, part, P, u
     """Samples of the first P prompts of `part`, with their rewards and what else they tell.
 
     updates: places in `part`. Returns scores (len(part), G + 1), the demonstration's last, facts
-    (P, G, 4) (see evaluate.sample_facts), and each update's MicroBatches.
+    (P, G, 4): W, refuses, length, ended; and each update's MicroBatches.
     """
     mine = [p for u in updates for p in u[parallel.share()] if p < P]
     groups = draw_samples(policy, chat, part, mine, c, dtype, seed)
@@ -333,14 +329,14 @@ def train(
     phi: the text encoder. rows: prompt, category and response (the demonstration; borrowed: True
     if another prompt's). history: IRL's groups with reward_demo and samples, (reward, text) pairs.
     held: rows that are only looked at, before at most 4 rollouts and after the last. own: another
-    roll_out or advantages. The steps are numbered as in README; 1 and 2 are data.py and reward.py.
+    roll_out or advantages. The steps are numbered as in README. U: updates of a pass.
     """
     g, loop = c.grpo, loop or Loop("grpo")
-    frozen, P, K = train_top(policy, g.blocks), g.prompts, g.updates
+    frozen, P, U = train_top(policy, g.blocks), g.prompts, g.updates
     if g.shard:
         parallel.shard(policy)
     optimizer = optimizer_for(policy, g.lr)
-    steps, models = g.passes * K, (reference, policy)[: 1 + (K > 1)]  # K 1: pi_old is pi itself
+    steps, models = g.passes * U, (reference, policy)[: 1 + (U > 1)]  # U 1: pi_old is pi itself
     roll = own.get("roll_out", roll_out)
     roll = partial(roll, policy, reference, rewards, chat, phi, c, dtype, frozen)
     loop.state = loop.state or start_means(history, phi)  # saved with the weights
@@ -360,17 +356,17 @@ def train(
         categories = [r["category"] for r in part[:P]]
         alpha = difficulty(W, gaps, categories, **loop.state, scaling=g.scaling)
         # 5. Advantage: A_i = alpha (R_i - mean R) / (std R + eps)
-        A, learnt = own.get("advantages", advantages)(R, alpha, K * g.anchor, g)
+        A, learnt = own.get("advantages", advantages)(R, alpha, U * g.anchor, g)
         record |= rollout_record(categories, scores[:P], facts, alpha, time.time() - begun)
         # 6. Update: steps up the gradient of J
         batches = [ready(models, m, learnt, frozen, dtype) for m in micro]
         for step, u in enumerate(order, n * steps):
-            i, k = divmod(step - n * steps, K)  # update k of pass i
+            i, k = divmod(step - n * steps, U)  # update k of pass i
             loop.start_pass(i, k, g.passes)
-            set_lr(optimizer, g.lr, (n * K + k + 0.5) / (K * g.rollouts))
+            set_lr(optimizer, g.lr, (n * U + k + 0.5) / (U * g.rollouts))
             S = int(learnt[list(updates[u])].sum())  # sequences, in all processes
             record |= update(policy, batches[u], A, S, frozen, c, dtype, loop)
-            loop.average(g.average, i, k, K, g.passes)
+            loop.average(g.average, i, k, U, g.passes)
             if step + 1 == g.rollouts * steps:
                 record |= look(roll, held, c.run.seed)
             loop.end(step, whole=(step + 1) % steps == 0, **record)

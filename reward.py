@@ -1,4 +1,4 @@
-"""Stage 2: maximum-likelihood inverse RL. One shadow reward model per harm category.
+"""Step 2: maximum-likelihood inverse RL. One shadow reward model per harm category.
 
 Find the reward r that makes the demonstrations most likely under its own best policy
 
@@ -16,7 +16,7 @@ irl_loss estimates the second term in one of three ways. Decisions where the pap
 3. With contrast, other demonstrations join the samples: then this is no estimate under pi_r.
 4. After fitting, a model's rewards of its samples get mean 0 and std 1: the models then compare.
 5. joint_epochs: the seven harm models begin as one, which they copy.
-6. pi_ref is the warm start at the sampling temperature.
+6. pi_ref is the warm start at the sampling temperature (in GRPO-S's loss: at 1).
 7. L2 * mean r^2 keeps rewards finite: the demonstrations can be separated from the samples.
 """
 

@@ -31,10 +31,10 @@ if [ -n "${DRIRL_IMPL:-}" ]; then # a learner's functions: teach/capstone.py
     flags+=(--run "runs/of-$(basename "$DRIRL_IMPL")" --resume false)
 fi
 "$PYTHON" "${program[@]}" all "${flags[@]}" "$@"
-# all is, one after the other (each can run again alone: python drirl.py eval --run runs/default):
+# all is, one after the other, with README's steps (each can run again alone: python drirl.py eval --run runs/default):
 #   data      1. balanced Chain-of-Draft demonstrations
 #   sft          warm start: supervised fine-tuning on them
 #   irl       2. one shadow reward model per category by inverse RL
-#   grpo      3. GRPO-S against these rewards
+#   grpo      3. to 6. GRPO-S against these rewards
 #   eval         before and after on held-out prompts: table, report.md, pictures
-# --rival true also trains the rival: SFT continued for as long as 2. and 3. took
+# --rival true also trains the rival: SFT continued for as long as irl and grpo took

@@ -17,7 +17,7 @@ from pathlib import Path
 import drirl
 from config import RECIPES, Config, UserError, changed
 from data import HELPFUL, counts, distinct, k_center
-from evaluate import KINDS, kind_of
+from evaluate import KINDS
 from lab import rivals
 from lab.measure import measure, reward_facts
 from lab.tables import BORROWED, CONTINUED, DPO, DRIRL, RFT, START, STATIC
@@ -36,14 +36,14 @@ SETTINGS = {  # the recipe laptop with these
 ON_POLICY = {"grpo.rollouts": 24, "grpo.prompts": 32, "grpo.batch": 0, "grpo.members": "all"}
 ON_POLICY |= {"grpo.anchor": 0, "grpo.clip_high": 0.2, "grpo.lr": 5e-5, "grpo.passes": 1}
 FOLDERS = {"grpo": "policy", "judged": "policy"}  # of stages not named like it
-OWN = {RFT: rivals.best, "RFT, random": rivals.random, "best alone": rivals.good}
+OWN = {RFT: rivals.best, "RFT (random)": rivals.random, "best alone": rivals.good}
 VARIANTS = {  # name: (stages after those of the start, settings)
     START: ((), {}),
     DRIRL: (("grpo",), {}),
     STATIC: (("grpo",), {"grpo.scaling": "none"}),
     CONTINUED: (("baseline",), {}),
     RFT: (("grpo",), {}),
-    "RFT, random": (("grpo",), {}),
+    "RFT (random)": (("grpo",), {}),
     DPO: (("dpo",), {}),
     BORROWED: (("baseline",), {}),
     "best alone": (("grpo",), {}),
@@ -151,7 +151,7 @@ def one(c: Config, setting: str, variant: str, seed: int, product: dict | None, 
 def grid(c: Config, only: str, seeds: range) -> None:
     """Runs what has no line yet."""
     root, plan = Path(c.run.run), planned(only, seeds)
-    if {kind_of(r) for r in Run(c).prompts([])[0]} != set(KINDS):
+    if {r["kind"] for r in Run(c).prompts([])[0]} != set(KINDS):
         raise UserError("--prompts: want harmful prompts, ordinary ones and look-alikes")
     hold(root)
     shared = {}

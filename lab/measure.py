@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 import evaluate
 import reward
@@ -11,7 +12,6 @@ from data import HELPFUL
 from grpo_s import kl_k3
 from sample import Batch, autocast, token_logps
 from support.hf import load_rewards
-from support.judge import judge
 
 
 @torch.no_grad()
@@ -33,13 +33,13 @@ def measure(run, folder: Path, first: Path) -> dict:
 
 
 def reward_facts(run) -> dict:
-    """What the rewards know of four warm start's samples of each held-out prompt, by category:
+    """What the rewards know of four warm start's samples of each held-out prompt, by category.
 
-    [pairs, AUC, prompts, share of samples that are right, share of best samples that are]. A pair
-    is a wanted (harmful prompt: refusing) and an unwanted sample of one prompt.
+    auc (None where no prompt has right and wrong samples), right, best_right: see
+    evaluate.rollout_record.
     """
     rows, (chat,) = run.prompts([run.folder / "sft"])
-    kinds = [r["category"] if evaluate.kind_of(r) == "harmful" else HELPFUL for r in rows]
+    kinds = [r["category"] if r["kind"] == "harmful" else HELPFUL for r in rows]
     rows = [{**r, "category": kind, "response": ""} for r, kind in zip(rows, kinds)]
     most = {"irl.prompts": len(rows), "irl.helpful_prompts": len(rows)}
     c = changed(run.c, {**most, "irl.samples": 4, "irl.contrast": 0})
@@ -48,17 +48,11 @@ def reward_facts(run) -> dict:
     groups = reward.sample_groups(reference, chat, rows, c)
     batches = reward.pack_groups(models, reference, groups, 8, run.dtype)
     reward.score_groups(models, batches, run.dtype)
-    for g in groups:
-        refused = [judge(chat.decode(ids)) == "refuses" for ids in g["samples"]]
-        right, best = [r != (g["category"] == HELPFUL) for r in refused], max(g["rewards"])
-        good, bad = ([R for R, r in zip(g["rewards"], right) if r == x] for x in (True, False))
-        pairs, above, n, share, chosen = found.get(g["category"], (0, 0.0, 0, 0.0, 0))
-        if both := len(good) * len(bad):
-            pairs, above = pairs + both, above + both * evaluate.auc(good, bad)
-        share, chosen = share + len(good) / len(right), chosen + right[g["rewards"].index(best)]
-        found[g["category"]] = pairs, above, n + 1, share, chosen
-    rounded = lambda x, n: round(x / n, 4) if n else None
-    return {
-        name: [pairs, rounded(above, pairs), n, rounded(share, n), rounded(chosen, n)]
-        for name, (pairs, above, n, share, chosen) in found.items()
-    }
+    for name in sorted({g["category"] for g in groups}):
+        mine = [g for g in groups if g["category"] == name]
+        scores = torch.tensor([[*g["rewards"], g["reward_demo"]] for g in mine])
+        facts = F.pad(evaluate.sample_facts(chat, [g["samples"] for g in mine]), (1, 0))  # no W
+        told, kind = evaluate.rollout_record([name] * len(mine), scores, facts), "harmful_"
+        kind = "helpful_" if name == HELPFUL else kind
+        found[name] = {k: told.get(kind + k) for k in ("auc", "right", "best_right")}
+    return found

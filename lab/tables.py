@@ -140,12 +140,12 @@ def tables_of(variants: dict) -> str:
         rows.append([variant, len(lines), *cells, f"{seconds:.0f}"])
         categories.append([variant, *(f"{percent(lines, c):.0f}" for c in CATEGORIES)])
         if fitted := [r["auc"] for r in lines if "auc" in r]:
-            found = [[a[n] for a in fitted if a.get(n, [0])[0]] for n in names]
-            aucs.append([variant, *(spread([x[1] for x in f], 2) for f in found)])
-            if all(len(x) == 5 for f in found for x in f):
-                right = [f"{100 * np.mean([x[3] for x in f]):.0f}" for f in found if f]
-                best = [spread([100 * x[4] for x in f], 0) for f in found if f]
-                chosen.append([variant, *(f"{a} → {b}" for a, b in zip(right, best))])
+            found = [[f[n] for f in fitted if n in f] for n in names]
+            known = [[x["auc"] for x in f if x["auc"] is not None] for f in found]
+            aucs.append([variant, *(spread(x, 2) for x in known)])
+            right = [spread([100 * x["right"] for x in f], 0) for f in found]
+            best = [spread([100 * x["best_right"] for x in f], 0) for f in found]
+            chosen.append([variant, *(f"{a} → {b}" for a, b in zip(right, best))])
     told = [claim_row(c) for pair in CLAIMS if (c := claim(variants, *pair))]
     out = [markdown(head, rows)]
     out.append(markdown(["claim", "seeds", "points", "bootstrap", "by seed", "verdict"], told))

@@ -45,11 +45,6 @@ def most(n: int) -> int:
     return int(add(torch.tensor(n), dist.ReduceOp.MAX))
 
 
-def level(parts: list, filler) -> list:
-    """The parts, filled up to as many as any process has."""
-    return parts + [filler] * (most(len(parts)) - len(parts))
-
-
 def shard(model) -> None:
     """FSDP2: a process keeps its part of each block, and borrows the rest while the block runs."""
     from torch.distributed.fsdp import fully_shard  # a second of importing

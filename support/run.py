@@ -18,7 +18,6 @@ import torch
 import data
 from config import CORPUS, SHIPPED, Config, UserError, changed, get, settings
 from encoder import load_encoder
-from evaluate import kind_of
 from model import Transformer
 from support import chat as chats
 from support import loaders, parallel, weights
@@ -274,7 +273,7 @@ class Run:
         if self.c.run.prompts:
             loaders.print_once(rows.told)
         n = min(self.c.run.eval_prompts or len(rows), len(rows))
-        kinds = [(kind_of(r), r["category"] or "") for r in rows]
+        kinds = [(r["kind"], r["category"] or "") for r in rows]
         order = sorted(range(len(rows)), key=lambda i: kinds[i])
         chosen = sorted(order[k * len(rows) // n] for k in range(n))  # evenly of each kind
         return [rows[i] for i in chosen], found

@@ -1,7 +1,7 @@
 """One group from the inside: python -m teach.explore --run R --prompt "..." [--grpo-samples 8]
 
 Shows what a rollout of GRPO-S would compute for one prompt. The running means start from IRL's
-samples. A token's log-ratio is log pi - log pi_ref at the sampling temperature.
+samples. A token's log-ratio is log pi - log pi_ref at the sampling temperature, not at 1.
 """
 
 import argparse
@@ -68,7 +68,8 @@ def show(run, prompt: str) -> None:
         print("    " + text.replace("\n", "\n    "))
         print("  rewards:    " + ", ".join(f"{m} {r[i]:+.2f}" for m, r in by_model.items()))
         own = split_sentences(text) if i < samples and theirs else []
-        for sentence, near in zip(own, (encoder.embed(own) @ encoder.embed(theirs).T).tolist()):
+        cosines = (encoder.embed(own) @ encoder.embed(theirs).T).tolist() if own else []
+        for sentence, near in zip(own, cosines):
             print(f"  {max(near):.2f}  {sentence}  ~  {theirs[near.index(max(near))]}")
         words = [chat.tokenizer.decode([t], skip_special_tokens=False) for t in answers[i]]
         words = [f"{w.strip() or repr(w)[1:-1]}{r:+.2f}" for w, r in zip(words, ratios[i])]

@@ -15,7 +15,6 @@ from evaluate import (
     balance_table,
     band,
     evaluate,
-    kind_of,
     noise_scale,
     percent,
     rates,
@@ -88,13 +87,6 @@ def test_wilson_holds_the_rate():
         for hits in range(n + 1):
             low, high = wilson(hits, n)
             assert 0 <= low <= hits / n + 1e-12 and hits / n - 1e-12 <= high <= 1
-
-
-def test_kind_of():
-    assert kind_of({"category": "crime"}) == kind_of({"prompt": "p"}) == "harmful"
-    assert kind_of({"category": HELPFUL, "kind": "lookalike"}) == "lookalike"
-    assert kind_of({"category": HELPFUL}) == "ordinary"
-    assert kind_of({"category": None, "kind": "harmful"}) == "harmful"
 
 
 def test_rates():
@@ -307,11 +299,12 @@ def test_evaluate_keeps_the_order_of_the_prompts(monkeypatch):
                 new.append(int(model(torch.tensor([ids + new]))[0, -1].argmax()))
             assert out == {"response": chat.decode(new), "tokens": len(new), "ended": new[-1] == 0}
     assert len({out["response"] for out in got}) > 1
-    rows = [{"prompt": p, "category": HELPFUL if i else "crime"} for i, p in enumerate(prompts)]
+    kinds = ["harmful"] + ["ordinary"] * 4
+    rows = [{"prompt": p, "category": "crime", "kind": k} for p, k in zip(prompts, kinds)]
     monkeypatch.setattr("evaluate.unread", str.upper)
     whole = evaluate(model, chat, rows, 6, "tiny")
     assert whole["name"] == "tiny" and whole["rates"] == rates(whole["answers"])
     assert [a["prompt"] for a in whole["answers"]] == prompts
-    assert [a["kind"] for a in whole["answers"]] == ["harmful"] + ["ordinary"] * 4
+    assert [a["kind"] for a in whole["answers"]] == kinds
     assert [a["response"] for a in whole["answers"]] == [g["response"] for g in got]
     assert [a["unread"] for a in whole["answers"]] == [g["response"].upper() for g in got]

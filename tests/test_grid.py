@@ -213,6 +213,7 @@ def test_reward_facts(monkeypatch):
     kinds = {"a": "harmful", "b": "harmful", "c": "lookalike"}
     prompts = [{"prompt": p, "category": "crime", "kind": kind} for p, kind in kinds.items()]
     chat = SimpleNamespace(decode=lambda ids: "I can't help." if ids == ["n"] else "Sure.")
+    chat.ended = lambda ids: True
     run = SimpleNamespace(folder=Path(), dtype=None, c=with_recipe("laptop"))
     run.load, run.prompts = lambda *a: None, lambda folders: (prompts, [chat])
     models = SimpleNamespace()
@@ -225,11 +226,13 @@ def test_reward_facts(monkeypatch):
         assert c.irl.samples == 4 and c.irl.contrast == 0
         assert [r["category"] for r in rows] == ["crime", "crime", HELPFUL]
         drawn = {p: [[letter] for letter in texts[p]] for p in texts}
-        return [{**r, "samples": drawn[r["prompt"]], "rewards": rewards[r["prompt"]]} for r in rows]
+        of = lambda p: {"samples": drawn[p], "rewards": rewards[p], "reward_demo": 0.0}
+        return [{**r, **of(r["prompt"])} for r in rows]
 
     monkeypatch.setattr(measure.reward, "sample_groups", sample)
-    want = {"crime": [6, round(2 / 6, 4), 2, 0.5, 0.5], HELPFUL: [4, 1.0, 1, 0.5, 1.0]}
-    assert measure.reward_facts(run) == want
+    found = measure.reward_facts(run)
+    assert found["crime"] == pytest.approx({"auc": 2 / 6, "right": 0.5, "best_right": 0.5})
+    assert found[HELPFUL] == {"auc": 1.0, "right": 0.5, "best_right": 1.0}
 
 
 def test_verdict():

@@ -66,7 +66,8 @@ def test_claim():
 
 
 def found():
-    auc = {"crime": [4, 0.75, 0.5], "insult": [0, None, None], HELPFUL: [4, 1.0, 0.5]}
+    facts = lambda auc: {"auc": auc, "right": 0.5, "best_right": 0.8}
+    auc = {"crime": facts(0.75), "insult": facts(None), HELPFUL: facts(1.0)}
     start = [line("r" * 10 + "c" * 10, "rrcc", s, auc=auc) for s in range(3)]
     answered = ("cccc", "rccc", "rccc")
     return start + [line("r" * 19 + "c", answered[s], s, DRIRL) for s in range(3)]
@@ -163,9 +164,11 @@ def test_best_of_four(tmp_path):
     """Samples right .5, the best of four .7, .8 and .9 by seed: 80 and 4.303 * 10 / sqrt(3)."""
     records = [r for r in found() if r["variant"] == START]
     for r, best in zip(records, (0.7, 0.8, 0.9)):
-        r["auc"] = {name: [6, 0.75, 2, 0.5, best] for name in (*CATEGORIES, HELPFUL)}
+        facts = {"auc": None, "right": 0.5, "best_right": best}
+        r["auc"] = {name: facts for name in (*CATEGORIES, HELPFUL) if name != "insult"}
     page = tables.tables_of({START: records})
-    assert f"| {START} | " + " | ".join(["50 → 80 ± 25"] * 8) + " |" in page
+    cells = ["- → -"] + ["50 ± 0 → 80 ± 25"] * 7  # a category without prompts keeps its place
+    assert f"| {START} | " + " | ".join(cells) + " |" in page
     assert tables.spread([0.5, 0.7], 2) == "0.60" and tables.spread([], 1) == "-"
 
 

@@ -18,7 +18,7 @@ import config
 import drirl
 import evaluate
 from lab.tables import DRIRL, START
-from support.loaders import load_demonstrations
+from support.loaders import load_demonstrations, load_rows
 from teach import walkthrough
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -322,8 +322,8 @@ def test_readme_results():
 def test_readme_counts():
     """Words, held-out prompts, look-alikes, exercises."""
     assert len(README.split()) <= 1000
-    lines = config.SHIPPED["prompts"].read_text(encoding="utf-8").splitlines()
-    kinds = Counter(evaluate.kind_of(json.loads(line)) for line in lines)
+    lines = load_rows(config.SHIPPED["prompts"])
+    kinds = Counter(row["kind"] for row in lines)
     text = " ".join(README.split())
     assert f"{len(lines)} held-out prompts" in text and f"{kinds['lookalike']} look-alikes" in text
     assert len(EXERCISES) == 22 and "twenty-two exercises" in text

@@ -3,7 +3,7 @@
 Difficulty 1 of 3, 15 minutes. Read first: teach/WALKTHROUGH.md, section Demonstrations.
 
 The pool holds eight times as many demonstrations about crime as about mental health. A reward
-model knows what it has seen, so stage 1 of DR-IRL balances: each of the seven harm categories gets
+model knows what it has seen, so step 1 of DR-IRL balances: each of the seven harm categories gets
 the same number of rows ("helpful" is none of the seven). Which rows stay matters too, as
 near-duplicates teach little. An over-full category keeps those that lie furthest apart;
 data.k_center finds them, and you may use it.
