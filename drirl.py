@@ -214,6 +214,9 @@ def stage_all(run: Run) -> None:
     for name in ORDER if run.c.run.rival else [n for n in ORDER if n != "baseline"]:
         before = before and run.done(name) is not None  # once one has run, later ones must
         print(f"[{name}] done before") if before else timed(name, run)
+        if name == "sft" and not before and run.c.run.recipe in SFT_SHARE:
+            minutes = run.seconds / SFT_SHARE[run.c.run.recipe] / 60
+            print(f"[all] about {minutes:.0f} minutes in all on this machine", flush=True)
     if before:
         print(evaluate.table(run.read("results.json", [])))
         print("\nNothing was left to do; --resume false starts anew")
@@ -232,6 +235,7 @@ def stage_recipes(run: Run) -> None:
 STAGES = dict(data=stage_data, sft=stage_sft, irl=stage_irl, grpo=stage_grpo)
 STAGES |= dict(baseline=stage_baseline, eval=stage_eval, chat=stage_chat)
 STAGES |= dict(all=stage_all, recipes=stage_recipes)
+SFT_SHARE = {"laptop": 0.24, "laptop-few": 0.13}  # of a run's seconds, on two Zen 4 cores
 ALONE = "eval --model"  # without --run: eval_folder
 
 
