@@ -286,14 +286,14 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
             x = run_blocks(policy, m.batch, m.x, frozen, recompute=g.recompute)
             logp = completion_logps(policy, x, m.batch)
         m.logp_old = logp.detach() if m.logp_old is None else m.logp_old
-        fixed = m.logp_old, m.logp_ref, A.flatten()[m.rows or [0]], m.batch.mask
-        limits = g.clip, g.clip_high, g.beta_kl, S if m.rows else math.inf
-        objective, info = loss(logp, *fixed, *limits)
+        a, limits = A.flatten()[m.rows or [0]], (g.clip, g.clip_high, g.beta_kl)
+        fixed = m.logp_old, m.logp_ref, a, m.batch.mask, *limits, S if m.rows else math.inf
+        objective, info = loss(logp, *fixed)
         objective.backward()
         gain = (logp.detach() - m.logp_ref).sum(1) / m.batch.mask.sum(1)
-        samples = torch.tensor([(r + 1) % A.shape[1] > 0 for r in m.rows or [-1]]).to(gain)
-        margin = (samples * fixed[2].sign() * gain).sum() / max(1, S - g.anchor)
-        sums += torch.tensor([margin, objective.item(), *(info[k] for k in INFO)]).to(sums)
+        drawn = gain.new_tensor([(r + 1) % A.shape[1] > 0 for r in m.rows or [-1]])  # by the policy
+        margin = (drawn * a.sign() * gain).sum().item() / max(1, S - g.anchor)
+        sums += sums.new_tensor([margin, objective.item(), *(info[k] for k in INFO)])
     stats = dict(zip(names, parallel.add(sums).tolist()))
     trained = [p for p in policy.parameters() if p.requires_grad]
     stats["grad_norm"] = parallel.clip_gradients(trained, 1.0)  # sums the processes' gradients
