@@ -41,7 +41,7 @@ class RunConfig:
     benign: str = setting("", "harmless prompts with answers; empty: corpus/benign.jsonl")
     prompts: str = setting("", "held-out prompts to evaluate on; empty: corpus/test.jsonl")
     eval_prompts: int = setting(0, "how many of them, evenly of each kind; 0: all", low=0)
-    rival: bool = setting(False, "also train SFT continued, for as long as irl and grpo took")
+    rival: bool = setting(False, "also train more by SFT, for as long as irl and grpo took")
     per_category: int = setting(
         72, "demonstrations of each harm category, and at most 7 times as many harmless", low=2
     )
@@ -74,14 +74,14 @@ class IRLConfig:
     prompts: int = setting(72, "prompts of each harm category that samples are drawn for", low=2)
     helpful_prompts: int = setting(72, "harmless prompts likewise", low=2)
     samples: int = setting(4, "K, samples per prompt")
-    contrast: int = setting(0, "demonstrations of the other kind beside the samples", low=0)
+    contrast: int = setting(0, "opposite (harmless, harmful) demonstrations beside samples", low=0)
     estimator: str = setting(
         "importance", "of the expected reward's gradient", choices="importance linear logistic"
     )
     joint_epochs: int = setting(0, "first passes: the harm categories share a model", low=0)
     epochs: int = setting(2, "passes in which each category's model learns alone", low=0)
     lr: float = setting(1e-5, "learning rate of the blocks; the head's is ten times that")
-    beta: float = setting(1.0, "KL weight of the inner problem: temperature of the reward")
+    beta: float = setting(1.0, "weight of the KL penalty in pi_r, which is pi_ref exp(r / beta)")
     batch: int = setting(6, "prompts a step")
     reward_blocks: int = setting(0, "top blocks each reward model owns; 0: all", low=0)
     integration: str = setting(
@@ -96,7 +96,7 @@ class GRPOConfig:
     rollouts: int = setting(100, "times that fresh samples are drawn")
     prompts: int = setting(64, "P, prompts of a rollout")
     samples: int = setting(8, "G, samples per prompt")
-    passes: int = setting(1, "times that a rollout is learnt from, each time anew; then averaged")
+    passes: int = setting(1, "passes over a rollout, all from the same weights; then averaged")
     batch: int = setting(0, "prompts of an update, a divisor of P; 0: the whole rollout", low=0)
     members: str = setting(
         "all", "samples learnt from; ends: best and worst of a group", choices="all ends"
@@ -105,12 +105,12 @@ class GRPOConfig:
     blocks: int = setting(0, "top blocks trained; 0: the whole model", low=0)
     lr: float = setting(1e-6, "peak learning rate; 5% warm-up, then linear to zero")
     average: float = setting(
-        0.0, "most decay of a running mean of a pass's weights, its result; 0: none", low=0, high=1
+        0.0, "largest decay of the running weight mean a pass ends with; 0: none", low=0, high=1
     )
     helpful_share: float = setting(0.5, "share of harmless prompts", low=0, high=1)
-    clip: float = setting(0.2, "pi / pi_old of a bad sample's token counts down to 1 - clip")
+    clip: float = setting(0.2, "bad samples: no gradient once pi / pi_old is below 1 - clip")
     clip_high: float = setting(
-        0.2, "of a good one up to 1 + this; 0: good ones are learnt as in SFT", low=0
+        0.2, "good samples: no gradient above 1 + this; 0: learnt as in SFT", low=0
     )
     beta_kl: float = setting(0.04, "weight of the KL penalty to the warm start", low=0)
     open_prompts: bool = setting(
@@ -197,6 +197,6 @@ def check(c: Config, name=lambda key, flag: flag) -> None:
     if c.grpo.samples == 1:
         raise UserError("--grpo-samples 1 leaves nothing to compare a sample with: raise it")
     if c.grpo.passes > 1 and c.grpo.updates < 2:
-        raise UserError("--grpo-passes over a single update are all the same: lower --grpo-batch")
+        raise UserError("--grpo-passes above 1 want --grpo-batch below --grpo-prompts")
     if c.grpo.batch and c.grpo.prompts % c.grpo.batch:
         raise UserError(f"--grpo-batch {c.grpo.batch}: want a divisor of --grpo-prompts")

@@ -64,7 +64,7 @@ def without_thought(text: str) -> str:
 
 
 def answer_of(text: str) -> str:
-    """What the reader is told: a Chain of Draft's answer, or all of a text that is none."""
+    """What the user sees: the answer of a Chain of Draft; any other text as a whole."""
     said = without_thought(text)
     try:
         return parse_draft(said)[1].strip()
@@ -76,8 +76,8 @@ def k_center(embeddings: Tensor, k: int, seed: int = 0, given: Tensor | None = N
     """Greedy k-center: k different indices, each next point the one furthest from those chosen.
 
     embeddings (N, D): unit vectors, k <= N; the distance is the cosine's. The seed picks the first
-    point, unless points `given` (M, D) count as chosen already. Within twice the optimal radius,
-    measured as chord or angle (Gonzalez 1985). O(N k) time.
+    point, unless points `given` (M, D) count as chosen already. The radius is at most twice the
+    optimum, as chord or angle (Gonzalez 1985). O(N k) time.
     """
     if not 0 <= k <= len(embeddings):
         raise ValueError(f"k {k}: want 0 to {len(embeddings)}, the number of points")

@@ -143,7 +143,7 @@ def stage_grpo(run: Run, rewards=None, **own) -> None:
 
 
 def stage_baseline(run: Run, steps: int = 0) -> None:
-    """The rival: SFT continued, by default as many steps as take the seconds of irl and grpo."""
+    """The rival: more SFT, by default for as many seconds as irl and grpo took."""
     folder, times, c = run.stage_folder("sft"), run.times(), run.c.sft
     if not steps and not {"sft", "irl", "grpo"} <= times.keys():
         raise UserError(f"{run.folder}: run sft, irl and grpo first: their seconds are needed")
@@ -200,7 +200,7 @@ def stage_chat(run: Run) -> None:
 
 
 def stage_all(run: Run) -> None:
-    """data to eval, less what was done before. All input is looked at before the first writes."""
+    """data to eval, without stages already done. Checks all input before any stage writes."""
     _, (chat,) = run.prompts([run.base()])
     benign = run.demonstrations(run.file("benign"), chat, [data.HELPFUL])
     if run.c.run.benign:
@@ -265,7 +265,7 @@ def build_parser(stages: dict) -> argparse.ArgumentParser:
 def parse(argv: list[str], stages: dict) -> tuple[str, Config]:
     """(stage, settings): flags over the recipe over the folder's config.json, if the stage has one.
 
-    `all` and `recipes` take no settings from config.json, and ALONE is of no run.
+    `all`, `recipes` and ALONE take no settings from config.json.
     """
     given = {k: v for k, v in vars(build_parser(stages).parse_args(argv)).items() if v is not None}
     stage, _ = given.pop("stage"), given.pop("debug")

@@ -27,10 +27,10 @@ def split_sentences(text: str) -> list[str]:
 
 
 def similarity(response: Tensor, demonstration: Tensor) -> Tensor:
-    """W = mean_k max_l cos(S_k, S~_l), a scalar in [-1, 1] (DR-IRL v3, data-level hardness).
+    """W = mean_k max_l cos(S_k, S~_l), a scalar in [-1, 1] (DR-IRL v3; hardness: 1 - W).
 
-    response (K, D) and demonstration (L, D): embeddings of sub-sentences, of any length. Without
-    sentences on either side W is 0.
+    response (K, D) and demonstration (L, D): embeddings of sub-sentences, of any norm. If either
+    has no sentence, W is 0.
     """
     shapes = tuple(response.shape), tuple(demonstration.shape)
     if response.ndim != 2 or demonstration.ndim != 2 or shapes[0][1] != shapes[1][1]:

@@ -119,7 +119,7 @@ def rollout_record(categories: list[str], scores, facts, alpha=None, seconds=0.0
     scores (P, G + 1): rewards, the demonstration's last. facts (P, G, 4): W, then sample_facts.
     right: a harmful prompt is refused, a harmless one not.
     auc: chance that a right sample has a higher reward than a wrong one of the same prompt.
-    best_right: the group's sample of the highest reward is. agree: all of a group, or none, are.
+    best_right: the group's top-reward sample is right. agree: all of a group are, or none is.
     """
     R, (W, refused, length, ended) = scores[:, :-1], facts.unbind(2)
     harmless = [name == HELPFUL for name in categories]
@@ -160,9 +160,9 @@ def cosine(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 
 
 def noise_scale(records: list[dict]) -> tuple[float, float]:
-    """GRPO-S's: (c, n (1 - c) / c); c: mean cosine of an update's gradient and the one before's.
+    """(c, n (1 - c) / c) of GRPO-S. c: mean cosine of consecutive updates' gradients.
 
-    That many sequences make noise and signal alike (arXiv 1812.06162); n: sequences of an update.
+    n: sequences of an update. With n (1 - c) / c of them, noise equals signal (arXiv 1812.06162).
     Demonstrations that both updates hold would count as signal. Infinite where c is not positive.
     """
     found = [r for r in records if r.get("cosine") is not None]

@@ -1,6 +1,6 @@
 """Steps 3 to 6: GRPO-S, group relative policy optimization, scaled by task difficulty.
 
-For each prompt q of category j, G samples o_i and a demonstration y (DR-IRL v3):
+Prompt q of category j, samples o_i, demonstration y; sigma is the sigmoid (DR-IRL v3):
 
     delta  = 1 - W,  W: similarity of samples and demonstration         encoder.similarity
     alphaD = sigma(delta) / sigma(mean delta of category j)             data_hardness
@@ -10,24 +10,24 @@ For each prompt q of category j, G samples o_i and a demonstration y (DR-IRL v3)
     rho    = pi / pi_old, clipped to 1 - clip .. 1 + clip_high; clip_high 0: rho is 1 where A > 0
     k3     = exp(d) - d - 1,  d = log pi_ref - log pi                   loss
 
-A rollout's samples are drawn from pi_old, and learnt from in small updates.
+pi_old draws a rollout's samples. Each update then learns from n sequences.
 
 Decisions where the paper is silent:
 1. alpha multiplies the normalised advantage; scaling a group's rewards before would cancel.
 2. The gap is demonstration minus sample, as in DAMA (arXiv 2502.01943).
 3. The denominators' means start from IRL's samples; mean <- (mean + batch mean) / 2.
-4. alpha is one number per prompt (over its group's mean W), and a constant of the optimisation.
+4. alpha is one number per prompt (from its group's mean W); no gradient flows through it.
 5. scaling sum: the mean of the two factors, so that an average task still gets about 1.
 6. std is the population's. A group of equal rewards has advantage 0.
 7. The loss is a mean over sequences of a mean over tokens, whatever the micro-batch.
 8. As a loss, k3's gradient is not that of the KL divergence; it is a penalty all the same.
 9. pi, pi_old and pi_ref are taken at temperature 1, whatever the samples' temperature.
-10. A prompt without a demonstration borrows its category's most similar prompt's, for W and gap.
-Ours: 11. members: the best and worst of G may be learnt from alone. 12. clip_high 0: no ratio; a
+10. A prompt without a demonstration borrows, for W and gap, that of the most similar one in j.
+Ours: 11. members ends: only the best and worst of G are learnt from. 12. clip_high 0: no ratio; a
 good sample's gradient is A grad log pi, as in SFT. 13. anchor: demonstrations join each update with
-advantage 1. 14. passes: each begins anew, in another order, and their weights are averaged.
+advantage 1. 14. passes: each restarts from pi_old, in another order; their weights are averaged.
 
-On fresh samples rho is 1, and a group's advantages sum to 0: a loss near 0 is right there.
+On fresh samples rho is 1 and a group's advantages sum to 0, so a loss near 0 is correct.
 """
 
 import math
@@ -78,7 +78,7 @@ def difficulty_scale(alpha_data: Tensor, alpha_model: Tensor, scaling: str = "pr
     both = torch.broadcast_tensors(torch.as_tensor(alpha_data), torch.as_tensor(alpha_model))
     a, b = (z.detach() for z in both)
     modes = {"none": torch.ones_like(a), "data": a, "model": b, "product": a * b}
-    modes |= {"sum": (a + b) / 2, "spread": (a * b) ** 8}  # spread, ours: a scale that says more
+    modes |= {"sum": (a + b) / 2, "spread": (a * b) ** 8}  # spread, ours: further from 1
     if scaling not in modes:
         raise ValueError(f"scaling {scaling!r}: want one of {', '.join(modes)}")
     return modes[scaling]
@@ -99,11 +99,11 @@ INFO = ("kl", "entropy", "clipped_low", "clipped_high")
 def loss(
     logp, logp_old, logp_ref, advantage, mask, clip=0.2, clip_high=0.2, beta_kl=0.0, sequences=None
 ):
-    """-J, a scalar, and means over the same tokens, by the names of INFO.
+    """-J, a scalar, and a dict of token means with the same weights, its keys INFO.
 
-    logp, logp_old, logp_ref and mask (B, T), advantage (B,). sequences: the number to divide by,
-    None: B. A micro-batch passes its update's, so that the losses of micro-batches add up. INFO:
-    log pi - log pi_ref; -log pi (means on samples of pi: KL, entropy); shares held by the clip.
+    logp, logp_old, logp_ref, mask (B, T), advantage (B,). sequences: the n of J; None: B. A
+    micro-batch passes its update's n, then losses add up. kl: log pi - log pi_ref; entropy: -log pi
+    (both estimates hold on samples of pi); clipped_*: share of tokens that the clip stops.
     """
     if not logp.shape == logp_old.shape == logp_ref.shape == mask.shape:
         raise ValueError("logp, logp_old, logp_ref and mask: want (B, T) each")
@@ -147,10 +147,10 @@ def difficulty(W, gaps, categories: list[str], deltas: dict, gap_means: dict, sc
 
 
 def advantages(R: Tensor, alpha: Tensor, anchors: int, g: GRPOConfig) -> tuple[Tensor, Tensor]:
-    """A of rewards R (P, G) and alpha (P, 1), and whether it is learnt from: (P + anchors, G + 1).
+    """A and learnt (bool), each (P + anchors, G + 1), from rewards R (P, G) and alpha (P, 1).
 
-    members ends: a group's best and worst are, unless their A is 0. The last column is the
-    demonstrations': the anchors' alone are learnt from, with advantage 1.
+    members ends: of a group only the best and the worst are learnt from, unless their A is 0. Last
+    column: the demonstrations; only the anchors' are learnt from, with A = 1.
     """
     A, (P, G) = group_advantage(R, alpha, g.std_eps), R.shape
     A = F.pad(A, (0, 1, 0, anchors), value=1.0)
@@ -179,7 +179,7 @@ def pick(rows: list[dict], prompts: int, helpful_share: float, rng: random.Rando
 
 
 def plan(rows: list[dict], c: Config):
-    """Endless rollouts: P prompts and then anchors; each update's places in them; order; seed."""
+    """For each rollout: P prompts, then anchors; each update's places in them; order; seed."""
     g, U, rng = c.grpo, c.grpo.updates, random.Random(c.run.seed)
     draw = pick(rows, g.prompts, g.helpful_share, rng)
     demonstrated = [r for r in rows if not r.get("borrowed")]
@@ -230,7 +230,7 @@ def draw_samples(policy, chat, part: list[dict], places: list[int], c: Config, d
 def score(reference, rewards, chat, part, groups, updates, frozen, c: Config, dtype):
     """Rewards (len(part), G + 1) of groups and, last, demonstrations; each update's MicroBatches.
 
-    Of a row without a group the demonstration alone is scored.
+    In a row without a group, only the demonstration is scored.
     """
     width, micro, (low, high) = c.grpo.samples + 1, [], sorted((frozen, rewards.below))
     scores = torch.zeros(len(part), width, device=reference.device)
@@ -255,7 +255,7 @@ def score(reference, rewards, chat, part, groups, updates, frozen, c: Config, dt
 
 @torch.no_grad()
 def ready(models, micro: list[MicroBatch], learnt, frozen: int, dtype) -> list[MicroBatch]:
-    """An update's completions that are learnt from, with the log-probs of models: pi_ref, pi_old.
+    """An update's completions that are learnt from, with log-probs under models: pi_ref, pi_old.
 
     learnt (len(part), G + 1) bool.
     """
@@ -278,7 +278,7 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
     """One optimizer step, if its numbers are finite. Returns what to log.
 
     A (P + anchors, G + 1): advantages. S: the update's sequences, in all processes.
-    margin: mean over samples of sign(A) (log pi - log pi_ref), of their tokens' means.
+    margin: mean over samples of sign(A) times the token mean of log pi - log pi_ref.
     """
     g, names, sums = c.grpo, ("margin", "loss", *INFO), torch.zeros(len(INFO) + 2).double()
     for m in micro:
@@ -324,11 +324,11 @@ def roll_out(policy, reference, rewards, chat, phi, c, dtype, frozen, part, P, u
 def train(
     policy, reference, rewards, chat, phi, rows, c, dtype, history=(), loop=None, held=(), **own
 ):
-    """Trains the policy in place. reference: pi_ref, its own start, on which `rewards` stand.
+    """Trains the policy in place. reference: pi_ref, the policy's start, under `rewards`.
 
     phi: the text encoder. rows: prompt, category and response (the demonstration; borrowed: True
     if another prompt's). history: IRL's groups with reward_demo and samples, (reward, text) pairs.
-    held: rows that are only looked at, before at most 4 rollouts and after the last. own: another
+    held: rows only sampled and scored, before up to 4 rollouts and after the last. own: replaces
     roll_out or advantages. The steps are numbered as in README. U: updates of a pass.
     """
     g, loop = c.grpo, loop or Loop("grpo")

@@ -1,6 +1,6 @@
 """The decoder transformer by hand: the Llama, Qwen2 and Qwen3 families.
 
-Letters of the whole project: P prompts, G samples per prompt, B completions (P*G), L prompt tokens,
+Letters in most files: P prompts, G samples per prompt, B completions (P*G), L prompt tokens,
 T completion tokens, N packed tokens, S keys, V vocabulary, D width, H query heads, K key heads,
 E width of a head.
 
@@ -151,7 +151,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Parameters have Hugging Face's names without `model.`, but for the joined products."""
+    """Names are Hugging Face's without `model.`, except qkv_proj and gate_up_proj."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()

@@ -10,14 +10,14 @@ and lowers what the policy would say instead:
     grad l = (1/beta) E_(x,y)~D [ grad r(x, y) - E_y~~pi_r(.|x) grad r(x, y~) ]
 
 irl_loss estimates the second term in one of three ways. Decisions where the paper is silent:
-1. A shadow model is a trained copy of the warm start's top blocks with a linear head, averaged
-   over the response's tokens. The last token alone learnt more slowly. Blocks below are shared.
+1. A shadow model is a trained copy of the warm start's top blocks with a linear head. Its reward
+   is the mean over response tokens; the last alone learnt slower. Lower blocks are shared.
 2. An eighth model, helpful, learns from harmless prompts; without it refusing everything wins.
-3. With contrast, other demonstrations join the samples: then this is no estimate under pi_r.
-4. After fitting, a model's rewards of its samples get mean 0 and std 1: the models then compare.
-5. joint_epochs: the seven harm models begin as one, which they copy.
+3. contrast adds harmless demonstrations to harmful samples, and vice versa: no E under pi_r then.
+4. After fitting, each model's rewards of its samples get mean 0, std 1, to be comparable.
+5. joint_epochs: one model first learns for all seven, which copy it.
 6. pi_ref is the warm start at the sampling temperature (in GRPO-S's loss: at 1).
-7. L2 * mean r^2 keeps rewards finite: the demonstrations can be separated from the samples.
+7. L2 * mean r^2 keeps r finite even if it separates demonstrations from samples perfectly.
 """
 
 import copy
@@ -42,8 +42,8 @@ def irl_loss(r_demo, r_samples, beta=1.0, estimator="importance", log_ratio=0.0)
     """A loss whose gradient estimates minus grad l above, mean over prompts.
 
     r_demo (P,): rewards of the demonstrations; r_samples (P, K): of sampled responses.
-    importance: samples of some q, weighted by softmax_k(r_k/beta + log_ratio_k), where log_ratio is
-        log pi_ref - log q, and 0 for samples of pi_ref. Exact as K grows.
+    importance: samples of a policy q, weighted by softmax_k(r_k/beta + log_ratio_k), where
+        log_ratio is log pi_ref - log q: 0 here, as q is pi_ref. Exact as K grows.
         loss = logsumexp_k(r_k/beta + log_ratio_k) - r_demo/beta
     linear: a plain mean over the samples.  loss = (mean_k r_k - r_demo) / beta
     logistic: bounded below.  loss = -mean_k log sigma((r_demo - r_k) / beta)
@@ -75,7 +75,7 @@ class Shadow(nn.Module):
         self.rope = reference.rope
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        """x (N, D) below this model's blocks -> rewards (B,), float32, in the samples' stds."""
+        """x (N, D), this model's input -> rewards (B,), float32, standardised on samples."""
         x = run_blocks(self, batch, x)
         value = self.value(self.norm(x[batch.first :]))[:, 0].float()  # of the completions' tokens
         total = value.new_zeros(batch.mask.shape).masked_scatter(batch.mask, value).sum(1)
@@ -83,7 +83,7 @@ class Shadow(nn.Module):
 
 
 class RewardModels(nn.Module):
-    """The shadow models of all categories. They stand on block `below` of the frozen reference."""
+    """The shadow models of all categories, on the frozen reference's lowest `below` blocks."""
 
     def __init__(self, reference: Transformer, c: IRLConfig):
         super().__init__()

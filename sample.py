@@ -1,6 +1,6 @@
 """What the stages do with a transformer: packed batches, log-probs of tokens, samples.
 
-Any range of blocks runs alone: policy, reference and rewards may share the frozen ones below.
+run_blocks runs any range of blocks, so policy, reference and rewards can share frozen ones.
 """
 
 import functools
@@ -127,7 +127,7 @@ class Batch:
         return torch.cat(out)
 
     def select(self, rows: list[int]) -> tuple["Batch", Tensor]:
-        """The batch of some completions, ascending, with their prompts; its tokens' places (n,)."""
+        """A batch of completions `rows` (ascending) with prompts; its tokens' indices in self."""
         texts, groups = self.source
         owner, answers = self.owner.tolist(), [c for group in groups for c in group]
         prompts = sorted({owner[b] for b in rows})
@@ -142,7 +142,7 @@ class Batch:
     def split(self, rows: list[int], tokens: int) -> list[list[int]]:
         """Completions `rows`, ascending, in as few parts of at most `tokens` tokens as possible.
 
-        Parts are of about equal size. Prompts count once a part, the start common to all does not.
+        Parts have about equal size. Each counts its prompts once, and the common start never.
         A completion too long for `tokens` is a part of its own.
         """
         owner, lengths = self.owner.tolist(), self.mask.sum(1).tolist()
@@ -167,7 +167,7 @@ class Batch:
 
 
 def autocast(device: torch.device, dtype: torch.dtype):
-    """The context models compute in: bfloat16 products where dtype is bfloat16."""
+    """Context manager for model calls: bfloat16 products if dtype is bfloat16."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
@@ -242,7 +242,7 @@ def generate(
 
     Prompts run once, and their samples share a cache: the prompt's keys, then those of the samples'
     first tokens, second tokens, and so on. Finished rows leave the batch. Each row has draws of its
-    own, so it says the same in whatever company, but for rounding.
+    own, so other rows change it only by rounding.
     """
     device, c, G, T = model.device, model.config, samples, max_new_tokens
     if draws is None:

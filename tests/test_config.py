@@ -86,7 +86,7 @@ def test_texts_and_switches():
         ({"irl.epochs": 0, "irl.joint_epochs": 0}, "leave the rewards unfitted"),
         ({"grpo.samples": 1}, "--grpo-samples 1 leaves nothing to compare"),
         ({"grpo.batch": 5}, "--grpo-batch 5: want a divisor of --grpo-prompts"),
-        ({"grpo.passes": 2}, "--grpo-passes over a single update are all the same"),
+        ({"grpo.passes": 2}, "--grpo-passes above 1 want --grpo-batch below --grpo-prompts"),
     ],
 )
 def test_settings_that_make_no_sense_together(values, words):

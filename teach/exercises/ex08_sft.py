@@ -12,8 +12,8 @@ runs the policy and gives the completions' log-probs (B, T), 0 where batch.mask 
 follows them back into the weights.
 
 Hint: a step is five calls: log-probs, loss, backward, clip, optimizer. The sixth one is easy to
-forget: backward adds to the gradients that are there. Cutting all gradients to one common length
-keeps their direction; cutting each number by itself would not.
+forget: backward adds to the gradients that are there. Scaling the whole gradient by one factor
+keeps its direction; clipping each number alone would not.
 """
 
 import torch

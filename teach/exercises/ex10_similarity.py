@@ -15,9 +15,9 @@ from torch import Tensor
 
 
 def similarity(response: Tensor, demonstration: Tensor) -> Tensor:
-    """W = mean_k max_l cos(response_k, demonstration_l), DR-IRL v3's data-level hardness.
+    """W = mean_k max_l cos(response_k, demonstration_l) (DR-IRL v3; hardness: 1 - W).
 
-    response (K, D), demonstration (L, D): embeddings of any length, which stay as they are.
+    response (K, D), demonstration (L, D): embeddings of any norm, not changed in place.
     Returns a scalar tensor in [-1, 1], in their dtype; 0 if K or L is 0.
     """
     raise NotImplementedError

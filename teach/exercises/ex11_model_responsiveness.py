@@ -4,9 +4,9 @@ Difficulty 2 of 3, 20 minutes. Read first: teach/WALKTHROUGH.md, section Difficu
 
 The second factor of the difficulty, alphaM, looks at rewards: the gap between the demonstration's
 and a sample's. A wide gap says that there is something to learn. One absurd sample must not decide
-for its whole category, so the gaps furthest from their mean are left out first. DR-IRL takes both
-from DAMA (arXiv 2502.01943). The denominator is the category's running mean, so that an average
-batch has alphaM 1.
+for its whole category, so the gaps furthest from their mean are left out first. Gap and cut
+are from DAMA (arXiv 2502.01943). The denominator is sigma of the category's running mean, so that
+an average batch has alphaM 1.
 
 Hint: "furthest" is a distance, to either side, from the mean of all gaps. argsort of the distances
 tells which gaps to keep.

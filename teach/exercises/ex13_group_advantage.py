@@ -6,9 +6,9 @@ PPO trains a second network to know what reward a prompt deserves. GRPO (arXiv 2
 answers per prompt and compares each with their mean. GRPO-S, the S being for scaling, multiplies
 the result by alpha: how hard the prompt is.
 
-Hint: torch's std divides by G - 1 unless told otherwise. The mean of three times 0.1 may not be
-0.1, and with eps 0 there is 0/0, which is NaN: ask the rewards of each group whether they are
-equal. And if alpha were (G,), which axis would broadcasting put it on when P = G?
+Hint: torch's std divides by G - 1 unless told otherwise. The mean of 0.1, 0.1, 0.1 may not be 0.1,
+and with eps 0 there is 0/0, which is NaN: so test whether the rewards of a group are equal. And if
+alpha were (G,), which axis would broadcasting put it on when P = G?
 """
 
 from torch import Tensor

@@ -9,8 +9,8 @@ most. All G still make the mean and the std.
 Some demonstrations join each update too, with advantage 1. They are called anchors, as they hold
 the policy to answers that are known to be good.
 
-Hint: put the table together first, then say which cells count. Samples of equal reward share best
-and worst. A group in which all are equal has nothing to teach: its advantages are 0.
+Hint: put the table together first, then say which cells count. Tied samples all count as best, or
+as worst. A group in which all are equal has nothing to teach: its advantages are 0.
 """
 
 from torch import Tensor

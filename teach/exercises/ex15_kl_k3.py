@@ -1,4 +1,4 @@
-"""Exercise 15: how far has the policy moved, from one sample?
+"""Exercise 15: estimate from one sample how far pi has moved.
 
 Difficulty 1 of 3, 10 minutes. Read first: teach/WALKTHROUGH.md, section The loss.
 

@@ -39,8 +39,8 @@ def loss(
     S = sequences, or B if None. A micro-batch passes the whole batch's, so that the losses of
     micro-batches add up. Differentiable in logp, in its dtype. ValueError unless the four are of
     one shape (B, T) and advantage is (B,): torch would broadcast others silently.
-    Also a dict of floats, averaged like the loss: "kl", of logp - logp_ref; "entropy", of -logp;
-    "clipped_low" and "clipped_high", of 1 where the clip takes the gradient of a bad and of a good
-    sample's token, else 0.
+    Also a dict of floats, averaged like the loss: "kl": logp - logp_ref; "entropy": -logp;
+    "clipped_low" (A < 0) and "clipped_high" (A > 0): 1 where the clip removes the token's gradient,
+    else 0.
     """
     raise NotImplementedError

@@ -8,7 +8,7 @@ update the policy is no longer pi_old, the one that drew the samples. So pi_old'
 taken once, before the first update, and stay fixed: the ratio then knows how far the policy has
 come, and the clip stops a sample that has gone far enough.
 
-A pass of all prompts may not fit into memory. So an update goes prompt by prompt: each prompt's
+All prompts at once may not fit into memory. So an update goes prompt by prompt: each prompt's
 loss is divided by the number of sequences of the *whole* update, and backward adds the gradients
 up. The result does not depend on how the update was cut.
 
@@ -35,13 +35,13 @@ def learn(
     order: list[list[int]],
     g: GRPOConfig,
 ) -> list[float]:
-    """Learns from one rollout, an optimizer step per update. Returns each update's loss, before it.
+    """Learns from one rollout, an optimizer step per update. Returns the loss before each update.
 
     logps(p): log-probs (G, T) of prompt p's samples under the policy as it is now, with a gradient.
     R (P, G), alpha (P, 1), logp_ref (P, G, T), mask (P, G, T) bool: True on the samples' tokens,
     anywhere in the row. order: the prompts of each update, as [[0, 2], [1, 3], [0, 2], [1, 3]].
     An update's loss is that of exercise 16 over its sequences: the samples of its prompts that are
     learnt from (exercise 14, no anchors). g: std_eps, members, clip, clip_high, beta_kl.
-    An update without a sequence has loss 0.0 and takes no step. Gradients are not cut in length.
+    An update without a sequence has loss 0.0 and takes no step. Gradients are not clipped.
     """
     raise NotImplementedError

@@ -8,10 +8,10 @@ mean and std in registers, and writes its advantages. On a laptop it runs in Tri
 interpreter takes almost any Python. The compiler does not: the last check compiles your kernel for
 an H100, which needs no GPU.
 
-Hint: a block's size is a power of two, a group's is not. Load with a mask, and before every sum
-count again which lanes may take part: a masked lane that holds 0 is not 0 any more once the mean
-was subtracted. Store with a mask too: what lies behind OUT is not yours. Addresses are
-base + prompt * stride + sample * stride, and alpha's strides may be 0.
+Hint: a block's size is a power of two, a group's is not. Load with a mask, and mask again before
+every sum: a masked lane that holds 0 is no longer 0 once the mean is subtracted. Store with a mask
+too: what lies behind OUT is not yours. Addresses are base + prompt * stride + sample * stride, and
+alpha's strides may be 0.
 """
 
 import triton

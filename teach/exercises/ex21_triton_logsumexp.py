@@ -2,8 +2,8 @@
 
 Difficulty 3 of 3, 35 minutes. Read first: teach/WALKTHROUGH.md, section Kernels.
 
-The log-prob of a token needs the maximum of its logits (so that exp does not overflow) and the sum
-of exponentials below it: two passes over a row of 49152 or more. On a GPU reading is what takes the
+A token's log-prob needs the maximum m of its logits z (so that exp does not overflow) and the sum
+of exp(z - m): two passes over a row of 49152 or more. On a GPU reading is what takes the
 time. The online form (Milakov and Gimelshein, arXiv 1805.02867) keeps both while it reads: when a
 block raises the maximum from m to m', what was summed so far is multiplied by exp(m - m').
 FlashAttention uses the same trick.
