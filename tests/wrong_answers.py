@@ -353,6 +353,8 @@ WRONG = {
         ("", "torch.minimum(rho * A, rho.clamp(1 - clip, 1 + clip_high) * A)",
          "rho.clamp(1 - clip, 1 + clip_high) * A"),
         ("", "rho.clamp(1 - clip, 1 + clip_high)", "rho.clamp(1 - clip, 1 + clip)"),
+        ("", "rho.clamp(1 - clip, 1 + clip_high)",  # ties halve the gradient
+         "torch.maximum(rho, 1 - clip + 0 * A).minimum(1 + clip_high + 0 * A)"),
         ("", "if clip_high == 0:", "if False:"),
         ("", "torch.where(A > 0, logp.detach(), logp_old)", "logp.detach()"),
         ("", "torch.where(A > 0, logp.detach(), logp_old)", "torch.where(A > 0, logp, logp_old)"),

@@ -12,6 +12,7 @@ Hint: k_center sees the embeddings of one category and returns indices into thos
 where that category's rows stand in `rows`.
 """
 
+import torch  # noqa: F401 (for you to use)
 from torch import Tensor
 
 from config import UserError  # noqa: F401 (for you to use)

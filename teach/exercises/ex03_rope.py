@@ -13,6 +13,7 @@ Turning (a, b) by an angle is multiplying a + ib by exp(i angle). Write the scal
 `keep` of the old speed, clamped to [0, 1].
 """
 
+import torch  # noqa: F401 (for you to use)
 from torch import Tensor
 
 from model import ModelConfig

@@ -18,6 +18,7 @@ Hint: sort, and add up. A token stays if the sum of those *before* it is still b
 must go back from the sorted order to the order of the vocabulary: torch has scatter and gather.
 """
 
+import torch  # noqa: F401 (for you to use)
 from torch import Tensor
 
 

@@ -10,6 +10,7 @@ at ids then loses the end of text, the one token that says "stop".
 Hint: compare torch.arange(width) with (B, 1) tensors. Broadcasting does the rest, without a loop.
 """
 
+import torch  # noqa: F401 (for you to use)
 from torch import Tensor
 
 

@@ -13,6 +13,7 @@ float32. Subtract each row's maximum first, or use a function of torch that does
 vocabulary's?
 """
 
+import torch  # noqa: F401 (for you to use)
 from torch import Tensor
 
 

@@ -18,6 +18,7 @@ Hint: rewards may be 10^4. exp and then log overflows; torch has a function that
 logistic form likewise.
 """
 
+import torch  # noqa: F401 (for you to use)
 from torch import Tensor
 
 

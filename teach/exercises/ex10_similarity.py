@@ -11,6 +11,7 @@ Hint: one matrix product of unit vectors gives all K * L cosines. Which axis is 
 which the mean?
 """
 
+import torch  # noqa: F401 (for you to use)
 from torch import Tensor
 
 

@@ -12,6 +12,7 @@ Hint: "furthest" is a distance, to either side, from the mean of all gaps. argso
 tells which gaps to keep.
 """
 
+import torch  # noqa: F401 (for you to use)
 from torch import Tensor
 
 

@@ -14,6 +14,7 @@ Hint: alpha says how much to learn; it is not something to be learnt. No gradien
 it. The two factors may differ in shape.
 """
 
+import torch  # noqa: F401 (for you to use)
 from torch import Tensor
 
 

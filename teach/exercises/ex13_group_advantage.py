@@ -11,6 +11,7 @@ and with eps 0 there is 0/0, which is NaN: so test whether the rewards of a grou
 alpha were (G,), which axis would broadcasting put it on when P = G?
 """
 
+import torch  # noqa: F401 (for you to use)
 from torch import Tensor
 
 

@@ -13,6 +13,7 @@ Hint: put the table together first, then say which cells count. Tied samples all
 as worst. A group in which all are equal has nothing to teach: its advantages are 0.
 """
 
+import torch  # noqa: F401 (for you to use)
 from torch import Tensor
 
 from config import GRPOConfig

@@ -12,6 +12,7 @@ Hint: mind the sign of d. The test of the mean lists all tokens of a small vocab
 on paper with two.
 """
 
+import torch  # noqa: F401 (for you to use)
 from torch import Tensor
 
 

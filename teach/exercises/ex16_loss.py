@@ -14,6 +14,7 @@ in the gradient too. Each sequence weighs the same, however long; the sum of all
 their number would let long answers count more.
 """
 
+import torch  # noqa: F401 (for you to use)
 from torch import Tensor
 
 

@@ -35,7 +35,7 @@ def by_hand(h, W, temperature):
 
 @pytest.mark.parametrize(
     "N, D, V, temperature, seed",
-    [(1, 2, 3, 1.0, 0), (5, 3, 7, 0.5, 1), (6, 6, 6, 1.7, 2), (9, 4, 2, 1.0, 3)],
+    [(5, 3, 7, 0.5, 1), (1, 2, 3, 1.0, 0), (6, 6, 6, 1.7, 2), (9, 4, 2, 1.0, 3)],
 )
 def test_values_and_gradients(my, N, D, V, temperature, seed):
     h, W, targets, weights = problem(N, D, V, seed)

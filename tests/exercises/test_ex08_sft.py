@@ -82,5 +82,6 @@ def test_steps(my, scale, frozen):
         same(my.sft_step(mine, batch, optimizer), want, f"the loss before step {step + 1}", 1e-6)
         for (name, p), q in zip(mine.named_parameters(), theirs.parameters()):
             told = f"{name} after step {step + 1}, where the gradient's length is {length}"
+            told += "; step 1 was right: is its gradient left over?" if step else ""
             same((p - q).abs().max().item(), 0.0, f"the largest error of the weights {told}", 1e-6)
     assert min(lengths) > 1 if scale == 1 else max(lengths) < 1, lengths

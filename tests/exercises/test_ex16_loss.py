@@ -69,6 +69,16 @@ def test_each_side_of_the_clip(my):
     same(stats["clipped_high"], 0.25, "clipped_high")
 
 
+@pytest.mark.parametrize("clip, high", [(0.2, 0.2), (0.2, 0.0), (0.0, 0.0)])
+def test_fresh_samples(my, clip, high):
+    """logp_old is logp: rho is 1, where a bound may lie, and the gradient is that of A log pi."""
+    logp, _, ref, A, mask = example(6, 5, 6)
+    got, _ = my.loss(logp, logp.detach(), ref, A, mask, clip, high)
+    want, _ = slow(logp, logp.detach(), ref, A, mask, clip, high, 0.0)
+    what = "its gradient at rho 1 (torch.minimum halves it at ties, clamp does not)"
+    same(torch.autograd.grad(got, logp)[0], torch.autograd.grad(want, logp)[0], what)
+
+
 @pytest.mark.parametrize("garbage", (math.nan, math.inf, -1e30))
 def test_masked_positions_hold_anything(my, garbage):
     logp, old, ref, A, mask = example(5, 6, 4)
