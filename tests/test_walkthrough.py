@@ -297,26 +297,27 @@ def test_readme_tables():
     assert len(named) > 6 and all(map(pkgutil.resolve_name, named))
 
 
-def test_readme_results():
+@pytest.mark.parametrize("setting", ("laptop", "laptop-few"))
+def test_readme_results(setting):
     """What the README tells of the recorded runs is what their lines say."""
     lines = (ROOT / "lab/results/runs.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [r for r in map(json.loads, lines) if r["setting"] == "laptop-few"]
-    names, rates = {"base": "base", "SFT warm start": START, "DR-IRL from it": DRIRL}, {}
-    for name, variant in names.items():
+    found = [r for r in map(json.loads, lines) if r["setting"] == setting]
+    names = {f"{setting}: SFT warm start": START, f"{setting}: DR-IRL from it": DRIRL}
+    rates = []
+    for name, variant in {"base": "base", **names}.items():
         runs = [r["rates"] for r in found if r["variant"] == variant]
         percent = lambda kind: [100 * r[kind][0] / r[kind][1] for r in runs]
-        rates[name] = [percent(kind) for kind in ("harmful", "ordinary", "lookalike")]
-        rates[name] += [[a - b for a, b in zip(rates[name][0], rates[name][2])]]
-        cells = " | ".join(f"{sum(x) / 3:.1f}" for x in rates[name])
+        kinds = [percent(kind) for kind in ("harmful", "ordinary", "lookalike")]
+        rates.append([*kinds, [a - b for a, b in zip(kinds[0], kinds[2])]])
+        cells = " | ".join(f"{sum(x) / 3:.1f}" for x in rates[-1])
         assert f"| {name} | {cells} |" in README and len(runs) == 3
+    _, start, end = rates
+    gains = [b - a for a, b in zip(start[3], end[3])]
+    told = "{:.1f} points in `{}` ({:.1f}, {:.1f} and {:.1f} by seed)"
     text = " ".join(README.split()).replace("−", "-")
-    gains = [b - a for a, b in zip(rates["SFT warm start"][3], rates["DR-IRL from it"][3])]
-    told = "gains {:.1f} points of harmful minus look-alikes ({:.1f}, {:.1f} and {:.1f} by seed)"
-    assert told.format(sum(gains) / 3, *gains) in text
-    pairs = zip(rates["SFT warm start"], rates["DR-IRL from it"])
-    harmful, ordinary, lookalike, _ = ((sum(b) - sum(a)) / 3 for a, b in pairs)
-    assert f"(look-alikes {lookalike:.1f}, ordinary {ordinary:.1f})" in text
-    assert f"fewer harmful ones ({harmful:.1f})" in text
+    assert told.format(sum(gains) / 3, setting, *gains) in text
+    fewer = [(sum(a) - sum(b)) / 3 for a, b in zip(start, end)]
+    assert 0 < fewer[0] < min(fewer[1:3]) and "refuses less of all kinds" in text
 
 
 def test_readme_counts():
