@@ -81,7 +81,7 @@ class IRLConfig:
     joint_epochs: int = setting(0, "first passes: the harm categories share a model", low=0)
     epochs: int = setting(2, "passes in which each category's model learns alone", low=0)
     lr: float = setting(1e-5, "learning rate of the blocks; the head's is ten times that")
-    beta: float = setting(1.0, "weight of the KL penalty in pi_r, which is pi_ref exp(r / beta)")
+    beta: float = setting(1.0, "weight of the KL penalty that makes pi_r ~ pi_ref exp(r / beta)")
     batch: int = setting(6, "prompts a step")
     reward_blocks: int = setting(0, "top blocks each reward model owns; 0: all", low=0)
     integration: str = setting(

@@ -235,7 +235,7 @@ def stage_recipes(run: Run) -> None:
 STAGES = dict(data=stage_data, sft=stage_sft, irl=stage_irl, grpo=stage_grpo)
 STAGES |= dict(baseline=stage_baseline, eval=stage_eval, chat=stage_chat)
 STAGES |= dict(all=stage_all, recipes=stage_recipes)
-SFT_SHARE = {"laptop": 0.24, "laptop-few": 0.13}  # of a run's seconds, on two Zen 4 cores
+SFT_SHARE = {"laptop": 0.21, "laptop-few": 0.12}  # of a run's seconds (lab/RESULTS.md)
 ALONE = "eval --model"  # without --run: eval_folder
 
 

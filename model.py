@@ -50,7 +50,7 @@ def rope_frequencies(c: ModelConfig) -> Tensor:
     llama3 scaling: waves longer than context / low_freq_factor turn `factor` times slower, waves
     shorter than context / high_freq_factor stay, those between are blended.
     """
-    exponents = torch.arange(0, c.head_dim, 2, dtype=torch.float64, device="cpu") / c.head_dim
+    exponents = torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim
     freq = c.rope_theta ** (-exponents)
     if c.rope_scaling:
         s = c.rope_scaling
@@ -161,7 +161,6 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(c.hidden_size, c.eps)
         if not c.tied:
             self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
-        self.frequencies = rope_frequencies(c)  # no buffer: .to(bfloat16) would round it
         self.source: Path | None = None  # the folder it came from, with its tokenizer
 
     @property
@@ -174,7 +173,8 @@ class Transformer(nn.Module):
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin, each (N, 1, E) in float32, for positions (N,)."""
-        angle = positions[:, None, None].float() * self.frequencies.to(positions.device)
+        frequencies = rope_frequencies(self.config)  # .to(bfloat16) would round a buffer
+        angle = positions[:, None, None].float() * frequencies.to(positions.device)
         angle = torch.cat((angle, angle), dim=-1)
         return angle.cos(), angle.sin()
 

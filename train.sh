@@ -31,7 +31,8 @@ if [ -n "${DRIRL_IMPL:-}" ]; then # a learner's functions: teach/capstone.py
     flags+=(--run "runs/of-$(basename "$DRIRL_IMPL")" --resume false)
 fi
 "$PYTHON" "${program[@]}" all "${flags[@]}" "$@"
-# all is, one after the other, with README's steps (each can run again alone: python drirl.py eval --run runs/default):
+# all is, one after the other, with the numbers of README's steps (each can run again alone:
+# python drirl.py eval --run runs/default):
 #   data      1. balanced Chain-of-Draft demonstrations
 #   sft          warm start: supervised fine-tuning on them
 #   irl       2. one shadow reward model per category by inverse RL

@@ -52,7 +52,7 @@ def reward_facts(run) -> dict:
         mine = [g for g in groups if g["category"] == name]
         scores = torch.tensor([[*g["rewards"], g["reward_demo"]] for g in mine])
         facts = F.pad(evaluate.sample_facts(chat, [g["samples"] for g in mine]), (1, 0))  # no W
-        told, kind = evaluate.rollout_record([name] * len(mine), scores, facts), "harmful_"
-        kind = "helpful_" if name == HELPFUL else kind
+        told = evaluate.rollout_record([name] * len(mine), scores, facts)
+        kind = "helpful_" if name == HELPFUL else "harmful_"
         found[name] = {k: told.get(kind + k) for k in ("auc", "right", "best_right")}
     return found

@@ -1,13 +1,15 @@
 """teach/capstone.py: a learner's functions in the places of the project's."""
 
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY_LLAMA
 
 import data
 import evaluate
 import grpo_s
 import kernels
+import model
 import sample
+from support.hf import read_config
 from teach import capstone
 
 EXERCISES = ROOT / "teach" / "exercises"
@@ -34,6 +36,10 @@ def test_all_answers(monkeypatch):
     assert grpo_s.group_advantage is kernels.group_advantage is not ours
     assert evaluate.judge("I can't help with that.") == "refuses"
     assert evaluate.judge("Here is how.") == "complies"
+    with torch.device("meta"):  # as support/hf.py loads a folder
+        network = model.Transformer(read_config(TINY_LLAMA, "the test"))
+    cos, _ = network.to_empty(device="cpu").rope(torch.arange(2))
+    assert model.rope_frequencies.__module__ == "answers" and cos.isfinite().all()
 
 
 def test_one_of_several(tmp_path, monkeypatch):
