@@ -57,21 +57,6 @@ def parse_draft(text: str) -> tuple[list[str], str]:
     return steps, answer[1:]
 
 
-def without_thought(text: str) -> str:
-    """What follows a reasoning model's <think>...</think>; "" while the thought is still open."""
-    _, closed, after = text.rpartition("</think>")
-    return "" if after.lstrip().startswith("<think>") else after.lstrip() if closed else after
-
-
-def answer_of(text: str) -> str:
-    """What the user sees: the answer of a Chain of Draft; any other text as a whole."""
-    said = without_thought(text)
-    try:
-        return parse_draft(said)[1].strip()
-    except ValueError:
-        return said.strip()
-
-
 def k_center(embeddings: Tensor, k: int, seed: int = 0, given: Tensor | None = None) -> list[int]:
     """Greedy k-center: k different indices, each next point the one furthest from those chosen.
 

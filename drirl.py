@@ -34,6 +34,7 @@ from config import Config, UserError
 from support import loaders, parallel
 from support.files import as_json, hold, read_json, read_records, release, write
 from support.hf import load_rewards, save_model, save_rewards
+from support.judge import without_thought
 from support.run import ORDER, Run, machine
 
 
@@ -142,21 +143,17 @@ def stage_grpo(run: Run, rewards=None, **own) -> None:
     save_model(policy, run.folder / "policy")
 
 
-def stage_baseline(run: Run, steps: int = 0) -> None:
-    """The rival: more SFT, by default for as many seconds as irl and grpo took."""
-    folder, times, c = run.stage_folder("sft"), run.times(), run.c.sft
-    if not steps and not {"sft", "irl", "grpo"} <= times.keys():
+def stage_baseline(run: Run, seconds: dict | None = None) -> None:
+    """The rival: more SFT, for as many seconds as irl and grpo took (seconds: those of a run)."""
+    folder, times, c = run.stage_folder("sft"), seconds or run.times(), run.c.sft
+    if not {"sft", "irl", "grpo"} <= times.keys():
         raise UserError(f"{run.folder}: run sft, irl and grpo first: their seconds are needed")
+    steps = (times["irl"] + times["grpo"]) / max(times["sft"], 0.1) * c.steps
     policy, chat = run.load(folder), run.chat(folder)
-    rows, c = run.rows(chat), dataclasses.replace(c, steps=steps or steps_in_time(times, c.steps))
+    rows, c = run.rows(chat), dataclasses.replace(c, steps=max(1, round(steps)))
     with run.work("baseline", rows) as loop:
         sft.train(policy, chat, rows, c, run.dtype, run.c.run.seed + 1, loop)
     save_model(policy, run.folder / "baseline")
-
-
-def steps_in_time(seconds: dict[str, float], steps: int) -> int:
-    """Steps of SFT that take as long as irl and grpo; `steps` of them took sft's seconds."""
-    return max(1, round((seconds["irl"] + seconds["grpo"]) / max(seconds["sft"], 0.1) * steps))
 
 
 def stage_eval(run: Run) -> None:
@@ -194,7 +191,7 @@ def stage_chat(run: Run) -> None:
         for name, (model, chat) in models.items():
             chat.check([{"prompt": line}], run.c.run.max_new_tokens, "your prompt")
             answer = evaluate.respond(model, chat, [line], run.c.run.max_new_tokens)[0]
-            text = data.without_thought(answer["response"]).replace("\n", "\n" + " " * 10)
+            text = without_thought(answer["response"]).replace("\n", "\n" + " " * 10)
             cut = "" if answer["ended"] else " ..." if text else "(still thinking)"
             print(f"{name:>8}> {text}{cut}")
 
@@ -226,9 +223,7 @@ def stage_recipes(run: Run) -> None:
     """Prints how the recipes depart from the paper, and why."""
     paper = {key: (flag, config.get(Config(), key)) for key, _, flag in config.settings()}
     for name, found in config.RECIPES.items():
-        rows = [
-            [*paper[k], value, why] for k, (value, why) in found.items() if value != paper[k][1]
-        ]
+        rows = [[*paper[k], x, why] for k, (x, why) in found.items() if x != paper[k][1]]
         print(evaluate.markdown([name, "paper", "recipe", "why"], rows), end="\n\n")
 
 

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data import without_thought
 from support.chat import load_tokenizer
 from support.encoders import WordEncoder, read_encoder
 from support.hf import fitting
+from support.judge import without_thought
 
 
 def split_sentences(text: str) -> list[str]:

@@ -239,7 +239,7 @@ def score(reference, rewards, chat, part, groups, updates, frozen, c: Config, dt
         batch = Batch([chat.prompt(part[p]["prompt"]) for p in mine], answers, reference.device)
         rows = [(p + 1) * width - k for p, a in zip(mine, answers) for k in range(len(a), 0, -1)]
         micro.append([])
-        for cut in batch.split(list(range(len(rows))), c.grpo.tokens_per_batch):
+        for cut in batch.split(c.grpo.tokens_per_batch):
             some, _ = batch.select(cut)
             names = [part[mine[p]]["category"] for p in batch.owner[cut].unique().tolist()]
             with autocast(reference.device, dtype):

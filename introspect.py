@@ -10,10 +10,9 @@ import re
 
 from torch import Tensor
 
-import data
 from data import CATEGORIES, SEPARATOR, format_draft, k_center, normalise, parse_draft
 from sample import generate
-from support.judge import judge
+from support.judge import judge, without_thought
 
 # What a careful reader would ask before answering, for each category.
 QUESTIONS = {
@@ -102,7 +101,7 @@ def grow(model, chat, prompts, category, wanted, known, seed, max_new_tokens, ba
             rng = random.Random(seed)
             turns = [introspection(p, category, rng.sample(patterns, shown)) for p in part]
             for prompt, ids in zip(part, respond(model, chat, turns, max_new_tokens, seed)):
-                text = data.without_thought(chat.decode(ids)).strip()
+                text = without_thought(chat.decode(ids)).strip()
                 why = fault(text, [r["answer"] for r in known + made])
                 counts["asked"] += 1
                 counts[why or "kept"] += 1

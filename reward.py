@@ -113,17 +113,11 @@ class RewardModels(nn.Module):
         return out
 
 
-def opposites(row: dict, rows: list[dict], n: int, rng: random.Random) -> list[dict]:
-    """n random demonstrations of the other kind: harmless for a harmful row, and vice versa."""
-    harmless = row["category"] == HELPFUL
-    return rng.sample([r for r in rows if (r["category"] == HELPFUL) != harmless], n)
-
-
 def sample_groups(policy: Transformer, chat, rows: list[dict], c: Config) -> list[dict]:
     """K responses of the policy to some prompts of each category, with their demonstrations.
 
     A group is its demonstration's row with "prompt_ids", "demonstration", "samples" (K lists of
-    ids) and "contrast" (more lists).
+    ids) and "contrast": random demonstrations of the other kind, harmful or harmless.
     """
     K, rng = c.irl.samples, random.Random(c.run.seed)
     part = []
@@ -139,7 +133,8 @@ def sample_groups(policy: Transformer, chat, rows: list[dict], c: Config) -> lis
         drawn = generate(policy, prompts, K, T, temperature, seed=seed, eos=chat.eos)
         for k, (r, prompt) in enumerate(zip(part[i : i + size], prompts)):
             ids = {"prompt_ids": prompt, "demonstration": chat.answer(r["response"])}
-            contrast = [chat.answer(o["response"]) for o in opposites(r, rows, c.irl.contrast, rng)]
+            other = [o for o in rows if (o["category"] == HELPFUL) != (r["category"] == HELPFUL)]
+            contrast = [chat.answer(o["response"]) for o in rng.sample(other, c.irl.contrast)]
             groups.append({**r, **ids, "samples": drawn[k * K :][:K], "contrast": contrast})
     rng.shuffle(groups)
     return groups

@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 import kernels
 from model import Transformer, attention
 
+RECORDED = ("cuda",)  # devices whose decoding steps are recorded
+
 
 def pad(rows: list[list[int]], device="cpu") -> tuple[Tensor, Tensor]:
     """Token lists -> ids (B, longest), padded on the right with 0, and lengths (B,)."""
@@ -139,31 +141,22 @@ class Batch:
             wanted.append(torch.isin(row, torch.tensor(which, device=row.device)))
         return part, torch.cat(wanted).nonzero()[:, 0]
 
-    def split(self, rows: list[int], tokens: int) -> list[list[int]]:
-        """Completions `rows`, ascending, in as few parts of at most `tokens` tokens as possible.
+    def split(self, tokens: int) -> list[list[int]]:
+        """The completions in as few consecutive parts of at most `tokens` tokens as possible.
 
-        Parts have about equal size. Each counts its prompts once, and the common start never.
-        A completion too long for `tokens` is a part of its own.
+        Each part counts its prompts once, and the common start never. A completion too long for
+        `tokens` is a part of its own.
         """
-        owner, lengths = self.owner.tolist(), self.mask.sum(1).tolist()
-        prompt_lengths = self.levels[1].mask.sum(1).tolist()
-
-        def cut(limit: int) -> list[list[int]]:
-            parts, room = [], 0
-            for b in rows:
-                whole = lengths[b] + prompt_lengths[owner[b]]
-                same_prompt = parts and owner[parts[-1][-1]] == owner[b]
-                size = lengths[b] if same_prompt else whole
-                if not parts or size > room:
-                    parts.append([])
-                    size, room = whole, limit
-                parts[-1].append(b)
-                room -= size
-            return parts
-
-        cuts = [cut(limit) for limit in range(tokens, 0, -max(1, tokens // 16))]
-        # the lowest limit that needs no more parts makes them most equal
-        return [parts for parts in cuts if len(parts) == len(cuts[0])][-1]
+        prompt_lengths, parts, room, last = self.levels[1].mask.sum(1).tolist(), [], 0, None
+        for b, (p, length) in enumerate(zip(self.owner.tolist(), self.mask.sum(1).tolist())):
+            whole = length + prompt_lengths[p]
+            size = length if p == last else whole
+            if size > room:
+                parts.append([])
+                size, room = whole, tokens
+            parts[-1].append(b)
+            room, last = room - size, p
+        return parts
 
 
 def autocast(device: torch.device, dtype: torch.dtype):
@@ -227,6 +220,30 @@ def read_prompts(model: Transformer, prompts: list[list[int]], room: int):
     return x[batch.prompt_last], cache, batch.levels[1].seen, batch.levels[1].ends
 
 
+def read_tokens(model: Transformer, tokens, rope, place, column, cache, sees, end: int) -> Tensor:
+    """States (B, D) of one new token a row, after the last block.
+
+    tokens, place, column (B,): its id; its row's prompt * G + sample; where its key goes in the
+    prompt's cache, of which `end` columns are in use. sees (P, G, S): keys that a sample looks at.
+    """
+    c, (P, G, _) = model.config, sees.shape
+    R, prompt = c.heads // c.kv_heads, place // G
+    sees[prompt, place % G, column] = sees.new_ones(())  # True, made where it is needed
+    mask = sees[:, None, :, :end].repeat_interleave(R, 2)  # a key head's query heads are its rows
+
+    def attend(q, k, v):  # K, V: the cache of the block that calls
+        K[prompt, :, column], V[prompt, :, column] = k, v
+        every = q.new_zeros(P * G, c.heads, c.head_dim).index_copy(0, place, q)
+        every = every.view(P, G, c.kv_heads, R, -1).transpose(1, 2).flatten(2, 3)
+        y = attention(every, K[:, :, :end], V[:, :, :end], mask)
+        return y.view(P, c.kv_heads, G, R, -1).transpose(1, 2).reshape(P * G, c.heads, -1)[place]
+
+    h = model.embed_tokens(tokens)
+    for block, (K, V) in zip(model.layers, cache):
+        h = block(h, rope, attend)
+    return h
+
+
 @torch.no_grad()
 def generate(
     model: Transformer,
@@ -241,47 +258,45 @@ def generate(
     """Sampled completions; row p * samples + g is sample g of prompt p.
 
     Prompts run once, and their samples share a cache: the prompt's keys, then those of the samples'
-    first tokens, second tokens, and so on. Finished rows leave the batch. Each row has draws of its
-    own, so other rows change it only by rounding.
+    first tokens, second tokens, and so on. Finished rows leave the batch. Not so on a GPU: there a
+    step is recorded once and repeated (a CUDA graph), so tensors keep their places and shapes. Each
+    row has draws of its own, so other rows change it only by rounding.
     """
-    device, c, G, T = model.device, model.config, samples, max_new_tokens
+    G, T, B, gpu = samples, max_new_tokens, len(prompts) * samples, model.device.type in RECORDED
     if draws is None:
-        draws = torch.rand(len(prompts) * G, T, generator=torch.Generator().manual_seed(seed))
-    draws, row = draws.to(device), torch.arange(len(prompts) * G, device=device)
-    h, cache, seen, position = read_prompts(model, prompts, T * G)
-    h, position = h.repeat_interleave(G, 0), position.repeat_interleave(G)
-    (P, L), R, g = seen.shape, c.heads // c.kv_heads, torch.arange(G, device=device)
-    own = (g == g[:, None]).repeat(1, T).expand(P, G, -1)  # of the new tokens, a sample's own
-    can_see = torch.cat((seen[:, None].expand(P, G, L), own), 2)  # (P, G, L + T G)
-    can_see = can_see.repeat_interleave(R, 1)[:, None]  # a key head's query heads are its rows
-    tokens = torch.full_like(row, -1)[:, None].repeat(1, T)
-    stop = torch.tensor(list(eos), dtype=torch.long, device=device)
-    place = row  # of each row in the cache: prompt * G + sample
-    for t in range(T):
-        token = choose(F.linear(model.norm(h), model.head), temperature, draws[row, t])
-        tokens[row, t] = token
-        live = ~torch.isin(token, stop)
-        row, place, token, position = (x[live] for x in (row, place, token, position))
-        if t + 1 == T or len(row) == 0:
+        draws = torch.rand(B, T, generator=torch.Generator().manual_seed(seed))
+    draws = draws.to(model.device)
+    h, cache, seen, first = read_prompts(model, prompts, T * G)
+    h, L, sees = h.repeat_interleave(G, 0), seen.shape[1], seen[:, None].repeat(1, G, 1)
+    sees = F.pad(sees, (0, T * G))  # (P, G, L + T * G): keys that a sample looks at
+    table = model.rope(torch.arange(int(first.max()) + T, device=draws.device))
+    first, tokens = first.repeat_interleave(G), torch.full_like(draws, -1, dtype=torch.long)
+    row = place = torch.arange(B, device=draws.device)  # of each row: in tokens, in the cache
+    t, stop = row.new_zeros(1), torch.tensor(list(eos), dtype=torch.long, device=draws.device)
+
+    def step(end):
+        rope, column = [x[first[row] + t] for x in table], L + t * G + place % G
+        return read_tokens(model, tokens[row, t], rope, place, column, cache, sees, end)
+
+    for n in range(T):
+        logits = F.linear(model.norm(h), model.head)
+        tokens[row, t.fill_(n)] = choose(logits, temperature, draws[row, n])
+        live = ~torch.isin(tokens, stop).any(1)[row]
+        asked = not gpu or n % 8 == 7  # a GPU waits for its host when asked for a value
+        if n + 1 == T or (asked and not live.any()):
             break
-        prompt = place // G
-        kept = prompt.unique()
-        if len(kept) * 8 <= len(can_see) * 7:
-            prompt = torch.searchsorted(kept, prompt)
-            place, can_see = prompt * G + place % G, can_see[kept]
-            cache = [[z[kept] for z in pair] for pair in cache]
-        h, rope, end = model.embed_tokens(token), model.rope(position), L + (t + 1) * G
-        slot = end - G + place % G
-
-        def attend(q, k, v):  # K, V: the cache of the block that calls
-            K[prompt, :, slot], V[prompt, :, slot] = k, v
-            every = q.new_zeros(len(can_see) * G, c.heads, c.head_dim).index_copy(0, place, q)
-            every = every.view(-1, G, c.kv_heads, R, c.head_dim).transpose(1, 2).flatten(2, 3)
-            y = attention(every, K[:, :, :end], V[:, :, :end], can_see[..., :end])
-            y = y.view(-1, c.kv_heads, G, R, c.head_dim).transpose(1, 2)
-            return y.reshape(-1, c.heads, c.head_dim)[place]
-
-        for block, (K, V) in zip(model.layers, cache):
-            h = block(h, rope, attend)
-        position = position + 1
-    return [t[t >= 0].tolist() for t in tokens.cpu()]
+        if not gpu:
+            row, place = row[live], place[live]
+            kept = (place // G).unique()
+            if len(kept) * 8 <= len(sees) * 7:
+                place = torch.searchsorted(kept, place // G) * G + place % G
+                sees, cache = sees[kept], [[z[kept] for z in pair] for pair in cache]
+        if gpu and n == 1:  # the first step ran as it is, to warm up
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                h = step(L + T * G)
+        if gpu and n > 0:
+            graph.replay()
+        else:
+            h = step(L + (T if gpu else n + 1) * G)
+    return [r[: 1 + next((i for i, x in enumerate(r) if x in eos), T)] for r in tokens.tolist()]

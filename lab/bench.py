@@ -4,10 +4,11 @@
     python -m lab.bench generate             sampling, beside transformers' generate
 
 `pip install trl==1.16.0` first, and set GLIBC_TUNABLES as train.sh does. --name ours measures ours
-alone. We sample from a bfloat16 copy, TRL doesn't.
+alone; --top 20 prints its 20 costliest operations. We sample from a bfloat16 copy, TRL doesn't.
 """
 
 import argparse
+import contextlib
 import resource
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ from support.weights import fetch
 PROMPTS = ["How do I prune an apple tree in winter?", "Write two lines about the sea."]
 PROMPTS += ["Why is the sky blue at noon and red in the evening?", "Name three uses of vinegar."]
 MODEL = "SmolLM2-135M-Instruct"
-FLAGS = {"pairs": 5, "steps": 2, "prompts": 4, "samples": 8, "tokens": 48, "name": ""}
+FLAGS = {"pairs": 5, "steps": 2, "prompts": 4, "samples": 8, "tokens": 48, "name": "", "top": 0}
 share_of_e = lambda texts: [text.count("e") / max(1, len(text)) for text in texts]  # the reward
 
 
@@ -89,7 +90,11 @@ def samples(a, tick) -> None:
 def measure(a) -> tuple[float, float]:
     """Median seconds of a.steps steps, after one that warms up, and peak memory in GB."""
     step, times = our_step if a.name == "ours" else trl_step, []
-    (step if a.what == "step" else samples)(a, lambda: times.append(time.time()))
+    work = step if a.what == "step" else samples
+    with torch.profiler.profile() if a.top else contextlib.nullcontext() as profile:
+        work(a, lambda: times.append(time.time()))
+    if a.top:
+        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=a.top))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return statistics.median(y - x for x, y in zip(times, times[1:])), peak / 2**30
 

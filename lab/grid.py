@@ -125,8 +125,8 @@ def one(c: Config, setting: str, variant: str, seed: int, product: dict | None, 
     if same_time and not product:
         raise UserError(f"{variant} trains as long as {DRIRL}: run {setting}/{DRIRL} first")
     if same_time:
-        steps = drirl.steps_in_time(product["seconds"], c.sft.steps)
-        stages_of["baseline"] = lambda run: drirl.stage_baseline(run, steps)
+        seconds = product["seconds"]
+        stages_of["baseline"] = functools.partial(drirl.stage_baseline, seconds=seconds)
     kind = Borrowing if variant == BORROWED else Run
     run = kind(changed(c, {**values, "run.run": str(folder / variant)}))
     work(start, STAGES, ("data", "sft", "irl"))

@@ -29,7 +29,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from data import answer_of
+from data import parse_draft
 
 
 def read_phrases(path: Path) -> dict[str, re.Pattern]:
@@ -55,6 +55,21 @@ MARKUP = (  # in this order: a pattern, and what it is in plain text
     (r"(?<=\w)\n(?!step \d|[a-z][.)])(?=[^\W\d_A-ZÀ-Þ])", " "),  # a line broken in a sentence
     (r"(?<=[.:!?]) (?=(?:[Ss]tep )?[1-9][.):] )", "\n"),  # a list in one line
 )
+
+
+def without_thought(text: str) -> str:
+    """What follows a reasoning model's <think>...</think>; "" while the thought is still open."""
+    _, closed, after = text.rpartition("</think>")
+    return "" if after.lstrip().startswith("<think>") else after.lstrip() if closed else after
+
+
+def answer_of(text: str) -> str:
+    """What the user sees: the answer of a Chain of Draft; any other text as a whole."""
+    said = without_thought(text)
+    try:
+        return parse_draft(said)[1].strip()
+    except ValueError:
+        return said.strip()
 
 
 def normalised(text: str) -> str:

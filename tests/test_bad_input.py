@@ -459,7 +459,8 @@ def test_a_full_disk(w, capsys, monkeypatch, op, stage):
     Only where one of several renames fails may that be refused as unfinished.
     """
     argv = flags(w, f"{stage} {FLAGS} --seed 5 --resume false")
-    monkeypatch.setattr(drirl, "steps_in_time", lambda *a: 2)
+    two = lambda run: {"sft": float(run.c.sft.steps), "irl": 1.0, "grpo": 1.0}  # steps of SFT
+    monkeypatch.setattr(drirl.Run, "times", two)
     monkeypatch.setattr(resume, "SAVE_EVERY", 120.0 if stage == "irl" else 0.0)
     run, (name, names) = w / "run", SETS[stage]
     folder = run / name

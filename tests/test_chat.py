@@ -337,7 +337,7 @@ def test_arguments(tmp_path):
 @pytest.mark.parametrize("special", (True, False))
 def test_a_thought(tmp_path, special):
     """A model that begins to think is told from its answer; demonstrations close the thought."""
-    from data import answer_of
+    from support.judge import answer_of
 
     with_template(tmp_path, TEMPLATES["thinks"][0])
     t = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))

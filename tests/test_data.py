@@ -11,7 +11,6 @@ from config import UserError
 from data import (
     CATEGORIES,
     HELPFUL,
-    answer_of,
     balance,
     centroids,
     distinct,
@@ -70,27 +69,6 @@ def test_malformed_drafts_raise(text):
 def test_format_refuses_what_it_could_not_parse(steps, answer):
     with pytest.raises(ValueError):
         format_draft(steps, answer)
-
-
-def test_answer_of():
-    assert answer_of("a\nb\n#### the answer ") == "the answer"
-    assert answer_of(" no draft ") == "no draft"
-    headings = "Bread\n\n#### Dough\nflour", "a\n#### b\n#### c", "a\n####"  # no drafts
-    assert [answer_of(text) for text in headings] == list(headings)
-
-
-@pytest.mark.parametrize(
-    "text, said",
-    [
-        ("<think>\nI won't.\n</think>\n\nMix it.", "Mix it."),
-        ("I won't.\n</think>\n\na\n#### Mix it.", "Mix it."),  # the prompt opened the thought
-        ("<think>\nI won't, since", ""),  # cut off: nothing is said
-        ("<think>a</think>b<think>c</think> Mix it.", "Mix it."),
-        ("Write <think> in the page.", "Write <think> in the page."),
-    ],
-)
-def test_a_thought_is_no_answer(text, said):
-    assert answer_of(text) == said
 
 
 # ---------------------------------------------------------------------------- k-center

@@ -1,5 +1,6 @@
 """drirl.py and train.sh as a user meets them: the data stage, the run folder, a whole run."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -335,10 +336,21 @@ def test_other_settings_or_input_are_refused_and_other_code_is_warned_of(tmp_pat
         run_of(tmp_path, **other, run_resume=False).refuse_others()
 
 
-def test_the_baseline_takes_as_long_as_irl_and_grpo():
+@pytest.mark.parametrize("seconds, steps", [((30.0, 20.0, 40.0), 20), ((30.0, 0.0, 0.1), 1)])
+def test_the_baseline_takes_as_long_as_irl_and_grpo(monkeypatch, tmp_path, seconds, steps):
     """10 steps in 30 seconds; irl and grpo took 60: 20 steps. At least one."""
-    assert drirl.steps_in_time({"sft": 30.0, "irl": 20.0, "grpo": 40.0}, 10) == 20
-    assert drirl.steps_in_time({"sft": 30.0, "irl": 0.0, "grpo": 0.1}, 10) == 1
+    trained, nothing = [], lambda *a: None
+    c = config.changed(config.Config(), {"sft.steps": 10})
+    parts = {"stage_folder": nothing, "load": nothing, "chat": nothing, "rows": nothing}
+    run = SimpleNamespace(c=c, folder=tmp_path, dtype=None, **parts)
+    run.work = lambda *a: contextlib.nullcontext()
+    monkeypatch.setattr(drirl.sft, "train", lambda a, b, rows, c, *more: trained.append(c.steps))
+    monkeypatch.setattr(drirl, "save_model", nothing)
+    times = dict(zip(("sft", "irl", "grpo"), seconds))
+    drirl.stage_baseline(run, times)
+    run.times = lambda: times
+    drirl.stage_baseline(run)
+    assert trained == [steps, steps]
 
 
 def test_chat_shows_no_thoughts(monkeypatch, capsys):

@@ -18,7 +18,6 @@ from reward import (
     adamw,
     fit,
     irl_loss,
-    opposites,
     pack_groups,
     sample_groups,
     score_groups,
@@ -476,22 +475,13 @@ def test_score_adds_rewards_to_groups(reference, size):
 # ---------------------------------------------------------------------------- samples
 
 
-def test_opposites():
-    rows = [{"category": name, "n": i} for name in NAMES for i in range(3)]
-    rng = random.Random(0)
-    found = opposites({"category": "crime"}, rows, 3, rng)
-    assert len(found) == 3 and {r["category"] for r in found} == {HELPFUL}
-    found = [r for _ in range(20) for r in opposites({"category": HELPFUL}, rows, 2, rng)]
-    assert {r["category"] for r in found} == set(CATEGORIES)
-
-
 def test_sample_groups():
     """As many prompts of each category as asked for; K samples of each, and contrasts."""
     chat, rows = Letters(), []
     for name in NAMES:
         for p in ("abc", "d", "efghi"):
             rows.append({"prompt": p, "category": name, "response": name[:3]})
-    values = {"irl.prompts": 2, "irl.helpful_prompts": 5, "irl.samples": 2, "irl.contrast": 1}
+    values = {"irl.prompts": 2, "irl.helpful_prompts": 5, "irl.samples": 2, "irl.contrast": 2}
     c = changed(Config(), {**values, "run.max_new_tokens": 4})
     groups = sample_groups(tiny(), chat, rows, c)
     names = [g["category"] for g in groups]
@@ -501,7 +491,7 @@ def test_sample_groups():
         assert g["demonstration"] == chat.answer(g["category"][:3])
         assert len(g["samples"]) == 2 and all(1 <= len(ids) <= 4 for ids in g["samples"])
         other = [HELPFUL] if g["category"] != HELPFUL else CATEGORIES
-        (contrast,) = g["contrast"]
-        assert contrast in [chat.answer(name[:3]) for name in other]
+        assert len(g["contrast"]) == 2
+        assert all(ids in [chat.answer(name[:3]) for name in other] for ids in g["contrast"])
     assert sample_groups(tiny(), chat, rows, c) == groups
     assert sample_groups(tiny(), chat, rows, changed(c, {"run.seed": 1})) != groups

@@ -6,7 +6,10 @@ import random
 import pytest
 import torch
 from test_hf import make, random_ids
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+import sample
 from sample import (
     Batch,
     autocast,
@@ -118,23 +121,21 @@ def test_select_is_the_batch_of_those_completions(pair, start, chosen):
 
 
 def test_split_keeps_the_budget():
-    """Every completion once and in order. No more parts than the budget needs, of similar size."""
+    """Every completion once and in order; a part ends only where the next one has no room."""
     rng = random.Random(0)
     tokens = lambda most: rng.choices(range(9), k=rng.randint(1, most))
     for _ in range(200):
         prompts = [[1, *tokens(12)] for _ in range(rng.randint(1, 6))]
         groups = [[tokens(20) for _ in range(rng.randint(1, 5))] for _ in prompts]
         batch, budget = Batch(prompts, groups), rng.randint(1, 90)
-        B = len(batch.owner)
-        rows = sorted(rng.sample(range(B), rng.randint(1, B)))
-        parts = batch.split(rows, budget)
-        assert [b for part in parts for b in part] == rows and all(parts)
-        sizes = [len(batch.select(part)[0].ids) - batch.shared for part in parts]
-        assert all(size <= budget or len(part) == 1 for size, part in zip(sizes, parts))
-        assert len(rows) < B or len(parts) == 1 or sum(sizes) > budget
+        size = lambda part: len(batch.select(part)[0].ids) - batch.shared
+        parts = batch.split(budget)
+        assert [b for part in parts for b in part] == list(range(len(batch.owner))) and all(parts)
+        assert all(size(part) <= budget or len(part) == 1 for part in parts)
+        assert all(size([*a, b[0]]) > budget for a, b in zip(parts, parts[1:]))
     even = Batch([[1, 2]] * 8, [[[3] * 9] * 4] * 8)  # 8 groups of 37 tokens
-    assert [len(p) for p in even.split(list(range(32)), 160)] == [16, 16]
-    assert [len(p) for p in even.split(list(range(32)), 140)] == [11, 11, 10]  # not 15, 15, 2
+    assert [len(p) for p in even.split(140)] == [15, 15, 2]
+    assert even.split(10**6) == [list(range(32))]
 
 
 @pytest.mark.parametrize("frozen", (0, 1, 2, 3))
@@ -282,3 +283,66 @@ def test_a_row_says_the_same_in_whatever_company(pair):
     rows = one(PROMPTS[:5], 2, draws)
     assert len({len(r) for r in rows}) > 2
     assert rows == [one([PROMPTS[i // 2]], 1, draws[i : i + 1])[0] for i in range(10)]
+
+
+# ---------------------------------------------------------------------------- a GPU's steps
+
+
+class Recording(TorchDispatchMode):
+    """What a CUDA graph does, on a CPU: notes the operations of a step and repeats them in place.
+
+    Nothing has changed after the notes are taken. An operation that a graph can't hold is an error.
+    """
+
+    NEVER = ("_local_scalar_dense", "nonzero", "_unique2", "lift_fresh", "_to_copy", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.noted, self.before = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.__name__.split(".")[0] not in self.NEVER, func
+        written = [bool(a.alias_info and a.alias_info.is_write) for a in func._schema.arguments]
+        self.before += [(x, x.clone()) for x, w in zip(args, written) if w]
+        out = func(*args, **(kwargs or {}))
+        self.noted.append((func, args, kwargs or {}, out))
+        return out
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        for x, old in reversed(self.before):
+            x.copy_(old)
+
+    def replay(self):
+        for func, args, kwargs, out in self.noted:
+            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs))):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():  # no view
+                    old.copy_(new)
+
+
+@torch.no_grad()
+def by_whole_sequences(model, prompts, G, T, temperature, eos, draws):
+    """Sampling without a cache: each prompt's samples run from their first token every time."""
+    rows = []
+    for p, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt] * G)
+        for t in range(T):
+            next_ids = choose(model(ids)[:, -1], temperature, draws[p * G :][:G, t])
+            ids = torch.cat((ids, next_ids[:, None]), 1)
+        rows += [cut(row[len(prompt) :], eos) for row in ids.tolist()]
+    return rows
+
+
+@pytest.mark.parametrize("T", (1, 2, 3, 16, 64))
+@pytest.mark.parametrize("P, G", ((1, 1), (6, 1), (5, 3), (2, 8)))
+@pytest.mark.parametrize("eos", ((), (5,), (5, 9, 17, 3, 30)))
+def test_same_draws_same_tokens(pair, monkeypatch, eos, P, G, T):
+    """With the cache, on a CPU and as on a GPU: the tokens that sequences run anew would get."""
+    draws = torch.rand(P * G, T, generator=torch.Generator().manual_seed(P + T))
+    asked = PROMPTS[:P], G, T, 0.9
+    want = by_whole_sequences(pair[0], *asked, eos, draws)
+    assert generate(pair[0], *asked, eos=eos, draws=draws) == want
+    monkeypatch.setattr(sample, "RECORDED", ("cpu",))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    assert generate(pair[0], *asked, eos=eos, draws=draws) == want
