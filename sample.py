@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import kernels
 from model import Transformer, attention
 
-RECORDED = ("cuda",)  # devices whose decoding steps are recorded
+RECORDED = ("cuda",)  # devices that record a decoding step and repeat it; (): none
 
 
 def pad(rows: list[list[int]], device="cpu") -> tuple[Tensor, Tensor]:
