@@ -31,7 +31,7 @@ def setting(default, text: str, low=None, high=10**6, choices: str = ""):
 class RunConfig:
     """The run."""
 
-    recipe: str = setting("", "departures from the paper: laptop, laptop-few, tiny, gpu, or none")
+    recipe: str = setting("", "departures from the paper: laptop laptop-few tiny gpu; empty: none")
     run: str = setting("runs/default", "folder of the run")
     model: str = setting("", "model folder to align; empty: SmolLM2-135M-Instruct")
     encoder: str = setting("", "BERT or CLIP folder; empty: all-MiniLM-L6-v2; words: no weights")
@@ -100,12 +100,12 @@ class GRPOConfig:
     anchor: int = setting(0, "demonstrations in each update, with advantage 1", low=0)
     blocks: int = setting(0, "top blocks trained; 0: the whole model", low=0)
     lr: float = setting(1e-6, "peak learning rate; 5% warm-up, then linear to zero")
-    average: float = setting(0.0, "decay of the weights' mean that a pass ends with", low=0, high=1)
+    average: float = setting(0.0, "largest decay of the weights' mean; 0: none", low=0, high=1)
     helpful_share: float = setting(0.5, "share of harmless prompts", low=0, high=1)
     clip: float = setting(0.2, "bad samples: no gradient once pi / pi_old is below 1 - clip")
     clip_high: float = setting(0.2, "good ones: none above 1 + this; 0: learnt as in SFT", low=0)
     beta_kl: float = setting(0.04, "weight of the KL penalty to the warm start", low=0)
-    open_prompts: bool = setting(False, "draw prompts without a demonstration, where some are")
+    open_prompts: bool = setting(False, "draw prompts that have no demonstration, if there are any")
     scaling: str = setting(
         "product", "alpha; spread: the product ** 8", choices="none data model product sum spread"
     )

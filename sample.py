@@ -223,12 +223,12 @@ def read_prompts(model: Transformer, prompts: list[list[int]], room: int):
 def read_tokens(model: Transformer, tokens, rope, place, column, cache, sees, end: int) -> Tensor:
     """States (B, D) of one new token a row, after the last block.
 
-    tokens, place, column (B,): its id; its row's prompt * G + sample; where its key goes in the
-    prompt's cache, of which `end` columns are in use. sees (P, G, S): keys that a sample looks at.
+    tokens, place, column (B,): the token's id; prompt * G + sample; where its key is kept in the
+    prompt's cache, whose first `end` columns are read. sees (P, G, S): keys that samples look at.
     """
     c, (P, G, _) = model.config, sees.shape
     R, prompt = c.heads // c.kv_heads, place // G
-    sees[prompt, place % G, column] = sees.new_ones(())  # True, made where it is needed
+    sees[prompt, place % G, column] = sees.new_ones(())  # True, on the same device
     mask = sees[:, None, :, :end].repeat_interleave(R, 2)  # a key head's query heads are its rows
 
     def attend(q, k, v):  # K, V: the cache of the block that calls
@@ -258,9 +258,9 @@ def generate(
     """Sampled completions; row p * samples + g is sample g of prompt p.
 
     Prompts run once, and their samples share a cache: the prompt's keys, then those of the samples'
-    first tokens, second tokens, and so on. Finished rows leave the batch. Not so on a GPU: there a
-    step is recorded once and repeated (a CUDA graph), so tensors keep their places and shapes. Each
-    row has draws of its own, so other rows change it only by rounding.
+    first tokens, second tokens, and so on. On a CPU finished rows leave the batch. On a GPU they
+    stay: one step is recorded and replayed (a CUDA graph), so tensors keep their places and shapes.
+    Each row has draws of its own, so other rows change it only by rounding.
     """
     G, T, B, gpu = samples, max_new_tokens, len(prompts) * samples, model.device.type in RECORDED
     if draws is None:
@@ -271,7 +271,7 @@ def generate(
     sees = F.pad(sees, (0, T * G))  # (P, G, L + T * G): keys that a sample looks at
     table = model.rope(torch.arange(int(first.max()) + T, device=draws.device))
     first, tokens = first.repeat_interleave(G), torch.full_like(draws, -1, dtype=torch.long)
-    row = place = torch.arange(B, device=draws.device)  # of each row: in tokens, in the cache
+    row = place = torch.arange(B, device=draws.device)  # its index in tokens, in the cache
     t, stop = row.new_zeros(1), torch.tensor(list(eos), dtype=torch.long, device=draws.device)
 
     def step(end):
@@ -291,7 +291,7 @@ def generate(
             if len(kept) * 8 <= len(sees) * 7:
                 place = torch.searchsorted(kept, place // G) * G + place % G
                 sees, cache = sees[kept], [[z[kept] for z in pair] for pair in cache]
-        if gpu and n == 1:  # the first step ran as it is, to warm up
+        if gpu and n == 1:  # step 0 ran as it is, to warm up; a recording computes nothing
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 h = step(L + T * G)

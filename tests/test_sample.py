@@ -291,14 +291,18 @@ def test_a_row_says_the_same_in_whatever_company(pair):
 class Recording(TorchDispatchMode):
     """What a CUDA graph does, on a CPU: notes the operations of a step and repeats them in place.
 
-    Nothing has changed after the notes are taken. An operation that a graph can't hold is an error.
+    A recording computes nothing: its end undoes what was written, and its result is NaN until a
+    replay. An operation that a graph can't hold is an error. It can't tell devices apart.
     """
+
+    made = []
 
     NEVER = ("_local_scalar_dense", "nonzero", "_unique2", "lift_fresh", "_to_copy", "equal")
 
     def __init__(self):
         super().__init__()
-        self.noted, self.before = [], []
+        self.noted, self.before, self.replays = [], [], 0
+        self.made.append(self)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func.__name__.split(".")[0] not in self.NEVER, func
@@ -312,8 +316,10 @@ class Recording(TorchDispatchMode):
         super().__exit__(*error)
         for x, old in reversed(self.before):
             x.copy_(old)
+        self.noted[-1][3].fill_(math.nan)
 
     def replay(self):
+        self.replays += 1
         for func, args, kwargs, out in self.noted:
             for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs))):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():  # no view
@@ -343,6 +349,10 @@ def test_same_draws_same_tokens(pair, monkeypatch, eos, P, G, T):
     want = by_whole_sequences(pair[0], *asked, eos, draws)
     assert generate(pair[0], *asked, eos=eos, draws=draws) == want
     monkeypatch.setattr(sample, "RECORDED", ("cpu",))
+    monkeypatch.setattr(Recording, "made", [])
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
     assert generate(pair[0], *asked, eos=eos, draws=draws) == want
+    longest = max(map(len, want))
+    longest = min(T, -(-longest // 8) * 8)  # it looks whether all have ended every 8 tokens
+    assert [graph.replays for graph in Recording.made] == ([longest - 2] if T > 2 else [])
