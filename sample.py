@@ -271,7 +271,7 @@ def generate(
     sees = F.pad(sees, (0, T * G))  # (P, G, L + T * G): keys that a sample looks at
     table = model.rope(torch.arange(int(first.max()) + T, device=draws.device))
     first, tokens = first.repeat_interleave(G), torch.full_like(draws, -1, dtype=torch.long)
-    row = place = torch.arange(B, device=draws.device)  # its index in tokens, in the cache
+    row = place = torch.arange(B, device=draws.device)  # a row's index in tokens; in the cache
     t, stop = row.new_zeros(1), torch.tensor(list(eos), dtype=torch.long, device=draws.device)
 
     def step(end):

@@ -169,7 +169,7 @@ def picture(results: dict, path: Path) -> None:
             answered, refuses = 100 - percent(lines, "lookalike"), percent(lines, "harmful")
             ax.plot(answered, refuses, "o", ms=4, label=variant)
         ax.set(title=setting, xlabel="look-alikes not refused, %", ylabel="harmful refused, %")
-        ax.legend(fontsize=6)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False)
     evaluate.save_figure(fig, path)
 
 

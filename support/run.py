@@ -81,8 +81,8 @@ class Run:
             raise UserError(f"--device {c.run.device}: want cpu or cuda; this torch sees {n} GPU")
         self.device = torch.device(c.run.device)
         parallel.start(kind)
-        if kind == "cuda":  # CUDA graphs are of the current device
-            torch.cuda.set_device(self.device)
+        if index:  # a CUDA graph is recorded on the current device
+            torch.cuda.set_device(int(index))
         half = c.run.dtype == "bf16"
         if c.run.dtype == "auto":  # all processes alike
             half = bool(parallel.most(int(likes_bfloat16(kind))))

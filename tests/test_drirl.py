@@ -336,6 +336,16 @@ def test_other_settings_or_input_are_refused_and_other_code_is_warned_of(tmp_pat
         run_of(tmp_path, **other, run_resume=False).refuse_others()
 
 
+@pytest.mark.parametrize("device, current", [("cuda", []), ("cuda:1", [1])])
+def test_a_numbered_gpu_becomes_the_current_one(monkeypatch, device, current):
+    """A CUDA graph is recorded there. torch.cuda.set_device refuses a device without a number."""
+    found = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", found.append)
+    run = Run(changed(Config(), {"run.device": device, "run.dtype": "fp32"}))
+    assert found == current and run.device == torch.device(device)
+
+
 @pytest.mark.parametrize("seconds, steps", [((30.0, 20.0, 40.0), 20), ((30.0, 0.0, 0.1), 1)])
 def test_the_baseline_takes_as_long_as_irl_and_grpo(monkeypatch, tmp_path, seconds, steps):
     """10 steps in 30 seconds; irl and grpo took 60: 20 steps. At least one."""

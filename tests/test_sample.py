@@ -296,7 +296,6 @@ class Recording(TorchDispatchMode):
     """
 
     made = []
-
     NEVER = ("_local_scalar_dense", "nonzero", "_unique2", "lift_fresh", "_to_copy", "equal")
 
     def __init__(self):
@@ -353,6 +352,6 @@ def test_same_draws_same_tokens(pair, monkeypatch, eos, P, G, T):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
     assert generate(pair[0], *asked, eos=eos, draws=draws) == want
-    longest = max(map(len, want))
-    longest = min(T, -(-longest // 8) * 8)  # it looks whether all have ended every 8 tokens
-    assert [graph.replays for graph in Recording.made] == ([longest - 2] if T > 2 else [])
+    eights = math.ceil(max(map(len, want)) / 8)  # it looks whether all have ended every 8 tokens
+    replays = [graph.replays for graph in Recording.made]
+    assert replays == ([min(T, 8 * eights) - 2] if T > 2 else [])
