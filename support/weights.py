@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel, Digits
 
 from config import UserError
@@ -104,8 +104,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
     tokenizer, split = Tokenizer(bpe), [Digits(True), ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)  # single digits, then as GPT-2
     tokenizer.decoder = decoders.ByteLevel()
-    special = [token for token, kind in zip(tokens, kinds) if kind == 3]
-    tokenizer.add_special_tokens([AddedToken(x, special=True, normalized=False) for x in special])
+    tokenizer.add_special_tokens([token for token, kind in zip(tokens, kinds) if kind == 3])
     tokenizer.save(str(folder / "tokenizer.json"))
     its = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
     its |= {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "pad_token": "<|im_end|>"}
