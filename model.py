@@ -11,7 +11,7 @@ one new token a row against a cache (sample.generate).
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +24,6 @@ from torch import Tensor
 class ModelConfig:
     """The numbers of a config.json that shape the network (support/hf.py reads them)."""
 
-    model_type: str
     vocab_size: int
     hidden_size: int  # D
     intermediate_size: int  # width inside the SwiGLU
@@ -41,7 +40,7 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool  # Qwen3: RMSNorm on each head's q and k
     context: int  # most tokens of a sequence
-    raw: dict = field(repr=False, hash=False, compare=False, default_factory=dict)  # the file
+    raw: dict  # the whole file
 
 
 def rope_frequencies(c: ModelConfig) -> Tensor:

@@ -37,7 +37,6 @@ def read_config(raw: dict, where: str | Path = "config.json") -> ModelConfig:
         raise UserError(f"{where}: {found}: want a multiple of the key heads, and an even number")
     theta, scaling = read_rope(raw, where)
     return ModelConfig(
-        kind,
         *sizes,  # in this order
         kv_heads,
         head_dim,
