@@ -154,8 +154,7 @@ def save_rewards(models, folder: Path, beside: dict[str, str]) -> None:
     """A reward.RewardModels, and files of text that belong to it, as one set."""
     new = {folder / name: text for name, text in beside.items()}
     for name, shadow in models.shadows.items():
-        state = {k: v.contiguous() for k, v in shadow.state_dict().items()}
-        new[folder / f"{name}.safetensors"] = functools.partial(save_file, state)
+        new[folder / f"{name}.safetensors"] = functools.partial(save_file, shadow.state_dict())
     files.write(new)
 
 
