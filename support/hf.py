@@ -71,13 +71,11 @@ def read_rope(raw: dict, where: str | Path) -> tuple[float, dict | None]:
 
 
 def fitting(state: dict, tensors: dict, where: str | Path) -> dict[str, Tensor]:
-    """The tensors for a network's state. UserError if shapes differ or numbers are whole."""
+    """The tensors for a network's state. UserError if shapes differ."""
     for name in sorted(state.keys() | tensors.keys()):
         want, got = (tuple(x[name].shape) if name in x else "nothing" for x in (state, tensors))
         if want != got:
             raise UserError(f"{where}: tensor {name}: found {got}, config.json asks for {want}")
-        if not tensors[name].is_floating_point():
-            raise UserError(f"{where}: tensor {name} is quantised: want floating point")
     return tensors
 
 
