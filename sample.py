@@ -92,6 +92,7 @@ class Batch:
             common = len(os.path.commonprefix(prompts))  # works on any sequences
             shared = max(0, min(common, min(map(len, prompts)) - 1))  # each keeps a token
         self.source, self.shared = (prompts, completions), shared
+        self.cache = None  # or a list: collects the prompts' keys and values, (P, K, S, E) each
         owner = [p for p, group in enumerate(completions) for _ in group]
         self.owner = torch.tensor(owner, dtype=torch.long, device=device)  # (B,)
         first = torch.zeros(len(prompts), dtype=torch.long, device=device)
@@ -109,11 +110,8 @@ class Batch:
         starts = (sizes.cumsum(0) - sizes)[sizes > 0]
         self.before[starts] = self.prompt_last[self.owner][sizes > 0]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keep: list | None = None) -> Tensor:
-        """Each level looks at its ancestors' keys and its own past.
-
-        keep: collects the prompts' keys and values, (P, K, S, E) each.
-        """
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Each level looks at its ancestors' keys and its own past."""
         sizes, out, keys, values = [len(level.slots) for level in self.levels], [], None, None
         for level, *parts in zip(self.levels, q.split(sizes), k.split(sizes), v.split(sizes)):
             ql, kl, vl = (level.spread(x) for x in parts)
@@ -121,8 +119,8 @@ class Batch:
                 kl = torch.cat((keys[level.owner], kl), 2)
                 vl = torch.cat((values[level.owner], vl), 2)
             keys, values = kl, vl
-            if level is self.levels[1] and keep is not None:
-                keep.append((keys, values))
+            if level is self.levels[1] and self.cache is not None:
+                self.cache.append((keys, values))
             if len(level.slots):
                 y = attention(ql, keys, values, level.look)  # (R, H, C, E)
                 out.append(y.transpose(1, 2).flatten(0, 1)[level.slots])
@@ -212,12 +210,11 @@ def read_prompts(model: Transformer, prompts: list[list[int]], room: int):
     Returns states h (P, D) where the first tokens are chosen; each block's keys and values
     (P, K, L + room, E); seen (P, L), True on real tokens; the new tokens' position (P,).
     """
-    batch, keys = Batch(prompts, [[] for _ in prompts], model.device), []
-    x, rope = model.embed_tokens(batch.ids), model.rope(batch.positions)
-    for block in model.layers:
-        x = block(x, rope, lambda q, k, v: batch.attend(q, k, v, keys))
-    cache = [[F.pad(z, (0, 0, 0, room)) for z in pair] for pair in keys]
-    return x[batch.prompt_last], cache, batch.levels[1].seen, batch.levels[1].ends
+    batch = Batch(prompts, [[] for _ in prompts], model.device)
+    batch.cache = []
+    h = run_blocks(model, batch)[batch.prompt_last]
+    cache = [[F.pad(z, (0, 0, 0, room)) for z in pair] for pair in batch.cache]
+    return h, cache, batch.levels[1].seen, batch.levels[1].ends
 
 
 def read_tokens(model: Transformer, tokens, rope, place, column, cache, sees, end: int) -> Tensor:
