@@ -38,28 +38,29 @@ def completion_mask(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tens
 class Level:
     """Token rows that each continue a row of the level before: padded (R, C), with masks."""
 
-    def __init__(self, rows: list[list[int]], parent: "Level | None", owner: Tensor, device):
+    def __init__(self, rows: list[list[int]], parent: "Level | None", owner, device):
         self.ids, lengths = pad(rows, device)  # (R, C), (R,)
-        self.parent, self.owner = parent, owner  # owner (R,): the parent's row that each continues
-        R, C = self.ids.shape
-        self.mask = completion_mask(torch.zeros_like(lengths), lengths, C)  # (R, C) real tokens
-        self.slots = self.mask.flatten().nonzero()[:, 0]  # place of each packed token in the table
-        starts = torch.zeros_like(lengths) if parent is None else parent.ends[owner]
-        self.ends = starts + lengths  # position after each row's last token
-        self.positions = (starts[:, None] + torch.arange(C, device=device))[self.mask]
+        self.owner = owner  # (R,): the parent's row that each continues; None: no parent
+        C, starts = self.ids.shape[1], torch.zeros_like(lengths)
+        self.mask = completion_mask(starts, lengths, C)  # (R, C) real tokens
         self.seen = self.mask  # (R, S) real tokens, ancestors' first
         if parent is not None:
+            starts = parent.ends[owner]
             self.seen = torch.cat((parent.seen[owner], self.mask), 1)
+        self.row, self.column = self.mask.nonzero().unbind(1)  # of each packed token
+        self.slots = self.row * C + self.column  # its place in the table
+        self.positions = starts[self.row] + self.column
+        self.ends = starts + lengths  # position after each row's last token
 
     @functools.cached_property
     def look(self) -> Tensor | None:
         """(R, 1, C, S): a token looks at its ancestors' real tokens and its own past."""
-        if self.parent is None:
+        if self.owner is None:
             return None  # causal
         R, C = self.ids.shape
         at = torch.arange(C, device=self.ids.device)
         past = (at <= at[:, None]).expand(R, 1, C, C)
-        ancestors = self.parent.seen[self.owner][:, None, None].expand(R, 1, C, -1)
+        ancestors = self.seen[:, None, None, :-C].expand(R, 1, C, -1)
         return torch.cat((ancestors, past), 3)
 
     def spread(self, x: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ class Batch:
             if not all(prompts) or not prompts:
                 raise ValueError("every prompt needs at least one token")
             common = len(os.path.commonprefix(prompts))  # works on any sequences
-            shared = max(0, min(common, min(map(len, prompts)) - 1))  # each keeps a token
+            shared = min(common, min(map(len, prompts)) - 1)  # each keeps a token
         self.source, self.shared = (prompts, completions), shared
         self.cache = None  # or a list: collects the prompts' keys and values, (P, K, S, E) each
         owner = [p for p, group in enumerate(completions) for _ in group]
@@ -105,20 +106,17 @@ class Batch:
         self.positions = torch.cat([level.positions for level in self.levels])  # (N,)
         self.first = len(start.slots) + len(middle.slots)  # index of the first completion token
         self.prompt_last = len(start.slots) + middle.mask.sum(1).cumsum(0) - 1  # (P,) indices
-        self.before = torch.arange(self.first - 1, len(self.ids) - 1, device=device)
-        sizes = end.mask.sum(1)
-        starts = (sizes.cumsum(0) - sizes)[sizes > 0]
-        self.before[starts] = self.prompt_last[self.owner][sizes > 0]
+        before = torch.arange(self.first - 1, len(self.ids) - 1, device=device)
+        last = self.prompt_last[self.owner][end.row]  # of each completion token's prompt
+        self.before = torch.where(end.column == 0, last, before)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Each level looks at its ancestors' keys and its own past."""
         sizes, out, keys, values = [len(level.slots) for level in self.levels], [], None, None
         for level, *parts in zip(self.levels, q.split(sizes), k.split(sizes), v.split(sizes)):
             ql, kl, vl = (level.spread(x) for x in parts)
-            if level.parent is not None:
-                kl = torch.cat((keys[level.owner], kl), 2)
-                vl = torch.cat((values[level.owner], vl), 2)
-            keys, values = kl, vl
+            keys = kl if level.owner is None else torch.cat((keys[level.owner], kl), 2)
+            values = vl if level.owner is None else torch.cat((values[level.owner], vl), 2)
             if level is self.levels[1] and self.cache is not None:
                 self.cache.append((keys, values))
             if len(level.slots):
@@ -135,8 +133,7 @@ class Batch:
         part = Batch([texts[p] for p in prompts], kept, self.ids.device, self.shared)
         wanted = []
         for level, which in zip(self.levels, ([0], prompts, rows)):
-            row = level.mask.nonzero()[:, 0]  # of each packed token
-            wanted.append(torch.isin(row, torch.tensor(which, device=row.device)))
+            wanted.append(torch.isin(level.row, torch.tensor(which, device=level.row.device)))
         return part, torch.cat(wanted).nonzero()[:, 0]
 
     def split(self, tokens: int) -> list[list[int]]:
