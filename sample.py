@@ -17,14 +17,6 @@ from model import Transformer, attention
 RECORDED = ("cuda",)  # devices that record a decoding step and repeat it; (): none
 
 
-def pad(rows: list[list[int]], device="cpu") -> tuple[Tensor, Tensor]:
-    """Token lists -> ids (B, longest), padded on the right with 0, and lengths (B,)."""
-    lengths = torch.tensor([len(r) for r in rows], dtype=torch.long, device=device)
-    width = max([1, *map(len, rows)])
-    ids = torch.tensor([r + [0] * (width - len(r)) for r in rows], dtype=torch.long, device=device)
-    return ids.view(len(rows), width), lengths
-
-
 def completion_mask(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tensor:
     """True where prompt_length <= position < length. (B,), (B,) -> (B, width) bool.
 
@@ -36,13 +28,15 @@ def completion_mask(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tens
 
 
 class Level:
-    """Token rows that each continue a row of the level before: padded (R, C), with masks."""
+    """Token rows that each continue a row of the level before: (R, C), padded on the right."""
 
     def __init__(self, rows: list[list[int]], parent: "Level | None", owner, device):
-        self.ids, lengths = pad(rows, device)  # (R, C), (R,)
         self.owner = owner  # (R,): the parent's row that each continues; None: no parent
-        C, starts = self.ids.shape[1], torch.zeros_like(lengths)
+        lengths = torch.tensor([len(r) for r in rows], dtype=torch.long, device=device)  # (R,)
+        C, starts = max([1, *map(len, rows)]), torch.zeros_like(lengths)
         self.mask = completion_mask(starts, lengths, C)  # (R, C) real tokens
+        tokens = torch.tensor([t for r in rows for t in r], dtype=torch.long, device=device)
+        self.ids = tokens.new_zeros(self.mask.shape).masked_scatter(self.mask, tokens)  # (R, C)
         self.seen = self.mask  # (R, S) real tokens, ancestors' first
         if parent is not None:
             starts = parent.ends[owner]

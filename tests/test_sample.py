@@ -12,11 +12,11 @@ from torch.utils._pytree import tree_leaves
 import sample
 from sample import (
     Batch,
+    Level,
     autocast,
     choose,
     completion_mask,
     generate,
-    pad,
     run_blocks,
     token_logps,
 )
@@ -47,11 +47,14 @@ def pair(tmp_path_factory):
 # ---------------------------------------------------------------------------- batches
 
 
-def test_pad():
-    ids, lengths = pad([[5, 6, 7], [8], []])
-    assert ids.tolist() == [[5, 6, 7], [8, 0, 0], [0, 0, 0]] and lengths.tolist() == [3, 1, 0]
-    assert ids.dtype == lengths.dtype == torch.long
-    assert pad([[]])[0].shape == (1, 1) and pad([])[0].shape == (0, 1)
+def test_a_level_is_padded():
+    level = Level([[5, 6, 7], [8], []], None, None, "cpu")
+    assert level.ids.tolist() == [[5, 6, 7], [8, 0, 0], [0, 0, 0]]
+    assert level.mask.sum(1).tolist() == level.ends.tolist() == [3, 1, 0]
+    assert level.ids.dtype == level.ends.dtype == torch.long
+    for rows in ([[]], []):
+        level = Level(rows, None, None, "cpu")
+        assert level.ids.shape == level.mask.shape == (len(rows), 1) and not level.mask.any()
 
 
 def test_completion_mask_is_the_written_list():
@@ -64,7 +67,7 @@ def test_completion_mask_is_the_written_list():
 
 def test_the_end_of_text_stays_in_even_if_it_is_the_pad_id():
     eos = 0
-    ids, lengths = pad([[3, 4, 9, eos], [3, 9, eos]])
+    ids, lengths = torch.tensor([[3, 4, 9, eos], [3, 9, eos, 0]]), torch.tensor([4, 3])
     mask = completion_mask(torch.tensor([2, 1]), lengths, 4)
     assert [row[m].tolist() for row, m in zip(ids, mask)] == [[9, eos], [9, eos]]
 
