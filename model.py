@@ -39,7 +39,6 @@ class ModelConfig:
     out_bias: bool  # of attention's output projection
     mlp_bias: bool
     qk_norm: bool  # Qwen3: RMSNorm on each head's q and k
-    context: int  # most tokens of a sequence
     raw: dict  # the whole file
 
 

@@ -48,7 +48,6 @@ def read_config(raw: dict, where: str | Path = "config.json") -> ModelConfig:
         out_bias=bias and kind != "qwen2",
         mlp_bias=kind == "llama" and flags["mlp_bias"],
         qk_norm=kind == "qwen3",
-        context=number(raw, "max_position_embeddings", where, 1, 10**9, 10**9),
         raw=raw,
     )
 

@@ -465,6 +465,8 @@ def test_errors(tmp_path):
     for eos in ("2", True, [257, 258], -1):
         folder(tmp_path, ["<s>", "</s>"], config={"eos_token_id": eos, "vocab_size": 258})
         refused(r"eos_token_id is \[.*want one or more ids below 258", "{prompt}")
+    folder(tmp_path, ["<s>", "</s>"], config={"max_position_embeddings": -1})
+    refused("config.json: max_position_embeddings is -1: want a whole number from 1", "{prompt}")
     (tmp_path / "generation_config.json").write_text("{")
     refused("cannot read .*generation_config.json", "{prompt}")
     for name in ("tokenizer.json", "chat_template.jinja", "config.json"):

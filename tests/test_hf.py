@@ -371,7 +371,6 @@ BAD = {  # what is done to a good folder, words of the message
     "scaling yarn": (edit(rope_parameters={"rope_type": "yarn"}), "rope scaling 'yarn'"),
     "scaling lacks": (edit(rope_scaling={"rope_type": "llama3"}), "rope scaling lacks 'factor'"),
     "scaling upside down": (edit(rope_scaling=UPSIDE_DOWN), "low_freq_factor must be below"),
-    "context negative": (edit(max_position_embeddings=-1), "max_position_embeddings is -1"),
     "gpt2": (edit(model_type="gpt2"), "unsupported architecture 'gpt2'"),
     "line break": (edit(model_type="a\nb\x1b[31m"), r"unsupported architecture 'a\nb\x1b"),
     "sliding window": (edit(use_sliding_window=True), "unsupported: use_sliding_window"),
@@ -551,7 +550,7 @@ def test_one_config_of_each_kind():
         c = read_config(raw)
         assert (c.qkv_bias, c.out_bias, c.mlp_bias, c.qk_norm) == found and c.raw == raw
     c = read_config({**TINY_LLAMA, "model_type": "qwen2"})
-    assert c.qkv_bias and not c.out_bias and c.head_dim == 4 and c.context == 400
+    assert c.qkv_bias and not c.out_bias and c.head_dim == 4
 
 
 FUZZED = {  # file, how it is mutated, how often
