@@ -137,8 +137,9 @@ def load_encoder(folder: str | Path, device="cpu"):
         return WordEncoder()
     c, state = read_encoder(Path(folder))
     tokenizer = load_tokenizer(Path(folder), c["vocab_size"])
-    projected = len(state["projection"]) if "projection" in state else 0
     with torch.device("meta"):  # only shapes, until the tensors are known to fit
-        model = Encoder(c, projected, tokenizer)
-    model.load_state_dict(fitting(model.state_dict(), state, folder), assign=True)
+        model = Encoder(c, len(state.get("projection", ())), tokenizer)
+    wanted = model.state_dict()
+    state = {name: x for name, x in state.items() if name in wanted}
+    model.load_state_dict(fitting(wanted, state, folder), assign=True)
     return model.float().requires_grad_(False).eval().to(device)

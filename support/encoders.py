@@ -15,39 +15,27 @@ from config import UserError
 from data import normalise
 from support.files import SIZES, inside, load_tensors, number, read_folder, read_json
 
-# Our name of a tensor, BERT's, CLIP's; those of a layer have a weight and a bias.
-LAYERS = """
-q      attention.self.query        self_attn.q_proj
-k      attention.self.key          self_attn.k_proj
-v      attention.self.value        self_attn.v_proj
-o      attention.output.dense      self_attn.out_proj
-norm1  attention.output.LayerNorm  layer_norm1
-up     intermediate.dense          mlp.fc1
-down   output.dense                mlp.fc2
-norm2  output.LayerNorm            layer_norm2
+# A folder's names of tensors and encoder.Encoder's, replaced in this order; gamma, beta: old ones.
+BERT_NAMES = """
+bert.=                     embeddings.word_embeddings.weight=words
+embeddings.LayerNorm=norm  embeddings.position_embeddings.weight=positions
+encoder.layer.=layers.     embeddings.token_type_embeddings.weight=segment
+attention.self.query=q     attention.output.dense=o          intermediate.dense=up
+attention.self.key=k       attention.output.LayerNorm=norm1  output.dense=down
+attention.self.value=v     output.LayerNorm=norm2            .gamma=.weight  .beta=.bias
 """
-OTHERS = """
-norm.weight  embeddings.LayerNorm.weight            final_layer_norm.weight
-norm.bias    embeddings.LayerNorm.bias              final_layer_norm.bias
-words        embeddings.word_embeddings.weight      embeddings.token_embedding.weight
-positions    embeddings.position_embeddings.weight  embeddings.position_embedding.weight
+CLIP_NAMES = """
+text_model.=               embeddings.token_embedding.weight=words
+final_layer_norm=norm      embeddings.position_embedding.weight=positions
+encoder.layers.=layers.    text_projection.weight=projection
+self_attn.q_proj=q         self_attn.out_proj=o              mlp.fc1=up
+self_attn.k_proj=k         layer_norm1=norm1                 mlp.fc2=down
+self_attn.v_proj=v         layer_norm2=norm2
 """
 # What a whole CLIP's text_config may leave out.
 CLIP = {"num_hidden_layers": 12, "num_attention_heads": 8, "hidden_size": 512}
 CLIP |= {"intermediate_size": 2048, "max_position_embeddings": 77, "vocab_size": 49408}
 CLIP |= {"layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"}
-
-
-def named(clip: bool, layers: int) -> dict[str, str]:
-    """{our name of a tensor: the folder's}."""
-    names = {} if clip else {"segment": "embeddings.token_type_embeddings.weight"}
-    names |= {row[0]: row[1 + clip] for row in map(str.split, OTHERS.strip().splitlines())}
-    for i in range(layers):
-        layer = f"encoder.layers.{i}" if clip else f"encoder.layer.{i}"
-        for row in map(str.split, LAYERS.strip().splitlines()):
-            for part in ("weight", "bias"):
-                names[f"layers.{i}.{row[0]}.{part}"] = f"{layer}.{row[1 + clip]}.{part}"
-    return names
 
 
 def pooling(folder: Path) -> str:
@@ -69,7 +57,7 @@ def pooling(folder: Path) -> str:
 
 
 def read_encoder(folder: Path) -> tuple[dict, dict[str, Tensor]]:
-    """A BERT or CLIP folder's numbers, and its tensors under encoder.Encoder's names."""
+    """A BERT or CLIP folder's numbers, and its tensors; encoder.Encoder's under its names."""
     where, raw = folder / "config.json", read_folder(folder, "encoder", "tokenizer.json")
     c, kind = raw, raw.get("model_type")
     if kind not in ("bert", "clip", "clip_text_model"):
@@ -88,19 +76,14 @@ def read_encoder(folder: Path) -> tuple[dict, dict[str, Tensor]]:
         raise UserError(f"{where}: hidden_size must be a multiple of num_attention_heads")
     numbers["layer_norm_eps"] = number(c, "layer_norm_eps", where, 0.0, 1.0)
     numbers["eos_token_id"] = number(c, "eos_token_id", where, 0, 10**7, 2)
-    numbers["pooling"], tensors = pooling(folder) if kind == "bert" else "end", {}
+    numbers["pooling"] = pooling(folder) if kind == "bert" else "end"
+    names, state = BERT_NAMES if kind == "bert" else CLIP_NAMES, {}
     for name, x in load_tensors(folder, raw).items():
-        name = name.removeprefix("bert.").removeprefix("text_model.")
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")  # BERT's first names
-        tensors[name.replace("LayerNorm.beta", "LayerNorm.bias")] = x
-    names = named(kind != "bert", numbers["num_hidden_layers"])
-    if lost := [theirs for theirs in names.values() if theirs not in tensors]:
-        raise UserError(f"{folder}: the text encoder lacks {lost[0]!r}")
-    state = {ours: tensors[theirs] for ours, theirs in names.items()}
-    segments = state.get("segment", torch.zeros(1, numbers["hidden_size"]))
-    state["segment"] = torch.atleast_2d(segments)[:1]  # every text is of BERT's first segment
-    if "text_projection.weight" in tensors:
-        state["projection"] = tensors["text_projection.weight"]
+        for pair in names.split():
+            name = name.replace(*pair.split("="))
+        state[name] = torch.atleast_2d(x)[:1] if name == "segment" else x  # BERT's first segment
+    if kind != "bert":
+        state["segment"] = torch.zeros(1, numbers["hidden_size"])
     return {**numbers, "model_type": kind, "hidden_act": act}, state
 
 
