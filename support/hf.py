@@ -55,11 +55,11 @@ def read_config(raw: dict, where: str | Path = "config.json") -> ModelConfig:
 def read_rope(raw: dict, where: str | Path) -> tuple[float, dict | None]:
     """theta, and llama3's four numbers if its scaling is asked for."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}  # transformers 5, 4
-    kind = rope.get("rope_type", rope.get("type", "default")) if type(rope) is dict else rope
+    rope = rope if type(rope) is dict else {"rope_type": rope}
+    kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise UserError(f"{where}: unsupported rope scaling {kind!r}: want default or llama3")
-    place = rope if "rope_theta" in rope else raw
-    theta = number(place, "rope_theta", where, 1.0, 1e12, 10000.0)
+    theta = number(raw | rope, "rope_theta", where, 1.0, 1e12, 10000.0)  # rope's counts
     if kind == "default":
         return theta, None
     where = f"{where}: llama3 rope scaling"

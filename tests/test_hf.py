@@ -367,6 +367,7 @@ BAD = {  # what is done to a good folder, words of the message
     "theta 0": (edit(rope_theta=0), "rope_theta is 0"),
     "tied a text": (edit(tie_word_embeddings="false"), "is 'false': want true or false"),
     "scaling a list": (edit(rope_scaling=[1]), "unsupported rope scaling [1]"),
+    "scaling a word": (edit(rope_scaling="llama3"), "llama3 rope scaling lacks 'factor'"),
     "scaling linear": (edit(rope_scaling={"type": "linear"}), "rope scaling 'linear'"),
     "scaling yarn": (edit(rope_parameters={"rope_type": "yarn"}), "rope scaling 'yarn'"),
     "scaling lacks": (edit(rope_scaling={"rope_type": "llama3"}), "rope scaling lacks 'factor'"),
