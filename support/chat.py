@@ -19,10 +19,8 @@ LLAMA3 += "<|start_header_id|>assistant<|end_header_id|>\n\n"
 FORMATS = {"chatml": (CHATML, "<|im_end|>"), "llama3": (LLAMA3, "<|eot_id|>")}  # text, its end
 # SmolLM2's template, known without jinja2: it is ChatML behind this system turn
 SMOLLM2 = "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"
-SMOLLM2_SYSTEM = (
-    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
-)
-SMOLLM2_SYSTEM += "Face<|im_end|>\n"
+SMOLLM2_SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, "
+SMOLLM2_SYSTEM += "trained by Hugging Face<|im_end|>\n"
 SPECIAL = [f"{name}_token" for name in "bos eos unk sep pad cls mask".split()]
 
 
