@@ -87,13 +87,11 @@ def balance(rows: list[dict], per_category: int, embeddings: Tensor, seed: int =
     An over-full category keeps its most diverse rows: k_center on its prompts' embeddings (N, D).
     A category with too few is a UserError that says how many are missing, never a duplicate.
     """
-    short = {c: per_category - n for c, n in counts(rows).items() if n < per_category}
-    if short:
+    if short := {c: per_category - n for c, n in counts(rows).items() if n < per_category}:
         missing = ", ".join(f"{c} ({n} missing)" for c, n in short.items())
-        raise UserError(
-            f"too few demonstrations for {missing}: --per-category asks for {per_category} of each;"
-            " --generate true has the model write some for prompts without a draft"
-        )
+        asked = f"--per-category asks for {per_category} of each"
+        how = "--generate true has the model write some for prompts without a draft"
+        raise UserError(f"too few demonstrations for {missing}: {asked}; {how}")
     out = []
     for category in CATEGORIES:
         index = [i for i, r in enumerate(rows) if r["category"] == category]
