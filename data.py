@@ -34,11 +34,9 @@ SEPARATOR = "####"
 
 
 def format_draft(draft: list[str], answer: str) -> str:
-    """Steps, one a line, then `#### answer`. ValueError for what parse_draft can't take apart."""
-    if isinstance(draft, str):
-        raise ValueError("draft must be a list of steps, not one string")
+    """Steps, one a line, then `#### answer`. ValueError for what parse_draft doesn't give back."""
     text = "\n".join(draft) + f"\n{SEPARATOR} {answer}"
-    if parse_draft(text) != (list(draft), answer):
+    if parse_draft(text) != (draft, answer):
         raise ValueError(f"not a draft and an answer: {draft!r}, {answer!r}")
     return text
 
