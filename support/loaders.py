@@ -35,6 +35,7 @@ from support.files import MAX_TEXT, parse_json, read_text
 
 MAX_LINE = 10**6  # characters of a JSON line
 CHATS = ("messages", "conversations", "conversation", "turns", "chosen")  # never one text
+print_once = functools.cache(print)  # Rows.told, however many stages read the file
 
 # Our field: the names that files have for it. The first with a value counts. Here and in NAMES
 # case, spaces, _ and - make no difference.
@@ -262,12 +263,6 @@ def row_of(record, strict: bool) -> tuple[dict, dict]:
 
 class Rows(list):
     """Rows of a file; told: a line that says what was read as what."""
-
-
-@functools.cache
-def print_once(told: str) -> None:
-    """Prints such a line once, however many stages read the file."""
-    print(told)
 
 
 def told(path: str | Path, rows: list[dict], read: dict, unknown: int) -> str:
