@@ -158,9 +158,8 @@ def turns_of(name: str, value) -> list[tuple[str, str]]:
     if isinstance(value, str):
         parts = re.split(r"(?:^|\n\n)(Human|Assistant):", value)  # HH-RLHF's
         if value.lstrip().startswith("Human:") and "Assistant" in parts:
-            roles = ["user" if who == "Human" else "assistant" for who in parts[1::2]]
-            return list(zip(roles, map(str.strip, parts[2::2])))
-        if plain(name) not in CHATS and not re.match(r"\s*\[\s*\{", value):
+            value = [{"from": x, "value": y.strip()} for x, y in zip(parts[1::2], parts[2::2])]
+        elif plain(name) not in CHATS and not re.match(r"\s*\[\s*\{", value):
             return [("user", value)]
     turns = []
     try:
