@@ -264,18 +264,9 @@ class Rows(list):
     """Rows of a file; told: a line that says what was read as what."""
 
 
-def told(path: str | Path, rows: list[dict], read: dict, unknown: int) -> str:
-    """One line: what was read as what. read: (our field, its name in the file) of all rows."""
-    prompts = ", ".join(repr(name) for ours, name in read if ours == "prompt")
-    labels = ", ".join(repr(name) for ours, name in read if ours != "prompt") or "nothing"
-    kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(r["kind"] for r in rows).items())
-    text = f"{path}: {len(rows)} rows; prompt from {prompts}; kind from {labels}: {kinds}"
-    return text + (f"; {unknown} have no label and count as harmful" if unknown else "")
-
-
 def load_rows(path: str | Path, strict: bool = True, drafted: bool = False) -> Rows:
     """All rows of a file; the first wrong one is an error. drafted: want category and draft."""
-    rows, read, unknown = Rows(), {}, []
+    rows, read, unknown = Rows(), {}, []  # read: (our field, its name in the file) of all rows
     for where, record in records_of(Path(path)):
         try:
             row, names = row_of(record, strict)
@@ -290,7 +281,12 @@ def load_rows(path: str | Path, strict: bool = True, drafted: bool = False) -> R
         raise UserError(f"{path}: no rows")
     if unknown and (label := next((name for ours, name in read if ours in LABELS), None)):
         raise UserError(f"{unknown[0]}: no {label}, which other rows have")
-    rows.told = told(path, rows, read, len(unknown))
+    prompts = ", ".join(repr(name) for ours, name in read if ours == "prompt")
+    labels = ", ".join(repr(name) for ours, name in read if ours != "prompt") or "nothing"
+    kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(r["kind"] for r in rows).items())
+    rows.told = f"{path}: {len(rows)} rows; prompt from {prompts}; kind from {labels}: {kinds}"
+    if unknown:
+        rows.told += f"; {len(unknown)} have no label and count as harmful"
     return rows
 
 
