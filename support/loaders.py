@@ -235,7 +235,7 @@ def meanings_of(record: dict, fields: dict, strict: bool) -> dict[str, str | Non
 
 
 def row_of(record, strict: bool) -> tuple[dict, dict]:
-    """One record as a row of ours, and {what was read: its name in the file}."""
+    """One record as a row of ours, and {name in the file: our field} of what was read."""
     if not isinstance(record, dict):
         raise UserError(f"want an object, found {type(record).__name__}")
     fields = fields_of(record)
@@ -257,7 +257,7 @@ def row_of(record, strict: bool) -> tuple[dict, dict]:
     if re.search("[\ud800-\udfff]", prompt + (response or "")):
         raise UserError("half a character (a lone surrogate)")
     row |= {} if response is None else {"response": response}
-    return row, {ours: fields[ours][0] for ours in ("prompt", *said)}
+    return row, {fields[ours][0]: ours for ours in ("prompt", *said)}
 
 
 class Rows(list):
@@ -266,7 +266,7 @@ class Rows(list):
 
 def load_rows(path: str | Path, strict: bool = True, drafted: bool = False) -> Rows:
     """All rows of a file; the first wrong one is an error. drafted: want category and draft."""
-    rows, read, unknown = Rows(), {}, []  # read: (our field, its name in the file) of all rows
+    rows, read, unknown = Rows(), {}, []  # read: {name in the file: our field} of all rows
     for where, record in records_of(Path(path)):
         try:
             row, names = row_of(record, strict)
@@ -275,14 +275,14 @@ def load_rows(path: str | Path, strict: bool = True, drafted: bool = False) -> R
         except UserError as e:
             raise UserError(f"{where}: {e}") from None
         rows.append(row)
-        read |= dict.fromkeys(names.items())
+        read |= names
         unknown += [where] if len(names) == 1 else []
     if not rows:
         raise UserError(f"{path}: no rows")
-    if unknown and (label := next((name for ours, name in read if ours in LABELS), None)):
+    if unknown and (label := next((name for name in read if read[name] in LABELS), None)):
         raise UserError(f"{unknown[0]}: no {label}, which other rows have")
-    prompts = ", ".join(repr(name) for ours, name in read if ours == "prompt")
-    labels = ", ".join(repr(name) for ours, name in read if ours != "prompt") or "nothing"
+    prompts = ", ".join(repr(name) for name in read if read[name] == "prompt")
+    labels = ", ".join(repr(name) for name in read if read[name] != "prompt") or "nothing"
     kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(r["kind"] for r in rows).items())
     rows.told = f"{path}: {len(rows)} rows; prompt from {prompts}; kind from {labels}: {kinds}"
     if unknown:
