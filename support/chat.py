@@ -135,11 +135,9 @@ def own_format(path: Path, template: str, its: dict, arguments: str) -> Callable
 
 def known_format(folder: Path, name: str) -> tuple[Callable, str]:
     """What writes a prompt in one of FORMATS, or in a text with {prompt}; what ends an answer."""
-    if name in FORMATS:
-        text, end = FORMATS[name]
-    elif "{prompt}" in name:  # a shell's quotes pass \n as two characters
-        text, end = name.replace("\\n", "\n"), ""
-    else:
+    own = name.replace("\\n", "\n")  # a shell's quotes pass \n as two characters
+    text, end = FORMATS.get(name, (own, ""))
+    if "{prompt}" not in text:
         want = "want --chat-format chatml, llama3 or your own, 'User: {prompt}\\nAssistant: '"
         raise UserError(f"{folder}: chat format {name!r} is unknown: {want}")
     return lambda prompt: text.replace("{prompt}", prompt), end
@@ -149,8 +147,7 @@ def auto_format(folder: Path, its: dict, tokenizer: Tokenizer, arguments: str):
     """As known_format: by the folder's own template; without one, by the special tokens."""
     path, template = find_template(folder, its)
     if not template:
-        tokens = tokenizer.get_vocab()
-        known = [name for name, (_, end) in FORMATS.items() if end in tokens]
+        known = [name for name, (_, end) in FORMATS.items() if end in tokenizer.get_vocab()]
         return known_format(folder, (known or ["auto"])[0])
     if installed():
         write, end = own_format(path, template, its, arguments), ""
