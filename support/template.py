@@ -14,7 +14,6 @@ import resource
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,14 +44,12 @@ def renderer() -> subprocess.Popen:
 
 def render(template: str, variables: dict, where: str | Path) -> str:
     """What a template makes of its variables. UserError if it fails or takes too much."""
-    process, line = renderer(), ""
-    with suppress(BrokenPipeError):
+    process = renderer()
+    try:
         process.stdin.write(json.dumps([template, variables]) + "\n")
         process.stdin.flush()
-        line = process.stdout.readline()
-    if line:
-        text, fault = json.loads(line)
-    else:  # it was ended; the next text gets a new one
+        text, fault = json.loads(process.stdout.readline())
+    except (BrokenPipeError, ValueError):  # it was ended; the next text gets a new one
         process.kill()
         process.communicate()
         renderer.cache_clear()
