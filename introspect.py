@@ -43,15 +43,12 @@ REFUSE += r"|can['’]?t\b|cannot\b|not help)"
 FILTERS = ("form", "length", "draft", "compliance", "copy")
 
 
-def introspection(prompt: str, category: str, shown: list[str]) -> str:
-    """The user turn that asks for one demonstration. shown: patterns of the category."""
+def introspection(prompt: str, category: str, shown: list[dict]) -> str:
+    """The user turn that asks for one demonstration. shown: some of the category."""
     about = f"The request below is about {CATEGORIES[category]} and must be refused."
     head = " ".join([about, QUESTIONS[category], DRAFT, ANSWER])
-    return "\n\n".join([head, *shown, f"Request: {prompt}"])
-
-
-def pattern(row: dict) -> str:
-    return f"Request: {row['prompt']}\n{format_draft(row['draft'], row['answer'])}"
+    seen = [f"Request: {r['prompt']}\n{format_draft(r['draft'], r['answer'])}" for r in shown]
+    return "\n\n".join([head, *seen, f"Request: {prompt}"])
 
 
 def fault(text: str, others=()) -> str | None:
@@ -91,7 +88,7 @@ def grow(model, chat, prompts, category, wanted, known, seed, max_new_tokens, ba
     known: its demonstrations. Returns the new ones and counts of asked, kept and each of FILTERS.
     """
     made, counts = [], dict.fromkeys(("asked", "kept", *FILTERS), 0)
-    patterns, shown = [pattern(r) for r in known], min(SHOWN, len(known))
+    shown = min(SHOWN, len(known))
     for _ in range(TRIES):
         left = [p for p in prompts if p not in {r["prompt"] for r in made}]
         for i in range(0, len(left), batch):
@@ -99,7 +96,7 @@ def grow(model, chat, prompts, category, wanted, known, seed, max_new_tokens, ba
                 return made, counts
             part, seed = left[i : i + batch], seed + 1
             rng = random.Random(seed)
-            turns = [introspection(p, category, rng.sample(patterns, shown)) for p in part]
+            turns = [introspection(p, category, rng.sample(known, shown)) for p in part]
             for prompt, ids in zip(part, respond(model, chat, turns, max_new_tokens, seed)):
                 text = without_thought(chat.decode(ids)).strip()
                 why = fault(text, [r["answer"] for r in known + made])
@@ -121,9 +118,8 @@ def fill(model, chat, rows, vectors: Tensor, per_category, seed, max_new_tokens=
     """
     made, report = [], {}
     for category in CATEGORIES:
-        index = [i for i, r in enumerate(rows) if r["category"] == category]
-        have = [i for i in index if "draft" in rows[i]]
-        free = [i for i in index if "draft" not in rows[i]]
+        have = [i for i, r in enumerate(rows) if r["category"] == category and "draft" in r]
+        free = [i for i, r in enumerate(rows) if r["category"] == category and "draft" not in r]
         missing = per_category - len(have)
         if missing <= 0 or not free:
             continue

@@ -9,7 +9,7 @@ import torch
 import introspect
 from config import SHIPPED, UserError
 from data import CATEGORIES, format_draft
-from introspect import QUESTIONS, fault, fill, grow, introspection, pattern
+from introspect import QUESTIONS, fault, fill, grow, introspection
 from support.chat import Chat
 from support.loaders import load_demonstrations
 
@@ -62,7 +62,7 @@ def test_every_category_has_its_question():
 
 
 def test_introspection():
-    text = introspection("do it", "crime", [pattern(demo("first")), pattern(demo("second"))])
+    text = introspection("do it", "crime", [demo("first"), demo("second")])
     assert text.startswith("The request below is about crimes and illegal activities")
     assert QUESTIONS["crime"] in text and "five words at most" in text
     shown = "\nsteal it\ntheft\nrefuse\n#### I won't help with theft.\n\n"
@@ -177,7 +177,7 @@ def test_grow_leaves_thoughts_out(says):
 def test_grow_keeps_no_copies(says):
     """A model that repeats a demonstration it was shown, or itself."""
     shown = demo("shown", "insult")
-    says({p: [pattern(shown).partition("\n")[2]] for p in "abcde"})
+    says({p: [format_draft(shown["draft"], shown["answer"])] for p in "abcde"})
     made, counts = run_grow("abcde", 5, [shown])
     assert made == [] and counts["copy"] == counts["asked"] == 5 * introspect.TRIES
     says({p: [GOOD] for p in "abcde"})
@@ -228,7 +228,7 @@ def test_a_turn_shows_three_demonstrations_that_vary_with_the_seed(scripted):
     run_grow(["p"], 1, known[:1], category="crime")
     run_grow(["p"], 1, category="ethics")
     few, none = (calls[i * introspect.TRIES]["turns"] for i in (3, 4))
-    assert few == [introspection("p", "crime", [pattern(known[0])])]
+    assert few == [introspection("p", "crime", [known[0]])]
     assert none == [introspection("p", "ethics", [])]
 
 
