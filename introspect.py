@@ -75,13 +75,6 @@ def fault(text: str, others=()) -> str | None:
     return None
 
 
-def respond(model, chat, turns: list[str], max_new_tokens: int, seed: int) -> list[list[int]]:
-    """Token ids of one response to each user turn."""
-    chat.check([{"prompt": turn} for turn in turns], max_new_tokens, "--generate true")
-    ids = [chat.prompt(turn) for turn in turns]
-    return generate(model, ids, 1, max_new_tokens, 0.7, seed=seed, eos=chat.eos)
-
-
 def grow(model, chat, prompts, category, wanted, known, seed, max_new_tokens, batch=32):
     """`wanted` new demonstrations of a category for `prompts`, taken in order; fewer if it can't.
 
@@ -97,8 +90,11 @@ def grow(model, chat, prompts, category, wanted, known, seed, max_new_tokens, ba
             part, seed = left[i : i + batch], seed + 1
             rng = random.Random(seed)
             turns = [introspection(p, category, rng.sample(known, shown)) for p in part]
-            for prompt, ids in zip(part, respond(model, chat, turns, max_new_tokens, seed)):
-                text = without_thought(chat.decode(ids)).strip()
+            chat.check([{"prompt": turn} for turn in turns], max_new_tokens, "--generate true")
+            ids = [chat.prompt(turn) for turn in turns]
+            drawn = generate(model, ids, 1, max_new_tokens, 0.7, seed=seed, eos=chat.eos)
+            for prompt, sample in zip(part, drawn):
+                text = without_thought(chat.decode(sample)).strip()
                 why = fault(text, [r["answer"] for r in known + made])
                 counts["asked"] += 1
                 counts[why or "kept"] += 1

@@ -130,15 +130,16 @@ def says(monkeypatch):
     def use(answers):
         attempts = {}
 
-        def respond(model, chat, turns, *rest):
+        def generate(model, turns, *rest, **how):
             out = []
-            for prompt in map(asked_for, turns):
+            for turn in turns:
+                prompt = asked_for("".join(map(chr, turn)))
                 attempts[prompt] = attempts.get(prompt, 0) + 1
                 texts = answers[prompt]
-                out.append(chat.prompt(texts[min(attempts[prompt], len(texts)) - 1]))
+                out.append([ord(c) for c in texts[min(attempts[prompt], len(texts)) - 1]])
             return out
 
-        monkeypatch.setattr(introspect, "respond", respond)
+        monkeypatch.setattr(introspect, "generate", generate)
         return attempts
 
     return use
@@ -187,7 +188,7 @@ def test_grow_keeps_no_copies(says):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Replaces generate, a level below respond: notes what it is asked, answers in turn."""
+    """Replaces the model too: notes what it is asked, answers in turn."""
     calls = []
 
     def use(*answers):
@@ -203,18 +204,19 @@ def scripted(monkeypatch):
     return use
 
 
-def test_respond(scripted):
-    calls = scripted("yes", "no")
-    rows = introspect.respond(MODEL, Letters(), ["p", "q"], 33, 5)
-    assert ["".join(map(chr, row)) for row in rows] == ["yes", "no"]
+def test_a_batch_is_checked_and_sampled_at_once(scripted):
+    calls, small = scripted(GOOD, CALM), Letters()
+    turns = [introspection(p, "insult", []) for p in ("p", "qq")]
+    size = len(turns[1])
+    small.context = size + 33
+    made, _ = grow(MODEL, small, ["p", "qq"], "insult", 2, [], 4, 33)
+    assert [(r["prompt"], r["response"]) for r in made] == [("p", GOOD), ("qq", CALM)]
     facts = {"samples": 1, "new": 33, "temperature": 0.7, "seed": 5, "eos": (0,)}
-    assert calls == [{"turns": ["p", "q"], **facts}]
-    small = Letters()
-    small.context = 35
-    introspect.respond(MODEL, small, ["pp", "q"], 33, 5)
-    with pytest.raises(UserError, match="of 3 tokens and 33 more don't fit the context of 35"):
-        introspect.respond(MODEL, small, ["p", "qqq"], 33, 5)
-    assert len(calls) == 2
+    assert calls == [{"turns": turns, **facts}]
+    says = f"row 2: a prompt of {size + 1} tokens and 33 more don't fit the context of {size + 33}"
+    with pytest.raises(UserError, match=says):
+        grow(MODEL, small, ["p", "qqq"], "insult", 2, [], 4, 33)
+    assert len(calls) == 1
 
 
 def test_a_turn_shows_three_demonstrations_that_vary_with_the_seed(scripted):
