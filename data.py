@@ -71,8 +71,7 @@ def k_center(embeddings: Tensor, k: int, seed: int = 0, given: Tensor | None = N
         chosen = torch.randint(max(1, len(embeddings)), (1,), generator=draw).tolist()[:k]
         nearest = embeddings @ embeddings[chosen].sum(0)
     while len(chosen) < k:
-        if chosen:
-            nearest[chosen[-1]] = math.inf  # never chosen twice
+        nearest[chosen] = math.inf  # never chosen twice
         chosen.append(int(nearest.argmin()))
         nearest = torch.maximum(nearest, embeddings @ embeddings[chosen[-1]])
     return chosen
