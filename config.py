@@ -127,15 +127,9 @@ class Config:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
 
 
-def read_recipes() -> dict[str, dict]:
-    """{name: {key: [value, why]}}, with the departures of the recipe that it is based on."""
-    found = {}
-    for name, own in json.loads((CORPUS.parent / "recipes.json").read_text()).items():
-        found[name] = {**found.get(own.pop("based on", None), {}), **own}
-    return found
-
-
-RECIPES = read_recipes()
+RECIPES = {}  # {name: {key: [value, why]}}, with the departures of the recipe it is based on
+for _name, _own in json.loads((CORPUS.parent / "recipes.json").read_text()).items():
+    RECIPES[_name] = {**RECIPES.get(_own.pop("based on", None), {}), **_own}
 
 
 def settings() -> list[tuple[str, Field, str]]:
