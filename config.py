@@ -5,10 +5,9 @@ list of departures, each with its reason. They lie in recipes.json; `python drir
 them. The flag of SFTConfig's `steps` is --sft-steps, and so on; those of RunConfig have no prefix.
 """
 
-import dataclasses
 import json
 import re
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -151,8 +150,8 @@ def changed(c: Config, values: dict) -> Config:
         if key not in known:
             raise UserError(f"unknown setting {key}")
         section, name = key.split(".")
-        part = dataclasses.replace(getattr(c, section), **{name: value})
-        c = dataclasses.replace(c, **{section: part})
+        part = replace(getattr(c, section), **{name: value})
+        c = replace(c, **{section: part})
     return c
 
 

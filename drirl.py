@@ -221,7 +221,7 @@ def stage_all(run: Run) -> None:
 
 def stage_recipes(run: Run) -> None:
     """Prints how the recipes depart from the paper, and why."""
-    paper = {key: (flag, config.get(Config(), key)) for key, _, flag in config.settings()}
+    paper = {key: (flag, f.default) for key, f, flag in config.settings()}
     for name, found in config.RECIPES.items():
         rows = [[*paper[k], x, why] for k, (x, why) in found.items() if x != paper[k][1]]
         print(evaluate.markdown([name, "paper", "recipe", "why"], rows), end="\n\n")
