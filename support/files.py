@@ -25,14 +25,11 @@ MAGIC = {  # how a file begins that is not what is wanted: what it is, and what 
     b"PK\x03\x04": "a zip file or an Excel workbook: unpack it, or save it as CSV",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook: save it as CSV",
     b"PAR1": "a Parquet file: export it as JSON lines",
-    b"ARROW1": "an Arrow file: export it as JSON lines",
-    b"\xff\xff\xff\xff": "an Arrow file: export it as JSON lines",
+    (b"ARROW1", b"\xff\xff\xff\xff"): "an Arrow file: export it as JSON lines",
     b"SQLite format 3": "an SQLite database: export its table as CSV",
     b"%PDF-": "a PDF file: want a text in UTF-8",
-    b"\xff\xfe": "a text in UTF-16: save it as UTF-8",
-    b"\xfe\xff": "a text in UTF-16: save it as UTF-8",
-    b"<!doctype html": "a web page: fetch the file itself",
-    b"<html": "a web page: fetch the file itself",
+    (b"\xff\xfe", b"\xfe\xff"): "a text in UTF-16: save it as UTF-8",
+    (b"<!doctype html", b"<html"): "a web page: fetch the file itself",
     b"version https://git-lfs": "a git-LFS pointer, not the file: run git lfs pull",
 }
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -87,7 +84,7 @@ def inside(folder: Path, name: str) -> Path:
 def check_start(head: bytes) -> None:
     """ValueError for a file that begins as one of MAGIC."""
     for start, what in MAGIC.items():
-        if start in (head.lstrip()[: len(start)], head.lstrip()[: len(start)].lower()):
+        if head.lstrip().startswith(start) or head.lstrip().lower().startswith(start):
             raise ValueError(what)
 
 
