@@ -34,7 +34,7 @@ MAGIC = {  # how a file begins that is not what is wanted: what it is, and what 
 }
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OTHERS = {"*.gguf": "GGUF", "*model*.bin": "pickled", "consolidated*.pth": "pickled"}  # weights
-HELD = {}  # {folder: descriptor}
+HELD = []  # descriptors of folders
 
 
 @contextmanager
@@ -51,11 +51,9 @@ def hold(folder: Path) -> None:
     with doing(f"write {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
-    if folder in HELD:  # ours already, unless it was deleted and made again
-        same = os.path.samestat(os.fstat(HELD[folder]), os.fstat(descriptor))
-        os.close(descriptor if same else HELD.pop(folder))
-        if same:
-            return
+    if any(os.path.sameopenfile(descriptor, other) for other in HELD):  # ours already
+        os.close(descriptor)
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -63,12 +61,12 @@ def hold(folder: Path) -> None:
         raise UserError(f"{folder}: another process is at work; choose another --run") from None
     except OSError:  # a disk without locks
         pass
-    HELD[folder] = descriptor
+    HELD.append(descriptor)
 
 
 def release() -> None:
     while HELD:
-        os.close(HELD.popitem()[1])
+        os.close(HELD.pop())
 
 
 def inside(folder: Path, name: str) -> Path:
