@@ -95,10 +95,6 @@ class Run:
         path = self.folder / name
         return read_json(path, type(default)) if path.exists() else default
 
-    def write(self, name: str, content) -> None:
-        if not parallel.rank():
-            write({self.folder / name: as_json(content)})
-
     def done(self, stage: str) -> dict | None:
         """What a finished stage left: settings, code, seconds. None: not done."""
         record = self.read(f"done/{stage}.json", {})
@@ -162,16 +158,18 @@ class Run:
             if name != stage or not steps:
                 self.unfinished(name).unlink(missing_ok=True)
         if stage in ORDER[:-1]:
-            self.write("config.json", dataclasses.asdict(changed(self.c, {"run.resume": True})))
+            saved = dataclasses.asdict(changed(self.c, {"run.resume": True}))
+            write({self.folder / "config.json": as_json(saved)})
         if path.exists():
             write({path: kept})
 
     def finish(self, stage: str) -> None:
         """What a stage writes last."""
+        if parallel.rank():
+            return
         record = {"settings": self.identity, "code": self.code, "seconds": self.seconds}
-        self.write(f"done/{stage}.json", record)
-        if not parallel.rank():
-            self.unfinished(stage).unlink(missing_ok=True)
+        write({self.folder / f"done/{stage}.json": as_json(record)})
+        self.unfinished(stage).unlink(missing_ok=True)
 
     @contextmanager
     def work(self, stage: str, rows: list[dict], resumable: bool = True):

@@ -18,6 +18,7 @@ import drirl
 from config import Config, changed
 from data import CATEGORIES, centroids, format_draft
 from encoder import WordEncoder
+from support.files import as_json, write
 from support.run import Run, likes_bfloat16
 
 SHIPPED = config.SHIPPED["pool"].read_text(encoding="utf-8").splitlines()
@@ -239,7 +240,7 @@ def test_a_stage_clears_its_own_and_later_records(tmp_path):
 def test_numbers_that_are_not_finite_are_null_in_files(tmp_path):
     run = run_of(tmp_path)
     run.log(stage="sft", step=1, loss=float("nan"), alpha=[1.0, float("inf")])
-    run.write("report.json", {"entropy": float("-inf")})
+    write({tmp_path / "report.json": as_json({"entropy": float("-inf")})})
     assert read_lines(tmp_path / "metrics.jsonl")[0] == {
         "stage": "sft", "step": 1, "loss": None, "alpha": [1.0, None]
     }  # fmt: skip
