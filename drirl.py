@@ -14,7 +14,6 @@ override the recipe, and the recipe overrides the folder's config.json.
 import argparse
 import ctypes
 import dataclasses
-import math
 import resource
 import sys
 import time
@@ -54,7 +53,7 @@ def stage_data(run: Run) -> None:
         raise UserError(f"{path}: no harmful prompts: every row is of category {data.HELPFUL}")
     if c.pool:
         loaders.print_once(pool.told)
-    drafted = [i for i, r in enumerate(rows) if "draft" in r]
+    drafted = [r for r in rows if "draft" in r]
     helpful, twice = len(pool) - len(harmful), len(harmful) - len(rows)
     print(f"{path}: {len(pool)} rows, {helpful} helpful ones left out, {twice} duplicates dropped")
     print(f"{len(drafted)} demonstrations, {len(rows) - len(drafted)} prompts without a draft")
@@ -65,7 +64,7 @@ def stage_data(run: Run) -> None:
             rows[i]["category"] = name
         report["routed"] = len(unlabelled)
         print(f"{len(unlabelled)} prompts had no category and went to the nearest centroid")
-    report["before"] = evaluate.balance_report([rows[i] for i in drafted])
+    report["before"] = evaluate.balance_report(drafted)
     if c.generate:
         hold(run.folder)
         model, chat = run.load(run.base(), run.dtype), run.chat()
@@ -74,10 +73,9 @@ def stage_data(run: Run) -> None:
             print(f"generated for {category}: " + ", ".join(f"{k} {v}" for k, v in n.items()))
         report["generated"] = counts
         write({run.folder / "data/generated.jsonl": as_lines(made)})  # even if it is too little
-        drafted += range(len(rows), len(rows) + len(made))
         rows, vectors = rows + made, torch.cat((vectors, vectors[[r["source"] for r in made]]))
-    demonstrations = [rows[i] for i in drafted]
-    balanced = data.balance(demonstrations, c.per_category, vectors[drafted], c.seed)
+    index = [i for i, r in enumerate(rows) if "draft" in r]  # those that were made too
+    balanced = data.balance([rows[i] for i in index], c.per_category, vectors[index], c.seed)
     report["after"] = evaluate.balance_report(balanced)
     run.begin("data")
     folder = run.folder / "data"
@@ -127,7 +125,7 @@ def stage_grpo(run: Run, rewards=None, **own) -> None:
     """Steps 3 to 6: GRPO-S from the warm start, against the rewards. own: see grpo_s.train."""
     c, folder, rewards_folder = run.c, run.stage_folder("sft"), run.folder / "rewards"
     fitted = [f.stat().st_mtime for f in rewards_folder.glob("*.safetensors")]
-    if (folder / "model.safetensors").stat().st_mtime > max(fitted, default=math.inf):
+    if fitted and (folder / "model.safetensors").stat().st_mtime > max(fitted):
         raise UserError(f"{rewards_folder} is older than its warm start: run irl again")
     policy, reference = run.load(folder), run.load(folder, run.dtype).requires_grad_(False)
     rewards = rewards or load_rewards(reward.RewardModels(reference, c.irl), rewards_folder)
