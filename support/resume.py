@@ -109,16 +109,15 @@ class Loop:
     @torch.no_grad()
     def start_pass(self, i: int, k: int, passes: int) -> None:
         """At its update k = 0 pass i gets the weights and moments that pass 0 began with."""
-        self.gradient = self.gradient if k else None
-        if passes == 1 or k:
+        if k:
             return
-        if i == 0:
-            state = self.optimizer.state
+        self.gradient, state = None, self.optimizer.state
+        if i == 0 and passes > 1:
             moments = lambda p: {key: x.clone() for key, x in state.get(p, {}).items()}
             self.begun = [(p, p.clone(), moments(p)) for p in self.learnt().values()]
         for p, weights, moments in self.begun if i else ():
             p.copy_(weights)
-            self.optimizer.state[p] = {key: x.clone() for key, x in moments.items()}
+            state[p] = {key: x.clone() for key, x in moments.items()}
 
     @torch.no_grad()
     def average(self, most: float, i: int, k: int, updates: int, passes: int) -> None:
@@ -134,11 +133,11 @@ class Loop:
             return
         for p, state in self.optimizer.state.items():
             p.copy_(state.pop("mean", p))
+        learnt = list(self.learnt().values())
         if passes > 1:
-            ends = [p.clone() for p in self.learnt().values()]
-            self.ends = [a.lerp(b, 1 / (i + 1)) for a, b in zip(self.ends or ends, ends)]
+            self.ends = [a.lerp(p, 1 / (i + 1)) for a, p in zip(self.ends or learnt, learnt)]
         if i + 1 == passes:
-            for p, x in zip(self.learnt().values(), self.ends):
+            for p, x in zip(learnt, self.ends):
                 p.copy_(x)
             self.begun, self.ends = [], []
 
