@@ -41,7 +41,8 @@ class Loop:
             self.state, self.before = saved["state"], saved["seconds"]
         self.resumed, self.restored = self.done, self.done == 0
         self.start = self.saved = time.time()
-        self.stop, self.bad, self.model, self.optimizer = False, [], None, None
+        self.stop, self.bad = False, []
+        self.model, self.optimizer, self.learnt = None, None, {}  # see `skip`
         self.partly = False  # the last step was not a whole one: see `end`
         self.gradient = None  # of the last update, where the stage keeps it
         self.begun, self.ends = [], []  # what passes begin with; the mean of what they end with
@@ -73,6 +74,7 @@ class Loop:
     def skip(self, step: int, model: torch.nn.Module, optimizer) -> bool:
         """Whether an earlier process did this step. At its last one, restores its state."""
         self.model, self.optimizer = model, optimizer
+        self.learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if step == self.resumed - 1:
             try:
                 self.restore(read_tensors(self.path))
@@ -80,17 +82,13 @@ class Loop:
                 raise UserError(BROKEN.format(self.path)) from None
         return step < self.resumed
 
-    def learnt(self) -> dict[str, torch.nn.Parameter]:
-        return {k: p for k, p in self.model.named_parameters() if p.requires_grad}
-
     @torch.no_grad()
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        learnt = self.learnt()
-        for name, p in learnt.items():
+        for name, p in self.learnt.items():
             p.copy_(tensors.pop(f"weight {name}").view(p.shape))
         for label, x in tensors.items():
             key, name = label.split(" ")
-            p = learnt[name]
+            p = self.learnt[name]
             self.optimizer.state[p][key] = x.view(() if key == "step" else p.shape).to(p.device)
         self.start, self.restored = time.time(), True
 
@@ -114,7 +112,7 @@ class Loop:
         self.gradient, state = None, self.optimizer.state
         if i == 0 and passes > 1:
             moments = lambda p: {key: x.clone() for key, x in state.get(p, {}).items()}
-            self.begun = [(p, p.clone(), moments(p)) for p in self.learnt().values()]
+            self.begun = [(p, p.clone(), moments(p)) for p in self.learnt.values()]
         for p, weights, moments in self.begun if i else ():
             p.copy_(weights)
             state[p] = {key: x.clone() for key, x in moments.items()}
@@ -133,7 +131,7 @@ class Loop:
             return
         for p, state in self.optimizer.state.items():
             p.copy_(state.pop("mean", p))
-        learnt = list(self.learnt().values())
+        learnt = list(self.learnt.values())
         if passes > 1:
             self.ends = [a.lerp(p, 1 / (i + 1)) for a, p in zip(self.ends or learnt, learnt)]
         if i + 1 == passes:
@@ -171,7 +169,7 @@ class Loop:
 
     def save(self) -> None:
         tensors = {}
-        for name, p in self.learnt().items():
+        for name, p in self.learnt.items():
             kept = {"weight": p.detach(), **self.optimizer.state.get(p, {})}  # and AdamW's moments
             tensors |= {f"{key} {name}": x for key, x in kept.items()}
         about = {"state": json.dumps({name: getattr(self, name) for name in SAVED})}
