@@ -92,7 +92,7 @@ class GRPOConfig:
 
     rollouts: int = setting(100, "times that fresh samples are drawn")
     prompts: int = setting(64, "P, prompts of a rollout")
-    samples: int = setting(8, "G, samples per prompt")
+    samples: int = setting(8, "G, samples per prompt, which are compared", low=2)
     passes: int = setting(1, "passes over a rollout, all from the same weights; then averaged")
     batch: int = setting(0, "prompts of an update, a divisor of P; 0: the whole rollout", low=0)
     members: str = setting("all", "samples learnt from; ends: best and worst", choices="all ends")
@@ -177,8 +177,6 @@ def check(c: Config, name=lambda key, flag: flag) -> None:
             raise UserError(f"{what} {value}: want {rule['low']} to {rule['high']}")
     if c.irl.joint_epochs + c.irl.epochs == 0:
         raise UserError("--irl-joint-epochs 0 and --irl-epochs 0 leave the rewards unfitted")
-    if c.grpo.samples == 1:
-        raise UserError("--grpo-samples 1 leaves nothing to compare a sample with: raise it")
     if c.grpo.passes > 1 and c.grpo.updates < 2:
         raise UserError("--grpo-passes above 1 want --grpo-batch below --grpo-prompts")
     if c.grpo.batch and c.grpo.prompts % c.grpo.batch:

@@ -350,6 +350,7 @@ FLAG_CASES = {
     "--sft-steps": "argument --sft-steps: expected one argument",
     "--sft-steps 1.5": "argument --sft-steps: invalid int value: '1.5'",
     "--sft-steps 0": "--sft-steps 0: want 1 to 1000000",
+    "--grpo-samples 1": "--grpo-samples 1: want 2 to 1000000",  # nothing to compare it with
     "--sft-steps 1000000000000": "--sft-steps 1000000000000: want 1 to",
     "--sft-lr fast": "argument --sft-lr: invalid float value",
     "--sft-lr nan": "--sft-lr nan: want 1e-12 to 1000000",

@@ -51,7 +51,7 @@ def refused(key, value, *words):
 def test_numbers_have_a_range(key, f):
     low, high = f.metadata["low"], f.metadata["high"]
     sound = {"irl.epochs": 1, "irl.joint_epochs": 1}
-    for value in (f.type(max(low, 2) if key == "grpo.samples" else low), f.type(high)):
+    for value in (f.type(low), f.type(high)):
         size = {"grpo.prompts": value} if key == "grpo.batch" and value else {}
         size |= {"grpo.batch": 1} if key == "grpo.passes" else {}
         check(changed(Config(), {**sound, **size, key: value}))
@@ -84,7 +84,6 @@ def test_texts_and_switches():
     "values, words",
     [
         ({"irl.epochs": 0, "irl.joint_epochs": 0}, "leave the rewards unfitted"),
-        ({"grpo.samples": 1}, "--grpo-samples 1 leaves nothing to compare"),
         ({"grpo.batch": 5}, "--grpo-batch 5: want a divisor of --grpo-prompts"),
         ({"grpo.passes": 2}, "--grpo-passes above 1 want --grpo-batch below --grpo-prompts"),
     ],
@@ -92,7 +91,7 @@ def test_texts_and_switches():
 def test_settings_that_make_no_sense_together(values, words):
     with pytest.raises(UserError, match=words):
         check(changed(Config(), values))
-    sound = {"irl.epochs": 1, "grpo.samples": 2, "grpo.prompts": 10, "grpo.batch": 5}
+    sound = {"irl.epochs": 1, "grpo.prompts": 10, "grpo.batch": 5}
     check(changed(Config(), values | sound))
 
 
