@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import random
-import re
 import timeit
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,17 +73,16 @@ class Run:
 
     def __init__(self, c: Config):
         self.c, self.folder, self.interrupted, self.seconds = c, Path(c.run.run), False, 0.0
-        kind, _, index = c.run.device.partition(":")
-        known, n = re.fullmatch("cpu|cuda(:[0-9]+)?", c.run.device), torch.cuda.device_count()
-        if not known or kind == "cuda" and int(index or 0) >= n:
-            raise UserError(f"--device {c.run.device}: want cpu or cuda; this torch sees {n} GPU")
-        self.device = torch.device(c.run.device)
-        parallel.start(kind)
-        if index:  # a CUDA graph is recorded on the current device
-            torch.cuda.set_device(int(index))
+        device, gpus = c.run.device, [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        if device not in ("cpu", *gpus) and not (device == "cuda" and gpus):
+            raise UserError(f"--device {device}: want cpu or cuda; this torch sees {len(gpus)} GPU")
+        self.device = torch.device(device)
+        parallel.start(self.device.type)
+        if self.device.index is not None:  # a CUDA graph is recorded on the current device
+            torch.cuda.set_device(self.device.index)
         half = c.run.dtype == "bf16"
         if c.run.dtype == "auto":  # all processes alike
-            half = bool(parallel.most(int(likes_bfloat16(kind))))
+            half = bool(parallel.most(int(likes_bfloat16(self.device.type))))
         self.dtype = torch.bfloat16 if half else torch.float32
 
     def log(self, **record) -> None:
