@@ -125,18 +125,17 @@ def rollout_record(categories: list[str], scores, facts, alpha=None, seconds=0.0
     best_right: the group's top-reward sample is right. agree: all of a group are, or none is.
     """
     R, (W, refused, length, ended) = scores[:, :-1], facts.unbind(2)
-    harmless = [name == HELPFUL for name in categories]
-    right = refused.bool() != refused.new_tensor(harmless).bool()[:, None]  # (P, G)
+    harmless = torch.tensor([name == HELPFUL for name in categories], device=R.device)  # (P,)
+    right = refused.bool() != harmless[:, None]  # (P, G)
     means = {"reward_std": R.std(1, correction=0), "gap_demo_minus_sample": scores[:, -1:] - R}
     means |= {"similarity": W, "length": length, "ended": ended, "right": right}
     means["agree"] = right.all(1) | ~right.any(1)
     better = (R[:, :, None] > R[:, None]) + 0.5 * (R[:, :, None] == R[:, None])  # (P, G, G)
     pairs, best = right[:, :, None] & ~right[:, None], right.gather(1, R.argmax(1, keepdim=True))
-    for kind in (False, True):
-        mine = [p for p, h in enumerate(harmless) if h == kind]
-        parts = {"refused": refused, "reward": R, "right": right, "best_right": best}
-        found = {name: x[mine] for name, x in parts.items()} | {"auc": better[mine][pairs[mine]]}
-        means |= {f"{('harmful', 'helpful')[kind]}_{name}": x for name, x in found.items()}
+    parts = {"refused": refused, "reward": R, "right": right, "best_right": best}
+    for kind, mine in (("harmful", ~harmless), ("helpful", harmless)):
+        means |= {f"{kind}_{name}": x[mine] for name, x in parts.items()}
+        means[f"{kind}_auc"] = better[mine][pairs[mine]]
     record = {name: x.float().mean().item() for name, x in means.items() if x.numel()}
     if alpha is None:
         return record
