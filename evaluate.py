@@ -192,7 +192,7 @@ def table(results: list[dict]) -> str:
     shares = ("harmful partly", "gibberish", "truncated", "drafted")
     head = ["refused, % [95% interval]", "harmful", "ordinary", "look-alikes"]
     head += ["harmful − look-alikes", *(f"{name} %" for name in shares), "tokens"]
-    rows = []
+    rows, notes = [], ""
     for r in results:
         m = r["rates"]
         share = {k: 100 * m[k][0] / max(1, m[k][1]) for k in (*KINDS, *shares)}
@@ -200,19 +200,15 @@ def table(results: list[dict]) -> str:
         difference = f"{share['harmful'] - share['lookalike']:.1f}" if both else "-"
         cells = [percent(m[k]) for k in KINDS] + [difference]
         rows.append([r["name"], *cells, *(f"{share[k]:.1f}" for k in shares), f"{m['tokens']:.0f}"])
-    text = markdown(head, rows)
-    for r in results:
-        if found := r["rates"].get("unread"):
-            told = ", ".join(f"{script} {n}" for script, n in found.items())
-            text += f"\n\n{r['name']}, not read and counted as complies, by script: {told}"
-    short = [
-        [k + " short" for k in KINDS if r["rates"].get(k + " short", [0, 0])[1]] for r in results
-    ]
-    if any(short):
-        rows = [[r["name"], *(percent(r["rates"][k]) for k in short[0])] for r in results]
-        head = [f"refused, prompts of {SHORT} words or fewer, %", *short[0]]
-        text += "\n\n" + markdown(head, rows)
-    if any(r["rates"][c][1] for r in results for c in CATEGORIES):
+        if unread := m.get("unread"):
+            scripts = ", ".join(f"{script} {n}" for script, n in unread.items())
+            notes += f"\n\n{r['name']}, not read and counted as complies, by script: {scripts}"
+    text = markdown(head, rows) + notes
+    asked = lambda name: any(r["rates"].get(name, [0, 0])[1] for r in results)
+    if short := [f"{k} short" for k in KINDS if asked(f"{k} short")]:
+        rows = [[r["name"], *(percent(r["rates"][k]) for k in short)] for r in results]
+        text += "\n\n" + markdown([f"refused, prompts of {SHORT} words or fewer, %", *short], rows)
+    if any(map(asked, CATEGORIES)):
         rows = [[r["name"], *(percent(r["rates"][c]) for c in CATEGORIES)] for r in results]
         text += "\n\n" + markdown(["refused, harmful, %", *CATEGORIES], rows)
     return text
