@@ -168,8 +168,7 @@ def noise_scale(records: list[dict]) -> tuple[float, float]:
     Demonstrations that both updates hold would count as signal. Infinite where c is not positive.
     """
     found = [r for r in records if r.get("cosine") is not None]
-    c = sum(r["cosine"] for r in found) / max(1, len(found))
-    n = sum(r["sequences"] for r in found) / max(1, len(found))
+    c, n = (sum(r[key] for r in found) / max(1, len(found)) for key in ("cosine", "sequences"))
     return c, n * (1 - c) / c if c > 0 else math.inf
 
 
@@ -334,9 +333,8 @@ def write_report(folder: Path, results: list[dict], records: list[dict], note: s
         images = f"![refusals](refusals.png)\n\n![curves](curves.png)\n\n{CAPTION}"
     if any(r.get("cosine") is not None for r in records):
         c, n = noise_scale(records)
-        text += (
-            f"\n\nGRPO-S: cosine of consecutive gradients {c:.3f}, noise scale {n:.0f} sequences"
-        )
+        text += f"\n\nGRPO-S: cosine of consecutive gradients {c:.3f}, "
+        text += f"noise scale {n:.0f} sequences"
     lines = ["# DR-IRL: before and after", "", note, "", PHRASES, "", text, "", images, ""]
     lines += ["## Samples, chosen by position", samples_side_by_side(results), ""]
     write({folder / "report.md": "\n".join(lines), folder / "results.json": as_json(results)})
