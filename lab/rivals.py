@@ -44,24 +44,17 @@ class Shared:
         return found
 
 
-def chosen(choose):
-    """grpo_s.advantages of RFT: 1 for one sample of each group. choose(R): which, (P,)."""
-
-    def advantages(R, alpha, anchors, g):
-        A, learnt = grpo_s.advantages(R, alpha, anchors, g)
-        learnt[: len(R), :-1] = F.one_hot(choose(R), R.shape[1]).bool()
-        return torch.ones_like(A), learnt
-
-    return advantages
+def best(R, alpha, anchors, g):
+    """grpo_s.advantages of RFT: 1 for each group's best sample, and for the anchors."""
+    A, learnt = grpo_s.advantages(R, alpha, anchors, g)
+    learnt[: len(R), :-1] = F.one_hot(R.argmax(1), R.shape[1]).bool()
+    return torch.ones_like(A), learnt
 
 
-def any_sample(R):
+def random(R, alpha, anchors, g):
+    """Of RFT's control: the best by random rewards."""
     draws = torch.rand(R.shape, generator=torch.Generator().manual_seed(0))
-    return draws.argmax(1).to(R.device)
-
-
-best = chosen(lambda R: R.argmax(1))
-random = chosen(any_sample)
+    return best(draws.to(R.device), alpha, anchors, g)
 
 
 def good(R, alpha, anchors, g):
