@@ -67,12 +67,11 @@ def pairs_of(scores, micro: list, part: list[dict]) -> list[dict]:
     """{"prompt", "better", "worse"}: a group's best and worst token lists, unless equal in R."""
     width, samples, pairs = scores.shape[1], {}, []
     for m in (m for update in micro for m in update):
-        texts = [ids[mask].tolist() for ids, mask in zip(m.batch.completions, m.batch.mask)]
+        texts = [ids for group in m.batch.source[1] for ids in group]
         samples |= dict(zip(m.rows, texts))
-    for p in sorted({row // width for row in samples if row % width < width - 1}):
-        R = scores[p, :-1].tolist()
-        better, worse = (samples[p * width + R.index(x)] for x in (max(R), min(R)))
+    for p, R in enumerate(scores[:, :-1].tolist()):  # an anchor's row has zeros for samples
         if max(R) > min(R):
+            better, worse = (samples[p * width + R.index(x)] for x in (max(R), min(R)))
             pairs.append({"prompt": part[p]["prompt"], "better": better, "worse": worse})
     return pairs
 
@@ -82,14 +81,14 @@ def best_and_worst(run, roll_out) -> None:
     folder, chat, c, found = run.folder / "sft", run.chat(run.folder / "sft"), run.c, []
     policy, reference = run.load(folder), run.load(folder, run.dtype).requires_grad_(False)
     rewards = load_rewards(RewardModels(reference, c.irl), run.folder / "rewards")
-    (rows, _), frozen, steps = run.grpo_rows(chat), train_top(policy, c.grpo.blocks), 0
+    (rows, _), frozen = run.grpo_rows(chat), train_top(policy, c.grpo.blocks)
     fixed = policy, reference, rewards, chat, run.encoder(), c, run.dtype, frozen
     with run.work("dpo", rows) as loop:
         for _, (part, updates, _, seed) in zip(range(c.grpo.rollouts), grpo_s.plan(rows, c)):
             scores, _, micro = roll_out(*fixed, part, c.grpo.prompts, updates, seed)
-            found, steps = found + pairs_of(scores, micro, part), steps + c.grpo.updates
-        last = found, run.dtype, c.run.seed, loop, steps, c.grpo.blocks
-        dpo.train(policy, reference, chat, *last)
+            found += pairs_of(scores, micro, part)
+        steps = c.grpo.rollouts * c.grpo.updates
+        dpo.train(policy, reference, chat, found, run.dtype, c.run.seed, loop, steps, c.grpo.blocks)
     save_model(policy, run.folder / "dpo")
 
 
