@@ -61,13 +61,11 @@ VARIANTS = {  # name: (stages after those of the start, settings)
 
 def planned(only: str, seeds: range) -> list[tuple[str, str, int]]:
     """(setting, variant, seed) in the order of work: all variants of a seed, then the next one."""
-    known = [(s, v) for s in SETTINGS for v in VARIANTS]
     wanted = set(only.split(",") if only else SETTINGS)
-    if wrong := sorted(wanted - {*SETTINGS, *(f"{s}/{v}" for s, v in known)}):
+    if wrong := sorted(wanted - {*SETTINGS, *(f"{s}/{v}" for s in SETTINGS for v in VARIANTS)}):
         raise UserError(f"--only {wrong[0]}: want some of {', '.join(SETTINGS)}, or few-8/DPO")
-    asked = [(s, v) for s, v in known if wanted & {s, f"{s}/{v}"}]
-    settings = dict.fromkeys(s for s, _ in asked)
-    return [(s, v, n) for s in settings for n in seeds for of, v in asked if of == s]
+    every = [(s, v, n) for s in SETTINGS for n in seeds for v in VARIANTS]
+    return [(s, v, n) for s, v, n in every if wanted & {s, f"{s}/{v}"}]
 
 
 def pool(run: Run) -> None:
