@@ -36,7 +36,7 @@ SETTINGS = {  # the recipe laptop with these
 ON_POLICY = {"grpo.rollouts": 24, "grpo.prompts": 32, "grpo.batch": 0, "grpo.members": "all"}
 ON_POLICY |= {"grpo.anchor": 0, "grpo.clip_high": 0.2, "grpo.lr": 5e-5, "grpo.passes": 1}
 FOLDERS = {"grpo": "policy", "judged": "policy"}  # of stages not named like it
-OWN = {RFT: rivals.best, "RFT (random)": rivals.random, "best alone": rivals.good}
+ADVANTAGES = {RFT: rivals.best, "RFT (random)": rivals.random, "best alone": rivals.good}
 VARIANTS = {  # name: (stages after those of the start, settings)
     START: ((), {}),
     DRIRL: (("grpo",), {}),
@@ -94,8 +94,8 @@ def judged(run: Run, **own) -> None:
     drirl.stage_grpo(run, rivals.Verdict(run.chat(run.folder / "sft")), **own)
 
 
-STAGES = {**drirl.STAGES, "pool": pool}
-ROLLED = {"grpo": drirl.stage_grpo, "judged": judged, "dpo": rivals.best_and_worst}
+STAGES = {**drirl.STAGES, "pool": pool, "judged": judged, "dpo": rivals.best_and_worst}
+ROLLED = ("grpo", "judged", "dpo")  # stages that begin with a rollout
 
 
 def work(run: Run, known: dict, stages: tuple) -> None:
@@ -108,23 +108,21 @@ def work(run: Run, known: dict, stages: tuple) -> None:
         run.finish(stage)
 
 
-def one(c: Config, setting: str, variant: str, seed: int, product: dict | None, shared) -> dict:
+def one(c: Config, setting: str, variant: str, seed: int, known: dict, shared) -> dict:
     """Trains a variant in a copy of its start. Returns its line, with "answers".
 
-    product: the line of DR-IRL itself, for the rivals that train as long. shared: a rivals.Shared.
+    known: {(setting, variant, seed): line} of what has run. shared: a rivals.Shared.
     """
     folder, (stages, values) = Path(c.run.run) / setting / f"seed-{seed}", VARIANTS[variant]
     c = changed(c, {**SETTINGS[setting], "run.seed": seed})
     start = Run(changed(c, {"run.run": str(folder / "start")}))
-    stages_of, same_time = dict(STAGES), variant in (CONTINUED, BORROWED)
     own, spared = {"roll_out": shared}, shared.spared
-    own |= {"advantages": OWN[variant]} if variant in OWN else {}
-    stages_of |= {name: functools.partial(stage, **own) for name, stage in ROLLED.items()}
-    if same_time and not product:
-        raise UserError(f"{variant} trains as long as {DRIRL}: run {setting}/{DRIRL} first")
-    if same_time:
-        seconds = product["seconds"]
-        stages_of["baseline"] = functools.partial(drirl.stage_baseline, seconds=seconds)
+    own |= {"advantages": ADVANTAGES[variant]} if variant in ADVANTAGES else {}
+    stages_of = STAGES | {name: functools.partial(STAGES[name], **own) for name in ROLLED}
+    if "baseline" in stages:  # trains as long as DR-IRL did
+        if not (product := known.get((setting, DRIRL, seed))):
+            raise UserError(f"{variant} trains as long as {DRIRL}: run {setting}/{DRIRL} first")
+        stages_of["baseline"] = functools.partial(STAGES["baseline"], seconds=product["seconds"])
     kind = Borrowing if variant == BORROWED else Run
     run = kind(changed(c, {**values, "run.run": str(folder / variant)}))
     work(start, STAGES, ("data", "sft", "irl"))
@@ -161,9 +159,7 @@ def grid(c: Config, only: str, seeds: range) -> None:
         if (setting, variant, seed) in known:
             continue
         print(f"== {setting}, {variant}, seed {seed}", flush=True)
-        line = one(
-            c, setting, variant, seed, known.get((setting, DRIRL, seed)), shared[setting, seed]
-        )
+        line = one(c, setting, variant, seed, known, shared[setting, seed])
         answers = root / f"answers/{setting} {seed} {variant}.json"
         write({answers: as_json(line.pop("answers"))})
         write({root / "results.jsonl": "".join(as_json(r, None) for r in [*lines, line])})
