@@ -144,13 +144,12 @@ def one(c: Config, setting: str, variant: str, seed: int, known: dict, shared) -
     return {**line, **found, "code": run.code, "machine": machine(run.device)}
 
 
-def grid(c: Config, only: str, seeds: range) -> None:
+def grid(run: Run, only: str, seeds: range) -> None:
     """Runs what has no line yet."""
-    root, plan = Path(c.run.run), planned(only, seeds)
-    if {r["kind"] for r in Run(c).prompts([])[0]} != set(KINDS):
+    root, plan, shared = run.folder, planned(only, seeds), {}
+    if {r["kind"] for r in run.prompts([])[0]} != set(KINDS):
         raise UserError("--prompts: want harmful prompts, ordinary ones and look-alikes")
     hold(root)
-    shared = {}
     for setting, variant, seed in plan:
         if (setting, seed) not in shared:
             shared = {(setting, seed): rivals.Shared()}  # one at a time: it is large
@@ -159,7 +158,7 @@ def grid(c: Config, only: str, seeds: range) -> None:
         if (setting, variant, seed) in known:
             continue
         print(f"== {setting}, {variant}, seed {seed}", flush=True)
-        line = one(c, setting, variant, seed, known, shared[setting, seed])
+        line = one(run.c, setting, variant, seed, known, shared[setting, seed])
         answers = root / f"answers/{setting} {seed} {variant}.json"
         write({answers: as_json(line.pop("answers"))})
         write({root / "results.jsonl": "".join(as_json(r, None) for r in [*lines, line])})
@@ -175,7 +174,7 @@ def main(argv: list[str]) -> int:
     seeds = range(own.first_seed, own.first_seed + own.seeds)
     every = ["--eval-prompts", "0"]  # the recipe looks at a third
     flags = ["grid", "--run", "runs/grid", "--recipe", "laptop", *every, *flags]
-    return drirl.main(flags, {"grid": lambda run: grid(run.c, own.only, seeds)})
+    return drirl.main(flags, {"grid": lambda run: grid(run, own.only, seeds)})
 
 
 if __name__ == "__main__":
