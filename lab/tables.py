@@ -36,6 +36,7 @@ RIVALS = (START, CONTINUED, RFT, BORROWED, DPO, STATIC, "sum", "linear integrati
 CLAIMS = [(DRIRL, v) for v in (*RIVALS, "unbalanced")]  # (better, worse)
 CLAIMS += [(v, STATIC) for v in ("data hardness", "model responsiveness", "spread (ours)")]
 CLAIMS += [(STATIC, "1RW static"), (STATIC, CONTINUED), (START, CONTINUED)]
+NAMES = {DRIRL: "DR-IRL", START: "its start", CONTINUED: "SFT continued", STATIC: "static"}
 RUNS = {"base": ("base", ()), "SFT warm start": (START, ("sft",))}  # results.json's names
 RUNS |= {"DR-IRL from it": (DRIRL, ("sft", "irl", "grpo"))}
 RUNS |= {"SFT continued": (CONTINUED, ("sft", "baseline"))}
@@ -67,11 +68,6 @@ def difference(a: list[dict], b: list[dict], draws: int = 4000) -> tuple:
     return by_seed.mean(), *np.percentile(drawn, (2.5, 97.5)), half_width(by_seed)
 
 
-def name_of(better: str, worse: str) -> str:
-    short = {DRIRL: "DR-IRL", START: "its start", CONTINUED: "SFT continued", STATIC: "static"}
-    return f"{short.get(better, better)} over {short.get(worse, worse)}"
-
-
 def claim(variants: dict, better: str, worse: str) -> dict:
     """A claim: its name, seeds, points, two intervals; {} without lines of both variants.
 
@@ -82,7 +78,8 @@ def claim(variants: dict, better: str, worse: str) -> dict:
         return {}
     mean, low, high, half = difference([a[s] for s in seeds], [b[s] for s in seeds])
     by_seed = None if half == math.inf else [round(mean - half, 2), round(mean + half, 2)]
-    found = {"claim": name_of(better, worse), "seeds": len(seeds), "points": round(mean, 2)}
+    name = " over ".join(NAMES.get(v, v) for v in (better, worse))
+    found = {"claim": name, "seeds": len(seeds), "points": round(mean, 2)}
     return found | {"by_seed": by_seed, "over_prompts": [round(low, 2), round(high, 2)]}
 
 
@@ -103,14 +100,13 @@ def spread(values: list[float], digits: int) -> str:
 
 def claim_row(c: dict) -> list:
     """Cells of a claim's row in the tables; the last says whether it is shown."""
-    (low, high), by_seed = c["over_prompts"], c["by_seed"]
+    over, by_seed = c["over_prompts"], c["by_seed"]
     shown = "yes" if c["points"] > 0 else "no: worse"
-    shown += "" if low > 0 or high < 0 else ", on these prompts"
+    shown += "" if over[0] > 0 or over[1] < 0 else ", on these prompts"
     if not by_seed or by_seed[0] <= 0 <= by_seed[1]:
         shown = "not shown"
-    told = f"[{by_seed[0]:+.1f}, {by_seed[1]:+.1f}]" if by_seed else "-"
-    points, over = f"{c['points']:+.1f}", f"[{low:+.1f}, {high:+.1f}]"
-    return [c["claim"], c["seeds"], points, over, told, shown]
+    ends = lambda pair: f"[{pair[0]:+.1f}, {pair[1]:+.1f}]" if pair else "-"
+    return [c["claim"], c["seeds"], f"{c['points']:+.1f}", ends(over), ends(by_seed), shown]
 
 
 def percent(lines: list[dict], name: str) -> float:
