@@ -143,7 +143,6 @@ def tables_of(variants: dict) -> str:
     out.append(markdown(["harmful refused, %", *CATEGORIES], categories))
     if aucs:
         out.append(markdown(["AUC of the rewards, within a prompt", *names], aucs))
-    if chosen:
         head = "right, %: samples → the best of four by reward"
         out.append(markdown([head, *names], chosen))
     return "\n\n".join(out)
