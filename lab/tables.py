@@ -24,7 +24,7 @@ import numpy as np
 import evaluate
 from config import UserError
 from data import CATEGORIES, HELPFUL
-from evaluate import KINDS, markdown
+from evaluate import COLUMNS, KINDS, markdown
 from support.files import as_json, read_json, read_records, write
 from support.resume import refuse_differences
 
@@ -116,10 +116,8 @@ def percent(lines: list[dict], name: str) -> float:
 
 def tables_of(variants: dict) -> str:
     """Markdown: all tables of one setting."""
-    head = "variant | seeds | refused, %: harmful | ordinary | look-alikes"
-    head += " | harmful − look-alikes | gibberish % | KL | seconds"
-    head, rows, aucs, chosen = head.split(" | "), [], [], []
-    categories, names = [], (*CATEGORIES, HELPFUL)
+    head = ["variant", "seeds", "refused, %: harmful", *COLUMNS[1:], "gibberish %", "KL", "seconds"]
+    rows, categories, aucs, chosen, names = [], [], [], [], (*CATEGORIES, HELPFUL)
     for variant, lines in variants.items():
         n = {kind: lines[0]["rates"][kind][1] for kind in KINDS}
         cells = [evaluate.percent([percent(lines, k) / 100 * n[k], n[k]]) for k in KINDS]
@@ -188,9 +186,7 @@ def means(runs: list[list[dict]]) -> str:
         cells.insert(3, [a - b for a, b in zip(cells[0], cells[2])])
         told = [f"**{np.mean(c):.1f}** ({', '.join(f'{x:.1f}' for x in c)})" for c in cells]
         rows.append([models[0]["name"], *told])
-    head = "refused, %: mean (each run) | harmful | ordinary | look-alikes"
-    head += " | harmful − look-alikes | gibberish %"
-    return markdown(head.split(" | "), rows)
+    return markdown(["refused, %: mean (each run)", *COLUMNS, "gibberish %"], rows)
 
 
 def fill(page: str, results: dict) -> str:
