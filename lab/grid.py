@@ -114,8 +114,7 @@ def one(c: Config, setting: str, variant: str, seed: int, known: dict, shared) -
     known: {(setting, variant, seed): line} of what has run. shared: a rivals.Shared.
     """
     folder, (stages, values) = Path(c.run.run) / setting / f"seed-{seed}", VARIANTS[variant]
-    c = changed(c, {**SETTINGS[setting], "run.seed": seed})
-    start = Run(changed(c, {"run.run": str(folder / "start")}))
+    c = changed(c, {**SETTINGS[setting], "run.seed": seed, "run.run": str(folder / "start")})
     own, spared = {"roll_out": shared}, shared.spared
     own |= {"advantages": ADVANTAGES[variant]} if variant in ADVANTAGES else {}
     stages_of = STAGES | {name: functools.partial(STAGES[name], **own) for name in ROLLED}
@@ -123,7 +122,7 @@ def one(c: Config, setting: str, variant: str, seed: int, known: dict, shared) -
         if not (product := known.get((setting, DRIRL, seed))):
             raise UserError(f"{variant} trains as long as {DRIRL}: run {setting}/{DRIRL} first")
         stages_of["baseline"] = functools.partial(STAGES["baseline"], seconds=product["seconds"])
-    kind = Borrowing if variant == BORROWED else Run
+    start, kind = Run(c), Borrowing if variant == BORROWED else Run
     run = kind(changed(c, {**values, "run.run": str(folder / variant)}))
     work(start, STAGES, ("data", "sft", "irl"))
     if not run.folder.exists():
@@ -133,8 +132,7 @@ def one(c: Config, setting: str, variant: str, seed: int, known: dict, shared) -
         aside.rename(run.folder)
     work(run, stages_of, stages)
     last = stages[-1] if stages else "sft"
-    model = run.folder / FOLDERS.get(last, last)
-    found = measure(run, model, start.folder / "sft")
+    found = measure(run, run.folder / FOLDERS.get(last, last), start.folder / "sft")
     costs = ("sft", last) if last in ("sft", "baseline") else ("sft", "irl", last)
     found["seconds"] = {stage: run.done(stage)["seconds"] for stage in costs}
     found["seconds"][last] = round(found["seconds"][last] + shared.spared - spared, 1)
@@ -159,8 +157,7 @@ def grid(run: Run, only: str, seeds: range) -> None:
             continue
         print(f"== {setting}, {variant}, seed {seed}", flush=True)
         line = one(run.c, setting, variant, seed, known, shared[setting, seed])
-        answers = root / f"answers/{setting} {seed} {variant}.json"
-        write({answers: as_json(line.pop("answers"))})
+        write({root / f"answers/{setting} {seed} {variant}.json": as_json(line.pop("answers"))})
         write({root / "results.jsonl": "".join(as_json(r, None) for r in [*lines, line])})
         shutil.rmtree(root / setting / f"seed-{seed}" / variant)
 
