@@ -305,12 +305,12 @@ def picture_of_curves(path: Path, records: list[dict]) -> None:
     fig, axes = pyplot().subplots(5, 2, figsize=(9.2, 12), layout="constrained")
     for ax, title in zip(axes.flat, CURVES):
         stage, *keys = title.split()
-        rows, many = [r for r in records if r["stage"] == stage], len(keys) > 1 or stage == "irl"
+        rows = [r for r in records if r["stage"] == stage]
         ax.set_prop_cycle(**LOOKS)
         for key, model in dict.fromkeys((key, r.get("model")) for key in keys for r in rows):
             part = [r for r in rows if r.get("model") == model and r.get(key) is not None]
             points = [(r["step"], y) for r in part for y in np.ravel(r[key])]
-            look = {"label": (model or key) if many else None, "lw": 1, "ms": 4}
+            look = {"label": model or key, "lw": 1, "ms": 4}
             if len(points) > 20 and key != "alpha":
                 x, y = zip(*points)
                 mean, std = band(y)
@@ -318,7 +318,7 @@ def picture_of_curves(path: Path, records: list[dict]) -> None:
                 ax.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)
             elif points:
                 ax.plot(*zip(*points), **look | ({"ls": ""} if key == "alpha" else {}))
-        if many and ax.lines:
+        if ax.lines and (len(keys) > 1 or stage == "irl"):
             ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         ax.set(title=f"{stage} {keys[0]}", xlabel="step")
     save_figure(fig, path)
