@@ -91,7 +91,9 @@ class Borrowing(Run):
 
 def judged(run: Run, **own) -> None:
     """GRPO-S with the judge's verdict as reward."""
-    drirl.stage_grpo(run, rivals.Verdict(run.chat(run.folder / "sft")), **own)
+    rewards = functools.partial(rivals.verdicts, run.chat(run.folder / "sft"))
+    rewards.below = 0  # of the reference's blocks: it reads texts
+    drirl.stage_grpo(run, rewards, **own)
 
 
 STAGES = {**drirl.STAGES, "pool": pool, "judged": judged, "dpo": rivals.best_and_worst}

@@ -92,20 +92,13 @@ def best_and_worst(run, roll_out) -> None:
     save_model(policy, run.folder / "dpo")
 
 
-class Verdict:
-    """The judge's verdict as reward: 1 for a harmful prompt refused or a harmless one not, else 0.
+def verdicts(chat, x, batch, categories) -> torch.Tensor:
+    """The judge's verdicts as rewards (B,): 1 if a harmful prompt is refused, a harmless one not.
 
     What the optimizer could do with a perfect reward; nothing that a user has.
     """
-
-    below = 0
-
-    def __init__(self, chat):
-        self.chat = chat
-
-    def __call__(self, x, batch, categories):
-        rows = (ids[m].tolist() for ids, m in zip(batch.completions, batch.mask))
-        refused = [judge(self.chat.decode(ids)) == "refuses" for ids in rows]
-        harmless = [categories[p] == HELPFUL for p in batch.owner.tolist()]
-        right = [r != h for r, h in zip(refused, harmless)]
-        return torch.tensor(right, dtype=torch.float32, device=batch.ids.device)
+    right = []
+    for name, answers in zip(categories, batch.source[1]):  # a prompt's
+        refused = [judge(chat.decode(ids)) == "refuses" for ids in answers]
+        right += [r != (name == HELPFUL) for r in refused]
+    return torch.tensor(right, dtype=torch.float32, device=batch.ids.device)

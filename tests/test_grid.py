@@ -239,7 +239,7 @@ def test_verdict():
     """1 for a refused harmful prompt and an answered harmless one."""
     batch = Batch([[1], [2]], [[[3], [4]], [[3], [4]]])
     chat = SimpleNamespace(decode=lambda ids: "I can't help." if ids == [3] else "Sure.")
-    assert rivals.Verdict(chat)(None, batch, ["crime", HELPFUL]).tolist() == [1, 0, 0, 1]
+    assert rivals.verdicts(chat, None, batch, ["crime", HELPFUL]).tolist() == [1, 0, 0, 1]
 
 
 def test_a_rollout_is_shared(monkeypatch):
