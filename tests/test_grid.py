@@ -13,7 +13,7 @@ from conftest import TINY_LLAMA, WORLD, demonstration, flags, make_world, rows
 import drirl
 from config import UserError, changed, check, with_recipe
 from data import CATEGORIES, HELPFUL
-from lab import dpo, grid, measure, rivals, tables
+from lab import dpo, grid, rivals, tables
 from lab.grid import CONTINUED, DPO, DRIRL, SETTINGS, START, VARIANTS, planned
 from model import Transformer
 from sample import Batch, token_logps
@@ -100,7 +100,7 @@ def test_measure(monkeypatch):
     names = ("prompt", "response", "kind", "verdict")
     answers = [dict(zip(names, row)) for row in said]
     told = {"answers": answers, "rates": 2}
-    monkeypatch.setattr(measure.evaluate, "evaluate", lambda *a: told)
+    monkeypatch.setattr(grid.evaluate, "evaluate", lambda *a: told)
     model, start, chat = tiny(), tiny(), Letters()
     for p in start.parameters():
         p.data += 0.1 * torch.sin(torch.arange(p.numel()).view(p.shape))
@@ -108,7 +108,7 @@ def test_measure(monkeypatch):
     run = SimpleNamespace(c=with_recipe("laptop"), dtype=torch.float32)
     run.load, run.prompts = lambda name, dtype: models[name], lambda _: (answers, [chat])
     with torch.no_grad():
-        found, k3 = measure.measure(run, "model", "start"), []
+        found, k3 = grid.measure(run, "model", "start"), []
         for r in answers:  # against the whole models, one response at a time
             prompt, answer = chat.prompt(r["prompt"]), chat.answer(r["response"])
             ids, at = torch.tensor([prompt + answer]), torch.tensor(answer)[:, None]
@@ -217,10 +217,10 @@ def test_reward_facts(monkeypatch):
     run = SimpleNamespace(folder=Path(), dtype=None, c=with_recipe("laptop"))
     run.load, run.prompts = lambda *a: None, lambda folders: (prompts, [chat])
     models = SimpleNamespace()
-    monkeypatch.setattr(measure, "load_rewards", lambda models, folder: models)
-    monkeypatch.setattr(measure.reward, "RewardModels", lambda *a: models)
-    monkeypatch.setattr(measure.reward, "pack_groups", lambda models, policy, groups, *a: groups)
-    monkeypatch.setattr(measure.reward, "score_groups", lambda *a: None)
+    monkeypatch.setattr(grid, "load_rewards", lambda models, folder: models)
+    monkeypatch.setattr(grid.reward, "RewardModels", lambda *a: models)
+    monkeypatch.setattr(grid.reward, "pack_groups", lambda models, policy, groups, *a: groups)
+    monkeypatch.setattr(grid.reward, "score_groups", lambda *a: None)
 
     def sample(policy, chat, rows, c):
         assert c.irl.samples == 4 and c.irl.contrast == 0
@@ -229,8 +229,8 @@ def test_reward_facts(monkeypatch):
         of = lambda p: {"samples": drawn[p], "rewards": rewards[p], "reward_demo": 0.0}
         return [{**r, **of(r["prompt"])} for r in rows]
 
-    monkeypatch.setattr(measure.reward, "sample_groups", sample)
-    found = measure.reward_facts(run)
+    monkeypatch.setattr(grid.reward, "sample_groups", sample)
+    found = grid.reward_facts(run)
     assert found["crime"] == pytest.approx({"auc": 2 / 6, "right": 0.5, "best_right": 0.5})
     assert found[HELPFUL] == {"auc": 1.0, "right": 0.5, "best_right": 1.0}
 
