@@ -1,22 +1,29 @@
 """Rivals of GRPO-S that learn from the same first rollout: its prompts, samples and rewards.
 
 RFT (rejection sampling fine-tuning) learns each prompt's best sample by reward, with advantage 1,
-in GRPO-S's updates, beside the same demonstrations; its control learns a random sample. DPO takes
-the best against the worst. Settings were chosen for GRPO-S alone: RFT has the same, DPO its own.
+in GRPO-S's updates, beside the same demonstrations; its control learns a random sample. DPO (direct
+preference optimization; Rafailov et al., arXiv 2305.18290) takes the best, y_w, against the worst:
+
+loss = -log sigma(beta ((log pi - log pi_ref)(y_w) - (log pi - log pi_ref)(y_l)))
+
+Settings were chosen for GRPO-S alone: RFT has the same, DPO its own.
 """
 
 import time
+from random import Random
 
 import torch
 import torch.nn.functional as F
 
 import grpo_s
 from data import HELPFUL
-from lab import dpo
 from reward import RewardModels
-from sft import train_top
+from sample import Batch, autocast, token_logps
+from sft import cycle, optimizer_for, set_lr, train_top
 from support.hf import load_rewards, save_model
 from support.judge import judge
+
+LR, PAIRS, BETA = 5e-5, 8, 0.1  # of DPO; PAIRS: of a step
 
 
 class Shared:
@@ -76,6 +83,30 @@ def pairs_of(scores, micro: list, part: list[dict]) -> list[dict]:
     return pairs
 
 
+def dpo_loss(logp: torch.Tensor, logp_ref: torch.Tensor, beta: float) -> torch.Tensor:
+    """Mean over pairs; logp, logp_ref (B, 2): of whole responses, the better one first."""
+    better, worse = (logp - logp_ref).unbind(1)
+    return -F.logsigmoid(beta * (better - worse)).mean()
+
+
+def dpo_train(policy, reference, chat, pairs, dtype, seed, loop, updates: int, blocks: int):
+    """Trains the policy in place by DPO; reference: its own start. pairs: see pairs_of."""
+    frozen, draw = train_top(policy, blocks), cycle(pairs, Random(seed))
+    optimizer = optimizer_for(policy, LR)
+    for step in range(updates):
+        part = [next(draw) for _ in range(PAIRS)]
+        if loop.skip(step, policy, optimizer):
+            continue
+        responses = [[r["better"], r["worse"]] for r in part]
+        batch = Batch([chat.prompt(r["prompt"]) for r in part], responses, policy.device)
+        set_lr(optimizer, LR, (step + 0.5) / updates)
+        with autocast(policy.device, dtype):
+            logp = token_logps(policy, batch, frozen=frozen).sum(1).view(-1, 2)
+            with torch.no_grad():
+                logp_ref = token_logps(reference, batch).sum(1).view(-1, 2)
+        loop.update(step, dpo_loss(logp, logp_ref, BETA), policy.parameters())
+
+
 def best_and_worst(run, roll_out) -> None:
     """DPO to RUN/dpo."""
     folder, chat, c, found = run.folder / "sft", run.chat(run.folder / "sft"), run.c, []
@@ -88,7 +119,7 @@ def best_and_worst(run, roll_out) -> None:
             scores, _, micro = roll_out(*fixed, part, c.grpo.prompts, updates, seed)
             found += pairs_of(scores, micro, part)
         steps = c.grpo.rollouts * c.grpo.updates
-        dpo.train(policy, reference, chat, found, run.dtype, c.run.seed, loop, steps, c.grpo.blocks)
+        dpo_train(policy, reference, chat, found, run.dtype, c.run.seed, loop, steps, c.grpo.blocks)
     save_model(policy, run.folder / "dpo")
 
 

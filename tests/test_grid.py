@@ -13,7 +13,7 @@ from conftest import TINY_LLAMA, WORLD, demonstration, flags, make_world, rows
 import drirl
 from config import UserError, changed, check, with_recipe
 from data import CATEGORIES, HELPFUL
-from lab import dpo, grid, rivals, tables
+from lab import grid, rivals, tables
 from lab.grid import CONTINUED, DPO, DRIRL, SETTINGS, START, VARIANTS, planned
 from model import Transformer
 from sample import Batch, token_logps
@@ -66,7 +66,7 @@ def test_dpo_loss():
     logp = torch.tensor([[-1.0, -3.0], [-4.0, -2.0]], dtype=torch.float64, requires_grad=True)
     ref = torch.tensor([[-2.0, -2.5], [-3.0, -3.0]], dtype=torch.float64)
     margins = [0.5 * ((-1 + 2) - (-3 + 2.5)), 0.5 * ((-4 + 3) - (-2 + 3))]
-    loss = dpo.dpo_loss(logp, ref, 0.5)
+    loss = rivals.dpo_loss(logp, ref, 0.5)
     assert loss.item() == pytest.approx(sum(math.log(1 + math.exp(-m)) for m in margins) / 2)
     loss.backward()  # beta sigma(-margin) / pairs: up for the better, down for the worse
     pull = torch.tensor([0.5 / (1 + math.exp(m)) / 2 for m in margins], dtype=torch.float64)
@@ -76,12 +76,12 @@ def test_dpo_loss():
 def test_dpo_trains(monkeypatch):
     """From log 2 down; the reference stays; the better response gains on the worse one."""
     for name, value in {"LR": 5e-3, "PAIRS": 3}.items():
-        monkeypatch.setattr(dpo, name, value)
+        monkeypatch.setattr(rivals, name, value)
     records, policy, reference = [], tiny(), tiny()
     loop = Loop("dpo", log=lambda **r: records.append(r))
     no, yes = map(Letters().answer, ("no", "yes"))
     pairs = [{"prompt": p, "better": no, "worse": yes} for p in ("abc", "d", "ef")]
-    dpo.train(policy, reference, Letters(), pairs, torch.float32, 0, loop, 12, 1)
+    rivals.dpo_train(policy, reference, Letters(), pairs, torch.float32, 0, loop, 12, 1)
     first, *_, last = (r["loss"] for r in records)
     assert first == pytest.approx(math.log(2), abs=1e-5) and last < 0.5
     assert all(torch.equal(a, b) for a, b in zip(reference.parameters(), tiny().parameters()))
@@ -137,7 +137,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "SETTINGS", {"standard": SMALL})
     few = {**grid.ON_POLICY, "grpo.rollouts": 2, "grpo.prompts": 8, "grpo.lr": 1e-2}
     monkeypatch.setitem(VARIANTS, "on-policy", (("grpo",), few))
-    monkeypatch.setattr(dpo, "LR", 1e-2)
+    monkeypatch.setattr(rivals, "LR", 1e-2)
     text = f"{WORLD} --encoder words --dtype fp32 --seeds 1 --run W/grid --only"
     return flags(tmp_path, text)
 
