@@ -61,14 +61,12 @@ def install(given: Path, put=setattr) -> list[str]:
     mine = {name: f for path in paths for name, f in written(path).items()}
     if refuses := mine.get("refuses"):  # exercise 18 says yes or no, the judge says in words
         mine["judge"] = lambda text: "refuses" if refuses(text) else "complies"
-    root, found = str(STUBS.parents[1]) + os.sep, []
-    files = {m: str(getattr(m, "__file__", None)) for m in [*sys.modules.values()]}
-    ours = [m for m, file in files.items() if file.startswith(root) and "site-packages" not in file]
+    found, loaded = [], [m for m in sys.modules.values() if hasattr(m, "__dict__")]
     for place in PLACES:
         if (name := place.rpartition(".")[2]) in mine:
             theirs = pkgutil.resolve_name(place)
-            for module in ours:
-                for key in [k for k, value in vars(module).items() if value is theirs]:
+            for module in loaded:
+                for key in [k for k, x in vars(module).items() if x is theirs]:
                     put(module, key, mine[name])
             found.append(place)
     return found
