@@ -42,10 +42,6 @@ KEY = """P prompts, G samples o of each, y the demonstration,
 B answers of up to T tokens, N tokens packed, D wide"""
 
 
-def axes_of(plt, rows: int, columns: int, high: float, **more):
-    return plt.subplots(rows, columns, figsize=(WIDE, high), layout="constrained", **more)
-
-
 def pipeline(plt):
     fig, arrows, before = plt.figure(figsize=(WIDE, 6.5)), list(ARROWS), (0, 0)
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, WIDE), ylim=(0, 6.5))
@@ -81,7 +77,7 @@ def of_token(rho: float, A: float, g: GRPOConfig) -> tuple[float, float]:
 
 
 def clip(plt):
-    fig, axes = axes_of(plt, 2, 2, 5.8, sharex=True)
+    fig, axes = plt.subplots(2, 2, figsize=(WIDE, 5.8), layout="constrained", sharex=True)
     rho = [0.4 + k / 200 for k in range(241)]
     paper = {"label": f"the paper: clip {PAPER.clip}, {PAPER.clip_high}", "color": BLUE, "lw": 6}
     recipe = {"label": "the recipe: rho held at 1 where A > 0", "color": "k", "ls": "--"}
@@ -120,7 +116,7 @@ def spread(sharper: float, n: int = 32) -> tuple[float, list]:
 
 
 def kl(plt):
-    fig, (left, right) = axes_of(plt, 1, 2, 3.9)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(WIDE, 3.9), layout="constrained")
     true, told = zip(*map(spread, (1.25, 1.5, 1.8, 2.1, 2.4)))
     d, true, told = torch.linspace(-2, 2, 81), torch.tensor(true), torch.tensor(told)  # (5, 3, 3)
     for i, (name, y) in enumerate(estimates(d).items()):
@@ -142,7 +138,7 @@ def group(plt):
     """Rewards (the demonstration's is the last) and W are invented, the rest is by grpo_s."""
     scores, W = torch.tensor([[1.6, 1.0, 0.3, -1.1, 2.0]]), torch.tensor([[0.7, 0.5, 0.4, 0.1]])
     R, gaps = scores[:, :-1], scores[:, -1:] - scores[:, :-1]
-    (fig, axes), alpha = axes_of(plt, 1, 4, 3.6, sharey=True), {}
+    alpha = {}
     for mode in ("product", "data", "model"):
         means = {"insult": 0.4}, {"insult": 1.0}  # running means of 1 - W and of the gap
         alpha[mode] = grpo_s.difficulty(W, gaps, ["insult"], *means, mode)
@@ -154,6 +150,7 @@ def group(plt):
     grpo_s.loss(logp, *fixed, LAPTOP.clip, LAPTOP.clip_high)[0].backward()
     change = 5 * (logits - logits.grad).softmax(0).detach() - 1
     std, mean = torch.std_mean(R, correction=0)
+    fig, axes = plt.subplots(1, 4, figsize=(WIDE, 3.6), layout="constrained", sharey=True)
     axes[0].errorbar(mean, 5, xerr=std, fmt="D", color="k", capsize=4, ms=4)
     told = [f"mean {mean:.2f}, std {std:.2f}\nof o1 to o4", "alpha = alphaD · alphaM\n"]
     told[1] += "{:.2f} = {:.2f} · {:.2f}".format(*(a.item() for a in alpha.values()))
