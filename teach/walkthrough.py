@@ -49,8 +49,7 @@ def plot(title: str, xs: list, height: int = 9, **curves: list[float]) -> None:
 def source(what: str) -> str:
     """The lines of "module.name", "module.name | from" or "module.name | from | to"; see above."""
     path, *anchors = what.split(" | ")
-    thing = pkgutil.resolve_name(path)
-    text = inspect.cleandoc("\n" + inspect.getsource(getattr(thing, "fn", thing)))
+    text = inspect.cleandoc("\n" + inspect.getsource(pkgutil.resolve_name(path)))
     lines, node = text.split("\n"), ast.parse(text).body[0]
     if anchors:
         at = [i for a in anchors for i, line in enumerate(lines) if a in line]
