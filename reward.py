@@ -87,9 +87,8 @@ class RewardModels(nn.Module):
 
     def __init__(self, reference: Transformer, c: IRLConfig):
         super().__init__()
-        layers = reference.config.layers
         self.names = ["all"] if c.integration == "one" else [*CATEGORIES, HELPFUL]
-        self.below = max(0, layers - c.reward_blocks) if c.reward_blocks else 0
+        self.below = max(0, reference.config.layers - c.reward_blocks) if c.reward_blocks else 0
         self.integration = c.integration
         shadows = {name: Shadow(reference, self.below) for name in self.names}
         self.shadows = nn.ModuleDict(shadows).to(reference.device)
@@ -129,8 +128,7 @@ def sample_groups(policy: Transformer, chat, rows: list[dict], c: Config) -> lis
     groups, size, T, temperature = [], max(1, 128 // K), c.run.max_new_tokens, c.run.temperature
     for i in tqdm(range(0, len(part), size), desc="irl samples", unit="batch"):
         prompts = [chat.prompt(r["prompt"]) for r in part[i : i + size]]
-        seed = rng.randrange(2**31)
-        drawn = generate(policy, prompts, K, T, temperature, seed=seed, eos=chat.eos)
+        drawn = generate(policy, prompts, K, T, temperature, rng.randrange(2**31), chat.eos)
         for k, (r, prompt) in enumerate(zip(part[i : i + size], prompts)):
             ids = {"prompt_ids": prompt, "demonstration": chat.answer(r["response"])}
             other = [o for o in rows if (o["category"] == HELPFUL) != (r["category"] == HELPFUL)]
@@ -187,11 +185,10 @@ def fit(models: RewardModels, batches: list, c: IRLConfig, dtype, seed=0, loop=N
             r_demo, r_others = r[:, 0], r[:, 1:]
             loss = irl_loss(r_demo, r_others, c.beta, c.estimator)
             gap = r_demo[:, None] - r_others
-            record = {"model": name, "loss": loss.item()}
-            record["accuracy"] = (gap > 0).float().mean().item()
-            record["gap_demo_minus_others"] = gap.mean().item()
-            loop.update(step, loss + L2 * r.pow(2).mean(), shadow.parameters(), **record)
-        if joint and epoch == c.joint_epochs - 1:
+            told = {"model": name, "loss": loss.item(), "accuracy": (gap > 0).float().mean().item()}
+            told["gap_demo_minus_others"] = gap.mean().item()
+            loop.update(step, loss + L2 * r.pow(2).mean(), shadow.parameters(), **told)
+        if epoch == c.joint_epochs - 1:
             for name in harmful[1:]:
                 models.shadows[name].load_state_dict(models.shadows[harmful[0]].state_dict())
     models.requires_grad_(False)
