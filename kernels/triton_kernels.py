@@ -62,21 +62,17 @@ def advantage_kernel(
     tl.store(OUT + prompt * samples + i, a.to(OUT.dtype.element_ty), mask=mine)
 
 
-def blocking(V: int) -> tuple[int, int]:
-    """BLOCK and warps of row_kernel for V columns, 16 a thread. Larger blocks spill registers."""
-    block = min(16384, triton.next_power_of_2(V))
-    return block, max(1, min(block // 512, 16 if torch.version.hip else 32))
-
-
 def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None, block: int = 0):
-    """As reference.rows, for float32 and bfloat16. block: columns at a time; 0: blocking's."""
+    """As reference.rows, for float32 and bfloat16. block: columns at a time; 0: chosen here."""
     if z.dtype not in (torch.float32, torch.bfloat16) or z.stride(1) != 1:
         found = f"z is {z.dtype} with strides {z.stride()}"
         raise ValueError(f"{found}: want float32 or bfloat16 rows without gaps")
     n, V = z.shape
     logp = torch.empty(n, dtype=torch.float32, device=z.device)
     gradient = g is not None
-    block, warps = blocking(block or (V if gradient else min(V, 4096)))
+    columns = block or (V if gradient else min(V, 4096))
+    block = min(16384, triton.next_power_of_2(columns))  # larger ones spill registers
+    warps = max(1, min(block // 512, 16 if torch.version.hip else 32))  # 16 columns a thread
     slopes = g.contiguous() if gradient else logp  # any pointer: without GRADIENT it isn't read
     with torch.cuda.device_of(z):  # Triton launches on the current device
         row_kernel[(n,)](
@@ -94,8 +90,7 @@ def advantage(rewards: Tensor, alpha: Tensor, eps: float) -> Tensor:
         raise ValueError("rewards are float64: the kernel computes in float32")
     P, G = rewards.shape
     out = torch.empty(P, G, dtype=rewards.dtype, device=rewards.device)
-    strides = (*rewards.stride(), *alpha.stride())
-    block = triton.next_power_of_2(G)
+    given = (rewards, *rewards.stride(), alpha, *alpha.stride(), out, eps, G)
     with torch.cuda.device_of(rewards):
-        advantage_kernel[(P,)](rewards, *strides[:2], alpha, *strides[2:], out, eps, G, BLOCK=block)
+        advantage_kernel[(P,)](*given, BLOCK=triton.next_power_of_2(G))
     return out

@@ -92,7 +92,7 @@ def main() -> str | int:
         cells = []
         for label, target in TARGETS.items():
             amd = target.backend == "hip"
-            most = min(constants["BLOCK"] // 512, 16 if amd else 32)  # see blocking
+            most = min(constants["BLOCK"] // 512, 16 if amd else 32)  # see rows
             options = {} if scalars is None else {"num_warps": most}
             binary = compiled(kernel, types, constants, target, **options)
             registers, stack, loads = (on_amd if amd else on_nvidia)(binary)
