@@ -75,8 +75,7 @@ def model_responsiveness(gaps: Tensor, mean_gap: Tensor | float, drop: float = 0
 
 def difficulty_scale(alpha_data: Tensor, alpha_model: Tensor, scaling: str = "product") -> Tensor:
     """alpha from its two factors, detached: none (1), data, model, product, sum or spread."""
-    both = torch.broadcast_tensors(torch.as_tensor(alpha_data), torch.as_tensor(alpha_model))
-    a, b = (z.detach() for z in both)
+    a, b = torch.broadcast_tensors(alpha_data.detach(), alpha_model.detach())
     modes = {"none": torch.ones_like(a), "data": a, "model": b, "product": a * b}
     modes |= {"sum": (a + b) / 2, "spread": (a * b) ** 8}  # spread, ours: further from 1
     if scaling not in modes:
