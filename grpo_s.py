@@ -243,12 +243,11 @@ def score(reference, rewards, chat, part, groups, updates, frozen, c: Config, dt
             names = [part[mine[p]]["category"] for p in batch.owner[cut].unique().tolist()]
             with autocast(reference.device, dtype):
                 x = run_blocks(reference, some, stop=low)
-                y = run_blocks(reference, some, x, low, high)
-                R = rewards(y if high == rewards.below else x, some, names)
+                states = {low: x, high: run_blocks(reference, some, x, low, high)}
+                R = rewards(states[rewards.below], some, names)
             found = [rows[b] for b in cut]
             scores.view(-1)[found] = R
-            x = (x if low == frozen else y) if frozen else None
-            micro[-1].append(MicroBatch(some, found, x))
+            micro[-1].append(MicroBatch(some, found, states[frozen] if frozen else None))
     return parallel.add(scores), micro
 
 
