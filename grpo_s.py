@@ -283,10 +283,10 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
         with autocast(policy.device, dtype):
             x = run_blocks(policy, m.batch, m.x, frozen, recompute=g.recompute)
             logp = completion_logps(policy, x, m.batch)
-        m.logp_old = logp.detach() if m.logp_old is None else m.logp_old
-        a, limits = A.flatten()[m.rows or [0]], (g.clip, g.clip_high, g.beta_kl)
-        fixed = m.logp_old, m.logp_ref, a, m.batch.mask, *limits, S if m.rows else math.inf
-        objective, info = loss(logp, *fixed)
+        old = logp.detach() if m.logp_old is None else m.logp_old
+        a, n = A.flatten()[m.rows or [0]], S if m.rows else math.inf  # a filler weighs nothing
+        limits = g.clip, g.clip_high, g.beta_kl
+        objective, info = loss(logp, old, m.logp_ref, a, m.batch.mask, *limits, n)
         objective.backward()
         gain = (logp.detach() - m.logp_ref).sum(1) / m.batch.mask.sum(1)
         drawn = gain.new_tensor([(r + 1) % A.shape[1] > 0 for r in m.rows or [-1]])  # by the policy
@@ -298,9 +298,8 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
     before, loop.gradient = loop.gradient, None if g.shard else [p.grad for p in trained]
     if before:
         stats["cosine"] = cosine(loop.gradient, before)  # see evaluate.noise_scale
-    stats["sequences"] = S
     loop.descend(loss=stats["loss"], grad_norm=stats["grad_norm"])
-    return stats
+    return {**stats, "sequences": S}
 
 
 def roll_out(policy, reference, rewards, chat, phi, c, dtype, frozen, part, P, updates, seed):
