@@ -207,10 +207,11 @@ class MicroBatch:
     """Completions of one forward and backward pass."""
 
     batch: Batch
-    rows: list[int]  # where they stand in scores.flatten(); []: a filler
+    rows: list[int]  # where they stand in scores.flatten()
     x: Tensor | None  # (N, D) states below the trained blocks; None: all blocks are trained
     logp_ref: Tensor | None = None  # (B, T)
     logp_old: Tensor | None = None  # (B, T); None: the policy's own, so that rho is 1
+    filler: bool = False  # only there so that sharded processes pass equally often
 
 
 def draw_samples(policy, chat, part: list[dict], places: list[int], c: Config, dtype, seed: int):
@@ -259,16 +260,16 @@ def ready(models, micro: list[MicroBatch], learnt, frozen: int, dtype) -> list[M
     """
     flags, out = learnt.flatten().tolist(), []
     parts = [(m, [b for b, row in enumerate(m.rows) if flags[row]]) for m in micro]
-    parts = [(m, cut) for m, cut in parts if cut]
-    parts += [(micro[0], [])] * (parallel.most(len(parts)) - len(parts))  # fillers
-    for m, cut in parts:
-        batch, tokens = m.batch.select(cut or [0])
+    parts = [(m, cut, False) for m, cut in parts if cut]
+    parts += [(micro[0], [0], True)] * (parallel.most(len(parts)) - len(parts))
+    for m, cut, filler in parts:
+        batch, tokens = m.batch.select(cut)
         x, logps = None if m.x is None else m.x[tokens], []
         for model in models:
             with autocast(model.device, dtype):
                 top = run_blocks(model, batch, x, frozen)
                 logps.append(completion_logps(model, top, batch))
-        out.append(MicroBatch(batch, [m.rows[b] for b in cut], x, *logps))
+        out.append(MicroBatch(batch, [m.rows[b] for b in cut], x, *logps, filler=filler))
     return out
 
 
@@ -284,13 +285,13 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
             x = run_blocks(policy, m.batch, m.x, frozen, recompute=g.recompute)
             logp = completion_logps(policy, x, m.batch)
         old = logp.detach() if m.logp_old is None else m.logp_old
-        a, n = A.flatten()[m.rows or [0]], S if m.rows else math.inf  # a filler weighs nothing
+        a, n = A.flatten()[m.rows], math.inf if m.filler else S  # a filler weighs nothing
         limits = g.clip, g.clip_high, g.beta_kl
         objective, info = loss(logp, old, m.logp_ref, a, m.batch.mask, *limits, n)
         objective.backward()
         gain = (logp.detach() - m.logp_ref).sum(1) / m.batch.mask.sum(1)
-        drawn = gain.new_tensor([(r + 1) % A.shape[1] > 0 for r in m.rows or [-1]])  # by the policy
-        margin = (drawn * a.sign() * gain).sum().item() / max(1, S - g.anchor)
+        drawn = gain.new_tensor([(row + 1) % A.shape[1] > 0 for row in m.rows])  # by the policy
+        margin = (drawn * a.sign() * gain).sum().item() / max(1, n - g.anchor)
         sums += sums.new_tensor([margin, objective.item(), *(info[k] for k in INFO)])
     stats = dict(zip(names, parallel.add(sums).tolist()))
     trained = [p for p in policy.parameters() if p.requires_grad]
