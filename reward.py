@@ -182,9 +182,8 @@ def fit(models: RewardModels, batches: list, c: IRLConfig, dtype, seed=0, loop=N
             shadow = models.shadows[harmful[0] if joint and name in harmful else name]
             with autocast(x.device, dtype):
                 r = shadow(x, batch).view(len(batch.source[0]), -1)  # (P, 1 + K + contrast)
-            r_demo, r_others = r[:, 0], r[:, 1:]
-            loss = irl_loss(r_demo, r_others, c.beta, c.estimator)
-            gap = r_demo[:, None] - r_others
+            loss = irl_loss(r[:, 0], r[:, 1:], c.beta, c.estimator)
+            gap = r[:, :1] - r[:, 1:]
             told = {"model": name, "loss": loss.item(), "accuracy": (gap > 0).float().mean().item()}
             told["gap_demo_minus_others"] = gap.mean().item()
             loop.update(step, loss + L2 * r.pow(2).mean(), shadow.parameters(), **told)
