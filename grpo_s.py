@@ -237,7 +237,7 @@ def score(reference, rewards, chat, part, groups, updates, frozen, c: Config, dt
     for mine in (u[parallel.share()] for u in updates):
         answers = [[*groups.get(p, []), chat.answer(part[p]["response"])] for p in mine]
         batch = Batch([chat.prompt(part[p]["prompt"]) for p in mine], answers, reference.device)
-        rows = [(p + 1) * width - k for p, a in zip(mine, answers) for k in range(len(a), 0, -1)]
+        rows = [p * width + k for p, a in zip(mine, answers) for k in range(width - len(a), width)]
         micro.append([])
         for cut in batch.split(c.grpo.tokens_per_batch):
             some, _ = batch.select(cut)
@@ -262,14 +262,12 @@ def ready(models, micro: list[MicroBatch], learnt, frozen: int, dtype) -> list[M
     parts = [(m, [b for b, row in enumerate(m.rows) if flags[row]]) for m in micro]
     parts = [(m, cut, False) for m, cut in parts if cut]
     parts += [(micro[0], [0], True)] * (parallel.most(len(parts)) - len(parts))
-    for m, cut, filler in parts:
-        batch, tokens = m.batch.select(cut)
-        x, logps = None if m.x is None else m.x[tokens], []
-        for model in models:
-            with autocast(model.device, dtype):
-                top = run_blocks(model, batch, x, frozen)
-                logps.append(completion_logps(model, top, batch))
-        out.append(MicroBatch(batch, [m.rows[b] for b in cut], x, *logps, filler=filler))
+    for whole, cut, filler in parts:
+        batch, tokens = whole.batch.select(cut)
+        x = None if whole.x is None else whole.x[tokens]
+        with autocast(batch.ids.device, dtype):
+            logps = [completion_logps(m, run_blocks(m, batch, x, frozen), batch) for m in models]
+        out.append(MicroBatch(batch, [whole.rows[b] for b in cut], x, *logps, filler=filler))
     return out
 
 
