@@ -30,7 +30,6 @@ advantage 1. 14. passes: each restarts from pi_old, in another order; their weig
 On fresh samples rho is 1 and a group's advantages sum to 0, so a loss near 0 is correct.
 """
 
-import math
 import random
 import time
 from dataclasses import dataclass
@@ -283,7 +282,7 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
             x = run_blocks(policy, m.batch, m.x, frozen, recompute=g.recompute)
             logp = completion_logps(policy, x, m.batch)
         old = logp.detach() if m.logp_old is None else m.logp_old
-        a, n = A.flatten()[m.rows], math.inf if m.filler else S  # a filler weighs nothing
+        a, n = A.flatten()[m.rows], torch.inf if m.filler else S  # a filler weighs nothing
         limits = g.clip, g.clip_high, g.beta_kl
         objective, info = loss(logp, old, m.logp_ref, a, m.batch.mask, *limits, n)
         objective.backward()
