@@ -115,11 +115,10 @@ def loss(
         logp_old = torch.where(A > 0, logp.detach(), logp_old)
     rho = torch.exp((logp - logp_old).clamp(-20, 20))
     surrogate = torch.minimum(rho * A, rho.clamp(1 - clip, 1 + clip_high) * A)
-    k3, beyond = kl_k3(logp, logp_ref), A.sign() * (rho - 1)  # how far the ratio went
-    low, high = (A < 0) & (beyond > clip), (A > 0) & (beyond > clip_high)
+    low, high = (A < 0) & (rho < 1 - clip), (A > 0) & (rho > 1 + clip_high)
     told = dict(zip(INFO, (logp - logp_ref, -logp, low, high)))
     info = {name: (weight * x).sum().item() for name, x in told.items()}
-    return -(weight * (surrogate - beta_kl * k3)).sum(), info
+    return -(weight * (surrogate - beta_kl * kl_k3(logp, logp_ref))).sum(), info
 
 
 def blend(means: dict[str, float], category: str, batch_mean: float) -> float:
