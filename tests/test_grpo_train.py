@@ -17,6 +17,7 @@ from grpo_s import pick
 from model import Transformer
 from reward import RewardModels
 from sample import run_blocks
+from support import rollout
 from support.hf import read_config
 from support.resume import Loop
 from support.run import borrow
@@ -91,19 +92,22 @@ def run(reward=Share, below=1, dtype=torch.float32, rows=ROWS, history=(), held=
 
 
 def spied(monkeypatch, *names) -> dict:
-    """{name: (arguments, result) of each call} of functions in grpo_s."""
+    """{name: (arguments, result) of each call} of functions in grpo_s and support.rollout."""
     seen = {name: [] for name in names}
 
-    def watch(name, real):
+    def watch(name, module):
+        real = getattr(module, name)
+
         def call(*args, **more):
             result = real(*args, **more)
             seen[name].append((args, result))
             return result
 
-        monkeypatch.setattr(grpo_s, name, call)
+        monkeypatch.setattr(module, name, call)
 
     for name in names:
-        watch(name, getattr(grpo_s, name))
+        for module in (m for m in (grpo_s, rollout) if hasattr(m, name)):
+            watch(name, module)
     return seen
 
 

@@ -1,0 +1,83 @@
+"""A rollout's samples, drawn, scored and made ready to learn from, in parts that fit into memory.
+
+The policy's frozen blocks are the reference's, so their output is kept from scoring on.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from config import Config
+from sample import Batch, autocast, completion_logps, generate, run_blocks
+from support import parallel
+from support.hf import frozen_copy
+
+
+@dataclass
+class MicroBatch:
+    """Completions of one forward and backward pass."""
+
+    batch: Batch
+    rows: list[int]  # where they stand in scores.flatten()
+    x: Tensor | None  # (N, D) states below the trained blocks; None: all blocks are trained
+    logp_ref: Tensor | None = None  # (B, T)
+    logp_old: Tensor | None = None  # (B, T); None: the policy's own, so that rho is 1
+    filler: bool = False  # only there so that sharded processes pass equally often
+
+
+def draw_samples(policy, chat, part: list[dict], places: list[int], c: Config, dtype, seed: int):
+    """{p: G samples (token lists) of prompt part[p]}, for p in places."""
+    G, T, out = c.grpo.samples, c.run.max_new_tokens, {}
+    draws = torch.rand(len(part), G, T, generator=torch.Generator().manual_seed(seed))
+    sampler, size = frozen_copy(policy, dtype), max(1, 256 // G)  # cast once, not once a token
+    for some in (places[i : i + size] for i in range(0, len(places), size)):
+        prompts, few = [chat.prompt(part[p]["prompt"]) for p in some], draws[some].flatten(0, 1)
+        rows = generate(sampler, prompts, G, T, c.run.temperature, eos=chat.eos, draws=few)
+        out |= {p: rows[k * G :][:G] for k, p in enumerate(some)}
+    return out
+
+
+@torch.no_grad()
+def score(reference, rewards, chat, part, groups, updates, frozen, c: Config, dtype):
+    """Rewards (len(part), G + 1) of groups and, last, demonstrations; each update's MicroBatches.
+
+    In a row without a group, only the demonstration is scored.
+    """
+    width, micro, (low, high) = c.grpo.samples + 1, [], sorted((frozen, rewards.below))
+    scores = torch.zeros(len(part), width, device=reference.device)
+    for mine in (u[parallel.share()] for u in updates):
+        answers = [[*groups.get(p, []), chat.answer(part[p]["response"])] for p in mine]
+        batch = Batch([chat.prompt(part[p]["prompt"]) for p in mine], answers, reference.device)
+        rows = [p * width + k for p, a in zip(mine, answers) for k in range(width - len(a), width)]
+        micro.append([])
+        for cut in batch.split(c.grpo.tokens_per_batch):
+            some, _ = batch.select(cut)
+            names = [part[mine[p]]["category"] for p in batch.owner[cut].unique().tolist()]
+            with autocast(reference.device, dtype):
+                x = run_blocks(reference, some, stop=low)
+                states = {low: x, high: run_blocks(reference, some, x, low, high)}
+                R = rewards(states[rewards.below], some, names)
+            found = [rows[b] for b in cut]
+            scores.view(-1)[found] = R
+            micro[-1].append(MicroBatch(some, found, states[frozen] if frozen else None))
+    return parallel.add(scores), micro
+
+
+@torch.no_grad()
+def ready(models, micro: list[MicroBatch], learnt, frozen: int, dtype) -> list[MicroBatch]:
+    """An update's completions that are learnt from, with log-probs under models: pi_ref, pi_old.
+
+    learnt (len(part), G + 1) bool.
+    """
+    flags, out = learnt.flatten().tolist(), []
+    parts = [(m, [b for b, row in enumerate(m.rows) if flags[row]]) for m in micro]
+    parts = [(m, cut, False) for m, cut in parts if cut]
+    parts += [(micro[0], [0], True)] * (parallel.most(len(parts)) - len(parts))
+    for whole, cut, filler in parts:
+        batch, tokens = whole.batch.select(cut)
+        x = None if whole.x is None else whole.x[tokens]
+        with autocast(batch.ids.device, dtype):
+            logps = [completion_logps(m, run_blocks(m, batch, x, frozen), batch) for m in models]
+        out.append(MicroBatch(batch, [whole.rows[b] for b in cut], x, *logps, filler=filler))
+    return out
