@@ -10,6 +10,7 @@ answers after `####`:
 """
 
 import math
+import random
 import re
 
 import torch
@@ -122,3 +123,11 @@ def distinct(rows: list[dict]) -> list[dict]:
     for r in sorted(rows, key=lambda r: ("draft" not in r, r["category"] is None)):
         first.setdefault(normalise(r["prompt"]) or r["prompt"], r)
     return list(first.values())
+
+
+def cycle(items: list, rng: random.Random):
+    """Endless: every item once in random order, then all again."""
+    if not items:
+        raise UserError("no demonstrations of a kind that training needs (harmful and harmless)")
+    while True:
+        yield from rng.sample(items, len(items))

@@ -30,7 +30,6 @@ advantage 1. 14. passes: each restarts from pi_old, in another order; their weig
 On fresh samples rho is 1 and a group's advantages sum to 0, so a loss near 0 is correct.
 """
 
-import random
 import time
 from functools import partial
 
@@ -40,15 +39,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import Config, GRPOConfig
-from data import CATEGORIES, HELPFUL
 from encoder import similarities
 from evaluate import cosine, look, rollout_record, sample_facts
 from kernels import group_advantage
 from sample import autocast, completion_logps, run_blocks
-from sft import cycle, optimizer_for, set_lr, train_top
+from sft import optimizer_for, set_lr, train_top
 from support import parallel
 from support.resume import Loop
-from support.rollout import MicroBatch, draw_samples, ready, score
+from support.rollout import MicroBatch, draw_samples, plan, ready, score
 
 
 def data_hardness(W: Tensor, mean_delta: Tensor | float) -> Tensor:
@@ -154,36 +152,6 @@ def advantages(R: Tensor, alpha: Tensor, anchors: int, g: GRPOConfig) -> tuple[T
     ends = (R == R.amax(1, keepdim=True)) | (R == R.amin(1, keepdim=True))
     learnt[:P, :G], learnt[P:, G] = (ends & (A[:P, :G] != 0)) | (g.members == "all"), True
     return A, learnt
-
-
-def pick(rows: list[dict], prompts: int, helpful_share: float, rng: random.Random):
-    """Endless batches of `prompts` rows; harmful ones take their categories in turn.
-
-    In a category that has prompts without a demonstration, these alone are drawn.
-    """
-    by_category = {}
-    for name in (*CATEGORIES, HELPFUL):
-        if known := [r for r in rows if r["category"] == name]:
-            bare = [r for r in known if r.get("borrowed")]
-            by_category[name] = cycle(bare or known, rng)
-    turn = cycle([name for name in by_category if name != HELPFUL], rng)
-    helpful = round(prompts * helpful_share)
-    while True:
-        harmful = [next(by_category[next(turn)]) for _ in range(prompts - helpful)]
-        harmful.sort(key=lambda r: r["category"])  # a pass then needs few reward models
-        yield harmful + [next(by_category[HELPFUL]) for _ in range(helpful)]
-
-
-def plan(rows: list[dict], c: Config):
-    """For each rollout: P prompts, then anchors; each update's places in them; order; seed."""
-    g, U, rng = c.grpo, c.grpo.updates, random.Random(c.run.seed)
-    draw = pick(rows, g.prompts, g.helpful_share, rng)
-    demonstrated = [r for r in rows if not r.get("borrowed")]
-    anchors = pick(demonstrated, U * g.anchor, g.helpful_share, rng)
-    updates = [range(u, g.prompts + U * g.anchor, U) for u in range(U)]
-    while True:
-        part, seed = next(draw) + next(anchors), rng.randrange(2**31)
-        yield part, updates, [u for _ in range(g.passes) for u in rng.sample(range(U), U)], seed
 
 
 def start_means(history: list[dict], phi) -> dict:

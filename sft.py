@@ -6,20 +6,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from config import SFTConfig, UserError
-from data import HELPFUL
+from config import SFTConfig
+from data import HELPFUL, cycle
 from model import Transformer
 from sample import Batch, autocast, token_logps
 from support import parallel
 from support.resume import Loop
-
-
-def cycle(items: list, rng: random.Random):
-    """Endless: every item once in random order, then all again."""
-    if not items:
-        raise UserError("no demonstrations of a kind that training needs (harmful and harmless)")
-    while True:
-        yield from rng.sample(items, len(items))
 
 
 def train_top(policy: Transformer, blocks: int) -> int:

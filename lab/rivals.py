@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 
 import grpo_s
-from data import HELPFUL
+from data import HELPFUL, cycle
 from reward import RewardModels
 from sample import Batch, autocast, token_logps
-from sft import cycle, optimizer_for, set_lr, train_top
+from sft import optimizer_for, set_lr, train_top
 from support.hf import load_rewards, save_model
 from support.judge import judge
 

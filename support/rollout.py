@@ -1,17 +1,49 @@
-"""A rollout's samples, drawn, scored and made ready to learn from, in parts that fit into memory.
+"""A rollout: its prompts, its samples, drawn and scored, in parts that fit into memory.
 
 The policy's frozen blocks are the reference's, so their output is kept from scoring on.
 """
 
+import random
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from config import Config
+from data import CATEGORIES, HELPFUL, cycle
 from sample import Batch, autocast, completion_logps, generate, run_blocks
 from support import parallel
 from support.hf import frozen_copy
+
+
+def pick(rows: list[dict], prompts: int, helpful_share: float, rng: random.Random):
+    """Endless batches of `prompts` rows; harmful ones take their categories in turn.
+
+    In a category that has prompts without a demonstration, these alone are drawn.
+    """
+    by_category = {}
+    for name in (*CATEGORIES, HELPFUL):
+        if known := [r for r in rows if r["category"] == name]:
+            bare = [r for r in known if r.get("borrowed")]
+            by_category[name] = cycle(bare or known, rng)
+    turn = cycle([name for name in by_category if name != HELPFUL], rng)
+    helpful = round(prompts * helpful_share)
+    while True:
+        harmful = [next(by_category[next(turn)]) for _ in range(prompts - helpful)]
+        harmful.sort(key=lambda r: r["category"])  # a pass then needs few reward models
+        yield harmful + [next(by_category[HELPFUL]) for _ in range(helpful)]
+
+
+def plan(rows: list[dict], c: Config):
+    """For each rollout: P prompts, then anchors; each update's places in them; order; seed."""
+    g, U, rng = c.grpo, c.grpo.updates, random.Random(c.run.seed)
+    draw = pick(rows, g.prompts, g.helpful_share, rng)
+    demonstrated = [r for r in rows if not r.get("borrowed")]
+    anchors = pick(demonstrated, U * g.anchor, g.helpful_share, rng)
+    updates = [range(u, g.prompts + U * g.anchor, U) for u in range(U)]
+    while True:
+        part, seed = next(draw) + next(anchors), rng.randrange(2**31)
+        yield part, updates, [u for _ in range(g.passes) for u in rng.sample(range(U), U)], seed
 
 
 @dataclass

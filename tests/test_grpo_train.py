@@ -13,13 +13,13 @@ import sample
 from config import Config, IRLConfig, changed
 from data import CATEGORIES, HELPFUL
 from encoder import WordEncoder, similarities
-from grpo_s import pick
 from model import Transformer
 from reward import RewardModels
 from sample import run_blocks
 from support import rollout
 from support.hf import read_config
 from support.resume import Loop
+from support.rollout import pick
 from support.run import borrow
 
 # ---------------------------------------------------------------------------- a tiny world
@@ -374,7 +374,7 @@ def test_gradients_do_not_add_up_over_steps():
 
 def test_passes_begin_anew_in_other_orders(monkeypatch):
     """Each pass's first update is on pi_old itself; the orders differ; averages are taken."""
-    draws = grpo_s.plan(
+    draws = rollout.plan(
         ROWS, changed(Config(), {"grpo.prompts": 64, "grpo.batch": 2, "grpo.passes": 2})
     )
     _, updates, order, _ = next(draws)

@@ -8,8 +8,8 @@ from test_grpo_train import Letters, tiny
 
 import sft
 from config import SFTConfig, UserError
-from data import HELPFUL
-from sft import cycle, optimizer_for, set_lr, sft_loss, train, train_top
+from data import HELPFUL, cycle
+from sft import optimizer_for, set_lr, sft_loss, train, train_top
 from support import parallel
 from support.resume import Loop
 
