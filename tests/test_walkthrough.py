@@ -111,7 +111,7 @@ print(a)
     assert walkthrough.source("sample.Batch.attend").startswith("def attend")
     with pytest.raises(AttributeError, match="no_such"):
         walkthrough.source("kernels.no_such")
-    for wrong in ("grpo_s.loss | no such line | return", "grpo_s.loss | k3 | return"):
+    for wrong in ("grpo_s.loss | no such line | return", "grpo_s.loss | rho | return"):
         with pytest.raises(ValueError, match=re.escape(wrong)):
             walkthrough.source(wrong)
 
