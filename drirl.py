@@ -129,10 +129,8 @@ def stage_grpo(run: Run, rewards=None, **own) -> None:
         raise UserError(f"{rewards_folder} is older than its warm start: run irl again")
     policy, reference = run.load(folder), run.load(folder, run.dtype).requires_grad_(False)
     rewards = rewards or load_rewards(reward.RewardModels(reference, c.irl), rewards_folder)
-    phi, chat, history = run.encoder(), run.chat(folder), run.read("rewards/samples.json", [])
-    known, (rows, held) = {"category", "response", "reward_demo", "samples"}, run.grpo_rows(chat)
-    if not all(isinstance(g, dict) and known <= g.keys() for g in history):
-        raise UserError(f"{rewards_folder / 'samples.json'}: want {sorted(known)}: run irl again")
+    phi, chat, history = run.encoder(), run.chat(folder), run.history()
+    rows, held = run.grpo_rows(chat)
     if (size := c.grpo.batch or c.grpo.prompts) < parallel.world():
         raise UserError(f"{size} prompts in an update: fewer than {parallel.world()} processes")
     with run.work("grpo", rows, resumable=not c.grpo.shard) as loop:

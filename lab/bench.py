@@ -41,7 +41,10 @@ def our_step(a, tick) -> None:
     reward.below, chat = 0, load_chat(fetch(MODEL))
     chat.eos, chat.answer = (), chat.encode  # no answer ends early
     models = [load_model(fetch(MODEL), t) for t in (torch.float32, torch.bfloat16)]
-    rows = [{"prompt": p, "category": "crime", "response": "Yes."} for p in PROMPTS[: a.prompts]]
+    rows = [
+        {"prompt": p, "category": "crime", "response": "Yes."}
+        for p in (PROMPTS * a.prompts)[: a.prompts]
+    ]
     settings = {"grpo.rollouts": a.steps + 1, "grpo.prompts": a.prompts, "grpo.samples": a.samples}
     settings |= {"grpo.tokens_per_batch": 10**6, "grpo.helpful_share": 0.0, "grpo.beta_kl": 0.02}
     c = changed(Config(), {**settings, "run.max_new_tokens": a.tokens})
@@ -57,7 +60,9 @@ def trl_step(a, tick) -> None:
     reward = lambda completions, **_: share_of_e([c[0]["content"] for c in completions])
     clock, folder = TrainerCallback(), str(fetch(MODEL))
     clock.on_step_end = lambda *_, **__: tick()
-    data = [{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS[: a.prompts]]
+    data = [
+        {"prompt": [{"role": "user", "content": p}]} for p in (PROMPTS * a.prompts)[: a.prompts]
+    ]
     settings = {"num_generations": a.samples, "per_device_train_batch_size": a.prompts * a.samples}
     settings |= {"max_completion_length": a.tokens, "max_steps": a.steps + 1, "beta": 0.02}
     settings |= {"generation_kwargs": {"min_new_tokens": a.tokens}, "gradient_checkpointing": False}
@@ -69,7 +74,7 @@ def trl_step(a, tick) -> None:
 
 
 def samples(a, tick) -> None:
-    prompts = [load_chat(fetch(MODEL)).prompt(p) for p in PROMPTS[: a.prompts]]
+    prompts = [load_chat(fetch(MODEL)).prompt(p) for p in (PROMPTS * a.prompts)[: a.prompts]]
     if a.name == "ours":
         model = load_model(fetch(MODEL), torch.bfloat16)
         draw = lambda: generate(model, prompts, a.samples, a.tokens)

@@ -179,7 +179,8 @@ def load_chat(folder, chat_format="auto", arguments=RunConfig.chat_arguments) ->
         write, end = auto_format(folder, its, tokenizer, arguments)
     else:
         write, end = known_format(folder, chat_format)
-    found = [x["eos_token_id"] for x in (generation, config) if x.get("eos_token_id") is not None]
+    ids = generation.get("eos_token_id"), config.get("eos_token_id")
+    found = [x for x in ids if x not in (None, [])]
     eos = found[0] if found and isinstance(found[0], list) else found[:1]
     first = tokenizer.encode(end.strip(), add_special_tokens=False).ids[:1]
     if first and first[0] in tokenizer.get_added_tokens_decoder():  # what ends a turn is learnt

@@ -156,7 +156,7 @@ def fields_of(record: dict) -> dict[str, tuple[str, object]]:
 def turns_of(name: str, value) -> list[tuple[str, str]]:
     """(role, text) of every turn; one text is a user turn. Raises UserError."""
     if isinstance(value, str):
-        parts = re.split(r"(?:^|\n\n)(Human|Assistant):", value)  # HH-RLHF's
+        parts = re.split(r"(?:^|\n\n)(Human|Assistant):", value.lstrip())  # HH-RLHF's
         if value.lstrip().startswith("Human:") and "Assistant" in parts:
             value = [{"from": x, "value": y.strip()} for x, y in zip(parts[1::2], parts[2::2])]
         elif plain(name) not in CHATS and not re.match(r"\s*\[\s*\{", value):
@@ -186,7 +186,11 @@ def texts_of(fields: dict) -> tuple[str, str | None]:
     at = next((i for i, (role, text) in enumerate(turns) if role == "user"), None)
     if at is None or not turns[at][1].strip():
         raise UserError(f"{name}: no user turn")
-    prompt, reply = turns[at][1], dict(turns[at + 1 : at + 2]).get("assistant")
+    prompt, replies = turns[at][1], turns[at + 1 : at + 2]
+    named, said = fields.get("response", ("", ""))
+    if not replies and isinstance(said, list) and all(isinstance(turn, dict) for turn in said):
+        replies = turns_of(named, said)  # TRL's completion
+    reply = dict(replies[:1]).get("assistant")
     texts = {ours: value for ours, (_, value) in fields.items() if isinstance(value, str)}
     if plain(name) == "behavior" and "context" in texts:  # only half without
         prompt = f"{texts['context']}\n\n{prompt}"

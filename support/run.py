@@ -28,6 +28,7 @@ ORDER = ("data", "sft", "irl", "grpo", "baseline", "eval")
 FREE = {"run.recipe", "run.run", "run.resume", "run.rival"}  # may differ when it goes on
 FREE |= {"grpo.tokens_per_batch", "grpo.recompute"}
 HELD = 64  # open prompts that GRPO-S only looks at
+CODE = ("*.py", "kernels/*.py", "support/*.*", "corpus/*.jsonl")  # what results depend on
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -119,7 +120,7 @@ class Run:
 
     @functools.cached_property
     def code(self) -> str:
-        paths = [p for glob in ("*.py", "kernels/*.py", "support/*.*") for p in ROOT.glob(glob)]
+        paths = [p for glob in CODE for p in ROOT.glob(glob)]
         return digest(*(p.read_bytes() for p in sorted(paths)))
 
     def refuse_others(self) -> None:
@@ -129,7 +130,8 @@ class Run:
                 where = f"{self.folder}, {stage}"
                 refuse_differences(record["settings"], self.identity, where)
                 if record.get("code") != self.code:
-                    print(f"warning: {where}: done by other code; --resume false does it again")
+                    what = "done by other code or corpus; --resume false does it again"
+                    print(f"warning: {where}: {what}")
 
     def unfinished(self, stage: str) -> Path:
         return self.folder / f"unfinished-{stage}.safetensors"
@@ -227,6 +229,7 @@ class Run:
     def rows(self, chat: chats.Chat) -> list[dict]:
         """The data stage's balanced demonstrations, then at most as many harmless ones."""
         harmless = self.demonstrations(self.file("benign"), chat, [data.HELPFUL])
+        harmless = [r for r in harmless if r["category"] == data.HELPFUL]
         balanced = self.folder / "data/balanced.jsonl"
         rows = self.demonstrations(balanced, chat, data.CATEGORIES)
         n = min(len(rows), len(harmless))
@@ -258,6 +261,15 @@ class Run:
             kind = [r for r in bare if (r["category"] == data.HELPFUL) == harmless]
             held += random.Random(self.c.run.seed).sample(kind, min(HELD // 2, len(kind)))
         return rows + [r for r in bare if r not in held], held
+
+    def history(self) -> list[dict]:
+        """IRL's groups of samples with their rewards; none before irl."""
+        known = {"category", "response", "reward_demo", "samples"}
+        groups = self.read("rewards/samples.json", [])
+        if not all(isinstance(g, dict) and known <= g.keys() for g in groups):
+            where = self.folder / "rewards/samples.json"
+            raise UserError(f"{where}: want {sorted(known)}: run irl again")
+        return groups
 
     def prompts(self, folders: list[Path]) -> tuple[list[dict], list[chats.Chat]]:
         """The held-out prompts, none too long for these folders' models, and the models' chats."""

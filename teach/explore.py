@@ -50,7 +50,7 @@ def show(run, prompt: str) -> None:
         by_model = {name: shadow(x, batch).tolist() for name, shadow in rewards.shadows.items()}
         logp, logp_ref = (token_logps(m, batch, temperature) for m in (policy, reference))
     W, gaps = similarities(encoder, [texts[:-1]], [demonstration]).cpu(), R[:, -1:] - R[:, :-1]
-    alphas, means = [], grpo_s.start_means(run.read("rewards/samples.json", []), encoder)
+    alphas, means = [], grpo_s.start_means(run.history(), encoder)
     for mode in ("data", "model", c.grpo.scaling):
         alphas.append(grpo_s.difficulty(W, gaps, [category], *map(dict, means.values()), mode))
     A = group_advantage(R[:, :-1], alphas[-1], c.grpo.std_eps)  # (1, G)

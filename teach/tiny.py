@@ -6,6 +6,7 @@ It answers harmless prompts and never refuses. It shows that the pipeline works,
 import hashlib
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import drirl
 import sft
-from config import SFTConfig
+from config import SFTConfig, UserError
 from model import Transformer
 from support.chat import load_chat
 from support.files import read_json, write
@@ -30,9 +31,11 @@ CONFIG = json.loads("""{"architectures": ["LlamaForCausalLM"], "model_type": "ll
 
 def make(folder: Path, demonstrations: list[dict], benign: list[dict], seed: int = 0) -> None:
     """Writes a Hugging Face folder, unless the one that is there was made from the same."""
-    data = json.dumps([demonstrations, benign, seed, SFT.steps])
+    data = json.dumps([demonstrations, benign, seed, CONFIG, asdict(SFT)])
     made_from, path = hashlib.sha256(data.encode()).hexdigest(), folder / "config.json"
-    if path.exists() and read_json(path).get("made_from") == made_from:
+    if path.exists() and "made_from" not in read_json(path):
+        raise UserError(f"{folder} holds a model that is not ours: name another folder")
+    if path.exists() and read_json(path)["made_from"] == made_from:
         return print(f"{folder} was made before")
     tokenizer, words = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer, tokenizer.decoder = words, decoders.ByteLevel()

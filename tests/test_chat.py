@@ -422,6 +422,7 @@ def test_own_template(tmp_path):
         (256, {"eos_token_id": 7}, (258, 7)),
         (256, {"eos_token_id": [7, 258, 256]}, (258, 7, 256)),
         (256, {"bos_token_id": 0}, (258, 256)),
+        (256, {"eos_token_id": []}, (258, 256)),
     ],
 )
 def test_eos_list(eos, generation, want, tmp_path):

@@ -243,3 +243,7 @@ def test_tiny(tmp_path, capsys, monkeypatch):
     assert tiny.main([*args, "--seed", "1"]) == 0 and weights.read_bytes() != made
     assert load_model(tmp_path / "base").config.layers == 4
     assert tiny.main([args[0], "--pool", str(tmp_path / "nowhere.jsonl")]) == 2
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text("{}")  # somebody's own model
+    assert tiny.main([str(tmp_path / "other"), *args[1:]]) == 2
+    assert "not ours" in capsys.readouterr().err

@@ -161,6 +161,11 @@ FORMATS = {  # text: (prompt, category, response) of each row
         lines({"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}]}),
         [("p", None, None)],
     ),
+    "TRL's prompt and completion": (
+        lines({"prompt": turns("user"), "completion": turns("assistant")}),
+        [("user", None, "assistant")],
+    ),
+    "several answers": (lines({"prompt": "p", "output": ["a", "b"]}), [("p", None, None)]),
     "parts": (
         lines({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, "b"]}]}),
         [("a\nb", None, None)],
@@ -177,6 +182,10 @@ FORMATS = {  # text: (prompt, category, response) of each row
     "one object of turns": (json.dumps({"turns": turns("user")}), [("user", None, None)]),
     "HH-RLHF": (
         lines({"chosen": f"{HH} r\n\nHuman: q\n\nAssistant: s", "rejected": "x"}, {"prompt": HH}),
+        [("a\n\nb", None, "r"), ("a\n\nb", None, None)],
+    ),
+    "HH-RLHF, less space in front": (
+        lines({"chosen": f" {HH.lstrip()} r"}, {"prompt": HH[1:]}),
         [("a\n\nb", None, "r"), ("a\n\nb", None, None)],
     ),
     "Excel's first line": ("sep=;\r\nprompt;category\r\na, b;crime\r\n", [("a, b", "crime", None)]),

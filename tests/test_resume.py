@@ -393,7 +393,8 @@ def test_as_many_harmless_demonstrations_as_harmful_ones(copy, tmp_path):
     """The others join the open prompts. Which ones is drawn by the seed."""
     folder, argv = copy
     benign = [demonstration("helpful", i) for i in range(40)]
-    rows(tmp_path / "benign.jsonl", *benign)
+    harmful = [demonstration("crime", i) for i in range(100, 140)]  # none of this file's business
+    rows(tmp_path / "benign.jsonl", *benign, *harmful)
     argv += ["--benign", str(tmp_path / "benign.jsonl")]
     drawn = []
     for seed in ("0", "1"):
