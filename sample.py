@@ -109,8 +109,10 @@ class Batch:
         sizes, out, keys, values = [len(level.slots) for level in self.levels], [], None, None
         for level, *parts in zip(self.levels, q.split(sizes), k.split(sizes), v.split(sizes)):
             ql, kl, vl = (level.spread(x) for x in parts)
-            keys = kl if level.owner is None else torch.cat((keys[level.owner], kl), 2)
-            values = vl if level.owner is None else torch.cat((values[level.owner], vl), 2)
+            if level.owner is not None:  # the gradient of keys[owner] would be summed in any order
+                kl = torch.cat((keys.index_select(0, level.owner), kl), 2)
+                vl = torch.cat((values.index_select(0, level.owner), vl), 2)
+            keys, values = kl, vl
             if level is self.levels[1] and self.cache is not None:
                 self.cache.append((keys, values))
             if len(level.slots):
@@ -173,7 +175,7 @@ def completion_logps(model: Transformer, x: Tensor, batch: Batch, temperature: f
 
     (B, T) float32, zero where batch.mask is False.
     """
-    h, targets = model.norm(x[batch.before]), batch.completions[batch.mask]
+    h, targets = model.norm(x.index_select(0, batch.before)), batch.completions[batch.mask]
     logps = kernels.token_logprobs(h, model.head, targets, temperature)
     return logps.new_zeros(batch.mask.shape).masked_scatter(batch.mask, logps)
 

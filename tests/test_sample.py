@@ -141,6 +141,23 @@ def test_split_keeps_the_budget():
     assert even.split(10**6) == [list(range(32))]
 
 
+def test_gradients_are_the_same_bits_every_time():
+    """Sixty prompts share a start, whose gradients several threads must not add in any order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    prompts = [[1] * 20 + [i + 2, 3] for i in range(60)]
+    batch = Batch(prompts, [[[5] * 9] * 3 for _ in prompts])
+    g = torch.Generator().manual_seed(0)
+    q, k, v, w = (torch.randn(len(batch.ids), heads, 32, generator=g) for heads in (4, 2, 2, 4))
+    found = set()
+    for _ in range(10):
+        leaves = [x.clone().requires_grad_() for x in (k, v)]
+        (batch.attend(q, *leaves) * w).sum().backward()
+        found.add(b"".join(x.grad.numpy().tobytes() for x in leaves))
+    torch.set_num_threads(threads)
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("frozen", (0, 1, 2, 3))
 def test_frozen_blocks_get_no_gradient(pair, frozen):
     ours, batch = pair[0], Batch(PROMPTS[:4], COMPLETIONS)
