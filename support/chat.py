@@ -21,7 +21,6 @@ FORMATS = {"chatml": (CHATML, "<|im_end|>"), "llama3": (LLAMA3, "<|eot_id|>")}  
 SMOLLM2 = "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"
 SMOLLM2_SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, "
 SMOLLM2_SYSTEM += "trained by Hugging Face<|im_end|>\n"
-SPECIAL = [f"{name}_token" for name in "bos eos unk sep pad cls mask".split()]
 
 
 @dataclass
@@ -118,7 +117,10 @@ def own_format(path: Path, template: str, its: dict, arguments: str) -> Callable
     mapped = inside(path.parent, "special_tokens_map.json")
     if "added_tokens_decoder" not in its and mapped.exists():  # transformers' rule
         its = its | read_json(mapped)
-    texts = {k: x.get("content") if type(x) is dict else x for k, x in its.items() if k in SPECIAL}
+    named = its.get("extra_special_tokens")
+    its = its | named if type(named) is dict else its
+    texts = {k: x.get("content") if type(x) is dict else x for k, x in its.items()}
+    texts = {k: x for k, x in texts.items() if k.endswith("_token") and type(x) is str}
     with doing(f"read --chat-arguments {arguments}"):
         if type(more := parse_json(arguments)) is not dict:
             raise ValueError('want a JSON object, as {"enable_thinking": true}')
@@ -175,6 +177,12 @@ def load_chat(folder, chat_format="auto", arguments=RunConfig.chat_arguments) ->
     vocabulary = number(config, "vocab_size", paths[0], 1, 10**7, 10**7)
     context = number(config, "max_position_embeddings", paths[0], 1, 10**9, 10**9)
     tokenizer = load_tokenizer(folder, vocabulary, spare=True)
+    added = its.get("added_tokens_decoder")
+    for i, token in added.items() if type(added) is dict else ():
+        text = token.get("content") if type(token) is dict else token
+        if str(tokenizer.token_to_id(str(text))) != i:
+            what = f"added_tokens_decoder has {text!r} as id {i}, tokenizer.json hasn't"
+            raise UserError(f"{paths[2]}: {what}: save the tokenizer anew with transformers")
     if chat_format == "auto":
         write, end = auto_format(folder, its, tokenizer, arguments)
     else:

@@ -63,7 +63,8 @@ def read_encoder(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     if kind not in ("bert", "clip", "clip_text_model"):
         raise UserError(f"{where}: text encoder {kind!r}: want bert, clip or clip_text_model")
     if kind == "clip":  # the text half of a whole CLIP
-        if not isinstance(text := c.get("text_config") or {}, dict):
+        older = c.get("text_config_dict")  # counts where both are
+        if not isinstance(text := older or c.get("text_config") or {}, dict):
             raise UserError(f"{where}: text_config: want an object")
         c = CLIP | text
     if (act := c.get("hidden_act")) not in ("gelu", "quick_gelu"):

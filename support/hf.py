@@ -22,8 +22,10 @@ def read_config(raw: dict, where: str | Path = "config.json") -> ModelConfig:
     kind, flags = raw.get("model_type"), {}
     if kind not in ("llama", "qwen2", "qwen3"):
         raise UserError(f"{where}: unsupported architecture {kind!r}: want llama, qwen2 or qwen3")
-    if raw.get("use_sliding_window") or raw.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{where}: unsupported: use_sliding_window, or hidden_act other than silu")
+    other = raw.get("hidden_act", "silu") != "silu" or raw.get("is_causal") is False
+    if other or raw.get("use_sliding_window"):
+        what = "use_sliding_window, is_causal false, or hidden_act other than silu"
+        raise UserError(f"{where}: unsupported: {what}")
     for name in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
         flags[name] = raw.get(name) or False
         if not isinstance(flags[name], bool):
@@ -31,7 +33,8 @@ def read_config(raw: dict, where: str | Path = "config.json") -> ModelConfig:
     sizes = [number(raw, name, where, 1, most) for name, most in files.SIZES.items()]
     heads, bias = sizes[-1], flags["attention_bias"]
     kv_heads = number(raw, "num_key_value_heads", where, 1, heads, heads)
-    head_dim = number(raw, "head_dim", where, 1, 10**4, raw["hidden_size"] // heads)
+    usual = 128 if kind == "qwen3" else raw["hidden_size"] // heads
+    head_dim = number(raw, "head_dim", where, 1, 10**4, usual)
     if heads % kv_heads or head_dim % 2:
         found = f"{heads} heads, {kv_heads} key heads, head_dim {head_dim}"
         raise UserError(f"{where}: {found}: want a multiple of the key heads, and an even number")
@@ -54,7 +57,7 @@ def read_config(raw: dict, where: str | Path = "config.json") -> ModelConfig:
 
 def read_rope(raw: dict, where: str | Path) -> tuple[float, dict | None]:
     """theta, and llama3's four numbers if its scaling is asked for."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}  # transformers 5, 4
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}  # transformers 4, 5
     rope = rope if type(rope) is dict else {"rope_type": rope}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
@@ -62,7 +65,8 @@ def read_rope(raw: dict, where: str | Path) -> tuple[float, dict | None]:
     theta = number(raw | rope, "rope_theta", where, 1.0, 1e12, 10000.0)  # rope's counts
     if kind == "default":
         return theta, None
-    where = f"{where}: llama3 rope scaling"
+    where, old = f"{where}: llama3 rope scaling", ROPE[-1]
+    rope = rope | {old: raw.get(old) or rope.get(old) or raw.get("max_position_embeddings")}
     scaling = {name: number(rope, name, where, 1e-3, 1e9) for name in ROPE}
     if scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
         raise UserError(f"{where}: low_freq_factor must be below high_freq_factor")

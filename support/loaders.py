@@ -52,7 +52,8 @@ FIELDS = {
 FIELDS |= {x: x for x in ("draft", "answer", "kind", "type")} | {"input": "input context"}
 LABELS, TOPICS = ("kind", "label", "safe", "harmful"), ("category", "type")
 YES, NO = "1 1.0 true t yes y".split(), "0 0.0 false f no n".split()
-ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant"}
+ROLES = dict.fromkeys(("human", "prompter"), "user")
+ROLES |= dict.fromkeys(("gpt", "chatgpt", "model", "bot", "ai"), "assistant")
 
 # Our category: the names that Safety-Prompts, StrongREJECT, HarmBench and others have for it.
 # None: harmful, but not how. The look-alikes are XSTest's.
@@ -83,9 +84,21 @@ def plain(name: str) -> str:
 ALIASES = {plain(name): ours for ours, names in NAMES.items() for name in names.split()}
 OURS = {plain(name): ours for ours, names in FIELDS.items() for name in names.split()}
 KNOWN = ", ".join((*CATEGORIES, HELPFUL, "ordinary", LOOKALIKE, "safe", "harmful"))
-LABEL = re.compile("label|safe|harm|toxic|benign|flag|jailbreak|attack")  # what may name one,
-REPLY = re.compile("respon|complet|answer|final|annot")  # but not of the prompt;
-HARMLESS = re.compile(r"(?:[a-z]+[\W_])?(?:benign|harmless)(?:[\W_][a-z]+)?")  # values of one
+LABEL = re.compile(  # what may name a label,
+    "label|safe|harm|toxic|benign|flag|jailbreak|attack|refus|danger|hate|offens|abus|nsfw|viola|"
+    "inject|mali|risk|block|allow|appropriate|accepta|complian|innocuous|verdict|class|expected"
+)
+REPLIES = re.compile("respon|complet|answer|reply|output")  # but beside one of these
+REPLY = re.compile("respon|complet|answer|final|annot")  # this is a label of the answer;
+SCORE = re.compile(r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?(?:[%/].*)?")  # and what says it is harmless
+NONE = re.compile(
+    r"(?:no|not|non|low|minimal)(?:[\W_]+(?:risk|harm|hate|toxic|viola|offens|applic)\w*)?|none|na|"
+    "n/a|normal|neutral|regular|clean|ok|okay|allowed|acceptable|innocuous|comply|pass"
+)
+HARMLESS = re.compile(
+    r"(?:(?!(?:not|non|un)[\W_])[a-z]+[\W_])?(?:benign|harmless|unharmful|safe)"
+    r"(?:[\W_]+[a-z]+){0,2}\W*"
+)
 
 
 def records_of(path: Path) -> Iterator[tuple[str, object]]:
@@ -105,8 +118,13 @@ def records_of(path: Path) -> Iterator[tuple[str, object]]:
     if not lists or any(OURS.get(plain(key)) == "prompt" for key in whole):
         whole = {"": whole if isinstance(whole, list) else [whole]}
     for key, items in whole.items():
+        label = ALIASES.get(plain(key), "") in (
+            HELPFUL,
+            LOOKALIKE,
+            None,
+        )  # rows have a topic beside
         for n, row in enumerate(items, 1):
-            row = {"category": key, **row} if isinstance(row, dict) else row
+            row = {"kind" if label else "category": key, **row} if isinstance(row, dict) else row
             yield f"{path}, {f'{key!r} ' if key else ''}item {n}", row
 
 
@@ -137,8 +155,9 @@ def csv_records(path: Path, text: str) -> Iterator[tuple[str, dict]]:
                 raise UserError(f"{where}: more or fewer fields than the header has columns")
             if header:
                 yield where, dict(zip(header, fields))
-            header = header or fields
-            if twice := next((name for name in header if header.count(name) > 1 and name), None):
+                continue
+            header, names = fields, [plain(x) if plain(x) in OURS else x for x in fields]
+            if twice := next((name for name in names if names.count(name) > 1 and name), None):
                 raise UserError(f"{where}: two columns are called {twice!r}")
     except csv.Error as e:
         raise UserError(f"{path}:{end + 1}: not CSV: {e}") from None
@@ -194,7 +213,7 @@ def texts_of(fields: dict) -> tuple[str, str | None]:
     texts = {ours: value for ours, (_, value) in fields.items() if isinstance(value, str)}
     if plain(name) == "behavior" and "context" in texts:  # only half without
         prompt = f"{texts['context']}\n\n{prompt}"
-    if plain(name) == "instruction" and "input" in texts:
+    if plain(name) in ("instruction", "question") and "input" in texts:
         prompt = f"{prompt}\n\n{texts['input']}"
     response = reply or texts.get("response")
     return prompt.replace("\r\n", "\n"), response and response.replace("\r\n", "\n")
@@ -209,26 +228,40 @@ def says(ours: str, value) -> str | None:
     return ALIASES.get("contrast" if letters.startswith("contrast") else letters, "")
 
 
+def leaves(name: str, value) -> list[tuple[str, object]]:
+    """(name, value) of everything in a nested value."""
+    if isinstance(value, dict):
+        return [leaf for k, x in value.items() for leaf in leaves(f"{name}.{k}", x)]
+    if isinstance(value, list):
+        return [leaf for x in value for leaf in leaves(name, x)]
+    return [(name, value)]
+
+
 def meanings_of(record: dict, fields: dict, strict: bool) -> dict[str, str | None]:
     """{our field: what it says}. With `strict` a topic must be known, unless a label is."""
     out = {}
     for ours in (ours for ours in LABELS + TOPICS if ours in fields):
         name, value = fields[ours]
-        found = says(ours, value)
+        found, text = says(ours, value), str(value).lower()
         if found == HELPFUL and ours in ("safe", "harmful") and "response" in fields:
             raise UserError(f"{name} {value!r}: of the response? Call the prompt's label")
         if found != "":
             out[ours] = found
-        elif ours in LABELS or not out and (strict or HARMLESS.fullmatch(str(value).lower())):
+        elif (
+            ours in LABELS
+            or not out
+            and (strict or NONE.fullmatch(text) or HARMLESS.fullmatch(text))
+        ):
             raise UserError(f"{name} {value!r}; known: {KNOWN}; for 0 and 1 is_safe or is_harmful")
     rest = {k: x for k, x in record.items() if plain(k) not in OURS}
-    others = [(k, x) for k, xs in rest.items() for x in (xs if type(xs) is list else [xs])]
-    others += [(f"{k}.{name}", y) for k, x in others if type(x) is dict for name, y in x.items()]
+    others = [leaf for k, x in rest.items() for leaf in leaves(k, x)]
+    replied = any(REPLIES.search(plain(k)) and not LABEL.search(plain(k)) for k in record)
     for name, value in others if out.keys() <= {"category"} else ():
         label, text = LABEL.search(plain(name)), str(value).lower()
         found = says("harmful" if label else "label", value)
-        doubt = found == HELPFUL or label and (found is None or re.fullmatch("[0-9.]+", text))
-        if (doubt or HARMLESS.fullmatch(text)) and not REPLY.search(plain(name)):
+        doubt = label and (found is None or SCORE.fullmatch(text) or NONE.fullmatch(text))
+        doubt = doubt or found == HELPFUL or HARMLESS.fullmatch(text)
+        if doubt and not (replied and REPLY.search(plain(name))):
             raise UserError(f"{name} {value!r}: a label? Call it is_safe, is_harmful, or remove it")
     every = [(x, k, v) for x in out for k, v in record.items() if OURS.get(plain(k)) == x]
     found = {f"{name} {value!r}": says(ours, value) for ours, name, value in every}

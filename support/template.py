@@ -67,9 +67,12 @@ def main() -> None:
     def raise_exception(message):
         raise TemplateError(message)
 
+    def tojson(x, ensure_ascii=False, **how):
+        return json.dumps(x, ensure_ascii=ensure_ascii, **how)
+
     loops, now = ["jinja2.ext.loopcontrols"], datetime.now()
     jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=loops)
-    jinja.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
+    jinja.filters["tojson"] = tojson
     jinja.globals |= {"raise_exception": raise_exception, "strftime_now": now.strftime}
     compiled = functools.lru_cache(jinja.from_string)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))

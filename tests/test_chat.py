@@ -187,6 +187,11 @@ TEMPLATES = {
         {},
         "</s>",
     ),
+    "marks of its own": (
+        LOOP + "{{ think_token }}{{ end_token }}{{ {'a': 'é'} | tojson(true) }}",
+        {"think_token": "<s>", "extra_special_tokens": {"end_token": "</s>"}},
+        "<|im_end|>",
+    ),
     "generation": (
         """{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant
 {% generation %}{{ m.content }}<|im_end|>{%- endgeneration %}
@@ -429,6 +434,18 @@ def test_eos_list(eos, generation, want, tmp_path):
     """generation_config.json before config.json, a number or a list; a turn's end first, once."""
     folder(tmp_path, CHATML, eos, **({"generation_config": generation} if generation else {}))
     assert load_chat(tmp_path).eos == want
+
+
+def test_a_token_that_tokenizer_json_lacks(tmp_path):
+    """transformers would add it; here its letters would be read one by one."""
+    for i, text in ((256, "<|im_start|>"), (300, "<|new|>"), (257, "<|im_end|>")):
+        its = {"added_tokens_decoder": {str(i): {"content": text}}}
+        path = folder(tmp_path, ["<|im_start|>", "<|im_end|>"], 257, tokenizer_config=its)
+        if text == "<|new|>":
+            with pytest.raises(UserError, match="'<|new|>' as id 300, tokenizer.json hasn't"):
+                load_chat(path)
+        else:
+            load_chat(path)
 
 
 def test_answer_and_decode(tmp_path):

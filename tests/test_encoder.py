@@ -82,9 +82,9 @@ def test_clip_text_model(eos, last, act, tmp_path):
     assert (ours.embed(texts, 3) - want).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("eos", (2, 19))
+@pytest.mark.parametrize("eos, where", ((2, "text_config"), (19, "text_config"), (19, "older")))
 @torch.no_grad()
-def test_whole_clip(eos, tmp_path):
+def test_whole_clip(eos, where, tmp_path):
     """An image tower lies beside the text tower; config.json leaves defaults out, as old ones."""
     text = {**SMALL, **CLIP, "num_attention_heads": 8, "eos_token_id": eos}
     vision = {**SMALL, "num_hidden_layers": 1, "image_size": 8, "patch_size": 4}
@@ -99,6 +99,9 @@ def test_whole_clip(eos, tmp_path):
     raw = json.loads((tmp_path / "config.json").read_text())
     for name in ("num_attention_heads", "hidden_act", "layer_norm_eps"):
         del raw["text_config"][name]
+    if where == "older":  # text_config_dict counts
+        raw["text_config_dict"] = raw["text_config"]
+        raw["text_config"] = raw["text_config"] | {"hidden_act": "gelu", "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps(raw))
     pooled = [theirs.text_model(ids_of(t, 18, 19)).pooler_output for t in TEXTS]
     want = F.normalize(theirs.text_projection(torch.cat(pooled)))

@@ -37,7 +37,8 @@ BASE = {
 }
 TIED, BIAS, MLP = {"tie_word_embeddings": True}, {"attention_bias": True}, {"mlp_bias": True}
 SCALED = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 7.0, "low_freq_factor": 1.5}
-SCALED |= {"high_freq_factor": 5.0, "original_max_position_embeddings": 24}
+OLD = "original_max_position_embeddings"
+SCALED |= {"high_freq_factor": 5.0, OLD: 24}
 OTHER = {**SCALED, "rope_theta": 3000.0, "factor": 32.0}
 PLAIN = {"rope_type": "default", "rope_theta": 1e6}
 
@@ -111,6 +112,27 @@ def test_two_thetas(tmp_path):
     raw = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | {"rope_theta": 5000.0}))
     theirs, ids = AutoModelForCausalLM.from_pretrained(tmp_path), random_ids(1, 30)
+    assert (load_model(tmp_path)(ids) - theirs(ids).logits).abs().max() < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "kind, changes, edits",
+    [
+        ("Llama", {"rope_parameters": PLAIN}, {"rope_scaling": SCALED}),
+        ("Llama", {"rope_parameters": SCALED}, {"original_max_position_embeddings": 60}),
+        ("Llama", {}, {"rope_parameters": {k: x for k, x in SCALED.items() if k != OLD}}),
+        ("Qwen3", {"head_dim": 128}, {"head_dim": None}),
+    ],
+    ids=("both scalings", "an old context on top", "no old context", "no head_dim"),
+)
+def test_edited_configs(tmp_path, kind, changes, edits):
+    """What transformers makes of a config.json that was edited by hand. None: left out."""
+    make(tmp_path, kind, **changes)
+    raw = json.loads((tmp_path / "config.json").read_text()) | edits
+    kept = {k: x for k, x in raw.items() if k not in edits or x is not None}
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    theirs, ids = AutoModelForCausalLM.from_pretrained(tmp_path), random_ids(1, 90)
     assert (load_model(tmp_path)(ids) - theirs(ids).logits).abs().max() < 1e-4
 
 
@@ -375,6 +397,7 @@ BAD = {  # what is done to a good folder, words of the message
     "gpt2": (edit(model_type="gpt2"), "unsupported architecture 'gpt2'"),
     "line break": (edit(model_type="a\nb\x1b[31m"), r"unsupported architecture 'a\nb\x1b"),
     "sliding window": (edit(use_sliding_window=True), "unsupported: use_sliding_window"),
+    "both ways": (edit(is_causal=False), "unsupported: use_sliding_window, is_causal false"),
     "gelu": (edit(hidden_act="gelu"), "or hidden_act other than silu"),
     "other vocabulary": (
         edit(vocab_size=261),

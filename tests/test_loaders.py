@@ -119,6 +119,10 @@ FORMATS = {  # text: (prompt, category, response) of each row
         lines({"instruction": "Sum up.", "context": "Text.", "response": "r", "category": None}),
         [("Sum up.\n\nText.", None, "r")],
     ),
+    "a question with its context": (
+        lines({"context": "Text.", "question": "Who?", "category": "crime"}),
+        [("Who?\n\nText.", "crime", None)],
+    ),
     "roles of others": (
         lines(
             {"messages": [{"role": "prompter", "content": "p"}, {"role": "model", "content": "r"}]}
@@ -300,6 +304,10 @@ SAYS = {  # text: the kinds of its rows
         "h",
     ),
     "unsafe with its response": (lines({"prompt": "p", "response": "r", "is_safe": False}), "h"),
+    "two lists": (
+        json.dumps({"benign": [{"prompt": "a", "topic": "x"}], "unsafe": [{"prompt": "b"}]}),
+        "oh",
+    ),
     "no label": ("question,types_of_harm,harm_area\np,harmful things,Physical Harm\n", "h"),
 }
 
@@ -467,6 +475,14 @@ BROKEN = {
     ),
     "CSV, no such column": ("a,b\n1,2\n", "a:2: no prompt"),
     "CSV, unknown category": ("prompt,category\nx,murder\n", "a:2: category 'murder'"),
+    "two lists, a topic of their own": (
+        json.dumps({"safe": [{"prompt": "a", "category": "violence"}]}),
+        "a, 'safe' item 1: kind 'safe' contradicts category 'violence'",
+    ),
+    "CSV, a column twice in other case": (
+        "prompt,Prompt\nx,y\n",
+        "two columns are called 'prompt'",
+    ),
     "Safety-Prompts, unknown key": (
         json.dumps({"Insult": [{"prompt": "a"}], "Goal_Hijacking": [{"prompt": "b"}]}),
         "a, 'Goal_Hijacking' item 1: category 'Goal_Hijacking'",
@@ -503,6 +519,42 @@ BROKEN = {
     ),
     "list nested too deep": ("[" * 100000, "not JSON"),
 }
+
+
+# columns that say harmless in words of their own: name, value
+DOUBTS = [("annotation", "safe"), ("final_label", "harmless"), ("class", "Safe prompt")]
+DOUBTS += [("source", "xstest-safe"), ("split", "unharmful_prompts"), ("verdict", "Safe (no risk)")]
+DOUBTS += [("harm_level", "none"), ("harm_category", "N/A"), ("safety_label", "ok")]
+DOUBTS += [("toxicity_score", 1e-05), ("harm_score", "0%"), ("safety_score", "5/5")]
+DOUBTS += [("should_refuse", False), ("injection", 0), ("nsfw", "no"), ("allowed", True)]
+DOUBTS += [("risk", "low"), ("expected_behavior", "comply"), ("meta", {"labels": {"is_safe": 1}})]
+DOUBTS += [
+    ("category", "normal"),
+    ("type", "No harm"),
+    ("category", "safe prompts"),
+    ("harm_type", "not applicable"),
+]
+
+
+@pytest.mark.parametrize("name, value", DOUBTS)
+def test_a_label_in_words_of_its_own_is_asked_about(tmp_path, name, value):
+    with pytest.raises(UserError, match="a:2: .*(is_safe|is_harmful)"):
+        load(tmp_path, of(**{name: value}), strict=False)
+
+
+# the same words where they say nothing of the prompt
+SILENT = [{"response": "r", "annotation": "safe"}, {"topic": "none"}, {"verdict": "bad"}]
+SILENT += [
+    {"category": "not safe at all"},
+    {"category": "Non-consensual images"},
+    {"risk": "high"},
+    {"class": "weapons"},
+]
+
+
+@pytest.mark.parametrize("row", SILENT, ids=str)
+def test_other_columns_say_nothing(tmp_path, row):
+    assert load(tmp_path, of(**row), strict=False)[1]["kind"] == "harmful"
 
 
 @pytest.mark.parametrize("name", BROKEN)
