@@ -257,7 +257,8 @@ def test_templates_as_transformers(tmp_path, name):
     for text in SAID:  # no command gives a system text, but the renderer takes one
         turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": text}]
         given = {"messages": turns, "add_generation_prompt": True, "enable_thinking": False}
-        given |= {"tools": None, "documents": None, **tokens}
+        named = tokens.get("extra_special_tokens", {})
+        given |= {"tools": None, "documents": None, **tokens, **named}
         if (want := by_transformers(tmp_path, text, "Be kind.")) is None:
             with pytest.raises(UserError, match="fails: TemplateError (no system turn|Turns must)"):
                 render(template, given, tmp_path)
