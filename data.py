@@ -126,7 +126,7 @@ def distinct(rows: list[dict]) -> list[dict]:
 
 
 def cycle(items: list, rng: random.Random):
-    """Endless: every item once in random order, then all again."""
+    """Endless: every item once in random order, then all again. UserError if there are none."""
     if not items:
         raise UserError("no demonstrations of a kind that training needs (harmful and harmless)")
     while True:

@@ -10,7 +10,8 @@ Prompt q of category j, samples o_i, demonstration y; sigma is the sigmoid (DR-I
     rho    = pi / pi_old, clipped to 1 - clip .. 1 + clip_high; clip_high 0: rho is 1 where A > 0
     k3     = exp(d) - d - 1,  d = log pi_ref - log pi                   loss
 
-pi_old draws a rollout's samples. Each update then learns from n sequences.
+pi_old draws a rollout's samples. Each update then learns from n sequences. With one update a
+rollout, the default, pi is pi_old: rho is 1, and nothing is clipped.
 
 Decisions where the paper is silent:
 1. alpha multiplies the normalised advantage; scaling a group's rewards before would cancel.
@@ -20,14 +21,14 @@ Decisions where the paper is silent:
 5. scaling sum: the mean of the two factors, so that an average task still gets about 1.
 6. std is the population's. A group of equal rewards has advantage 0.
 7. The loss is a mean over sequences of a mean over tokens, whatever the micro-batch.
-8. As a loss, k3's gradient is not that of the KL divergence; it is a penalty all the same.
+8. As a loss on samples of pi, k3 has the gradient of KL(pi_ref, pi), not of KL(pi, pi_ref).
 9. pi, pi_old and pi_ref are taken at temperature 1, whatever the samples' temperature.
 10. A prompt without a demonstration borrows, for W and gap, that of the most similar one in j.
 Ours: 11. members ends: only the best and worst of G are learnt from. 12. clip_high 0: no ratio; a
 good sample's gradient is A grad log pi, as in SFT. 13. anchor: demonstrations join each update with
 advantage 1. 14. passes: each restarts from pi_old, in another order; their weights are averaged.
 
-On fresh samples rho is 1 and a group's advantages sum to 0, so a loss near 0 is correct.
+A group's advantages sum to 0, so with all members and no anchors a loss near 0 is correct.
 """
 
 import time
@@ -59,7 +60,8 @@ def model_responsiveness(gaps: Tensor, mean_gap: Tensor | float, drop: float = 0
     """alphaM = sigma(mean of the inlying gaps) / sigma(mean_gap), a scalar.
 
     gaps (n,): R(demonstration) - R(sample) of one category's batch. The floor(drop * n) gaps
-    furthest from their mean are left out, as in DAMA. mean_gap: their running mean, at least -20.
+    furthest from their mean are left out, as in DAMA. mean_gap: the running mean of all gaps; below
+    -20 it counts as -20.
     """
     if gaps.ndim != 1 or len(gaps) == 0 or not 0 <= drop < 1:
         raise ValueError(f"want gaps (n,), n > 0, 0 <= drop < 1: {tuple(gaps.shape)}, {drop}")
@@ -85,7 +87,7 @@ def kl_k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
     An unbiased and never negative estimate of KL(pi, pi_ref), per sampled token.
     """
     d = (logp_ref - logp).clamp(-20, 20)
-    return torch.expm1(d) - d  # exact for small d
+    return torch.expm1(d) - d  # expm1: exp(d) - 1, exact for small d
 
 
 INFO = ("kl", "entropy", "clipped_low", "clipped_high")
@@ -94,7 +96,7 @@ INFO = ("kl", "entropy", "clipped_low", "clipped_high")
 def loss(
     logp, logp_old, logp_ref, advantage, mask, clip=0.2, clip_high=0.2, beta_kl=0.0, sequences=None
 ):
-    """-J, a scalar, and a dict of token means with the same weights, its keys INFO.
+    """-J, a scalar, and a dict of token means weighted as in J, its keys INFO.
 
     logp, logp_old, logp_ref, mask (B, T), advantage (B,). sequences: the n of J; None: B. A
     micro-batch passes its update's n, then losses add up. kl: log pi - log pi_ref; entropy: -log pi
@@ -106,7 +108,7 @@ def loss(
         raise ValueError(f"advantage {tuple(advantage.shape)}: want {tuple(logp.shape[:1])}")
     lengths = mask.sum(1)
     weight = 1 / ((sequences or len(mask)) * lengths.to(logp_ref.dtype))
-    weight, A = weight.repeat_interleave(lengths), advantage.repeat_interleave(lengths)  # (n,)
+    weight, A = weight.repeat_interleave(lengths), advantage.repeat_interleave(lengths)  # (tokens,)
     logp, logp_old, logp_ref = logp[mask], logp_old[mask], logp_ref[mask]
     if clip_high == 0:
         logp_old = torch.where(A > 0, logp.detach(), logp_old)
@@ -168,10 +170,11 @@ def start_means(history: list[dict], phi) -> dict:
 
 
 def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop: Loop) -> dict:
-    """One optimizer step, if its numbers are finite. Returns what to log.
+    """One optimizer step, its gradient's norm cut to 1, if all is finite. Returns what to log.
 
     A (P + anchors, G + 1): advantages. S: the update's sequences, in all processes.
-    margin: mean over samples of sign(A) times the token mean of log pi - log pi_ref.
+    margin: mean over samples of sign(A) times the token mean of log pi - log pi_ref. What `loss`
+    tells is of the anchors too.
     """
     g, names, sums = c.grpo, ("margin", "loss", *INFO), torch.zeros(len(INFO) + 2).double()
     for m in micro:
@@ -190,7 +193,10 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
     stats = dict(zip(names, parallel.add(sums).tolist()))
     trained = [p for p in policy.parameters() if p.requires_grad]
     stats["grad_norm"] = parallel.clip_gradients(trained, 1.0)  # sums the processes' gradients
-    before, loop.gradient = loop.gradient, None if g.shard else [p.grad for p in trained]
+    before, loop.gradient = (
+        loop.gradient,
+        None if g.shard or g.updates == 1 else [p.grad for p in trained],
+    )
     if before:
         stats["cosine"] = cosine(loop.gradient, before)  # see evaluate.noise_scale
     loop.descend(loss=stats["loss"], grad_norm=stats["grad_norm"])
@@ -200,8 +206,9 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
 def roll_out(policy, reference, rewards, chat, phi, c, dtype, frozen, part, P, updates, seed):
     """Samples of the first P prompts of `part`, with their rewards and what else they tell.
 
-    updates: places in `part`. Returns scores (len(part), G + 1), the demonstration's last, facts
-    (P, G, 4): W, refuses, length, ended; and each update's MicroBatches.
+    updates: of each update its places in `part`. Returns scores (len(part), G + 1), the
+    demonstration's last, facts (P, G, 4): W, refuses, length, ended; and each update's
+    MicroBatches.
     """
     mine = [p for u in updates for p in u[parallel.share()] if p < P]
     groups = draw_samples(policy, chat, part, mine, c, dtype, seed)
@@ -216,7 +223,7 @@ def roll_out(policy, reference, rewards, chat, phi, c, dtype, frozen, part, P, u
 def train(
     policy, reference, rewards, chat, phi, rows, c, dtype, history=(), loop=None, held=(), **own
 ):
-    """Trains the policy in place. reference: pi_ref, the policy's start, under `rewards`.
+    """Trains the policy in place. reference: pi_ref, its start, which the `rewards` build on.
 
     phi: the text encoder. rows: prompt, category and response (the demonstration; borrowed: True
     if another prompt's). history: IRL's groups with reward_demo and samples, (reward, text) pairs.
@@ -234,17 +241,17 @@ def train(
     loop.state = loop.state or start_means(history, phi)  # saved with the weights
     count = tqdm(range(g.rollouts), "grpo", unit="rollout", disable=parallel.rank() > 0)
     for n, (part, updates, order, seed) in zip(count, plan(rows, c)):
-        begun = time.time()
         if loop.skip((n + 1) * steps - 1, policy, optimizer):
             continue
         record = look(roll, held, c.run.seed) if n % -(-g.rollouts // 4) == 0 else {}
+        begun = time.time()
         # 3. Sample G completions o_i of each prompt from pi_old, and score them: R_i
         scores, facts, micro = roll(part, P, updates, seed)
         R, W, gaps = scores[:P, :-1], facts[..., 0], scores[:P, -1:] - scores[:P, :-1]  # (P, G)
-        # 4. Difficulty: alpha = alphaD alphaM
         if not loop.finite(reward=scores, similarity=W):
             loop.end((n + 1) * steps - 1, **record)
             continue
+        # 4. Difficulty: alpha = alphaD alphaM
         categories = [r["category"] for r in part[:P]]
         alpha = difficulty(W, gaps, categories, **loop.state, scaling=g.scaling)
         # 5. Advantage: A_i = alpha (R_i - mean R) / (std R + eps)

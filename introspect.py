@@ -76,7 +76,7 @@ def fault(text: str, others=()) -> str | None:
 
 
 def grow(model, chat, prompts, category, wanted, known, seed, max_new_tokens, batch=32):
-    """`wanted` new demonstrations of a category for `prompts`, taken in order; fewer if it can't.
+    """At least `wanted` new demonstrations of a category for `prompts`, in order, if it can.
 
     known: its demonstrations. Returns the new ones and counts of asked, kept and each of FILTERS.
     """

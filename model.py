@@ -2,12 +2,12 @@
 
 Letters in most files: P prompts, G samples per prompt, B completions (P*G), L prompt tokens,
 T completion tokens, N packed tokens, S keys, V vocabulary, D width, H query heads, K key heads,
-E width of a head.
+E width of a head. In reward.py K is samples per prompt.
 
 Tokens are packed: a block sees one list of N real tokens, x (N, D), of whatever sequences. Only
 attention must know which token may look at which; it comes as a function attend(q, k, v). There
 are three: whole sequences (Transformer.forward), prompts with their completions (sample.Batch) and
-one new token a row against a cache (sample.generate).
+one new token a row against a cache (sample.read_tokens).
 """
 
 import math

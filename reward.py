@@ -9,9 +9,10 @@ and lowers what the policy would say instead:
 
     grad l = (1/beta) E_(x,y)~D [ grad r(x, y) - E_y~~pi_r(.|x) grad r(x, y~) ]
 
-irl_loss estimates the second term in one of three ways. Decisions where the paper is silent:
+irl_loss estimates the second term by importance weights; linear and logistic replace it by simpler
+ones (the laptop's is logistic). `fit` takes the steps. Decisions where the paper is silent:
 1. A shadow model is a trained copy of the warm start's top blocks with a linear head. Its reward
-   is the mean over response tokens; the last alone learnt slower. Lower blocks are shared.
+   is the mean over response tokens; that of the last token learnt slower. Lower blocks are shared.
 2. An eighth model, helpful, learns from harmless prompts; without it refusing everything wins.
 3. contrast adds harmless demonstrations to harmful samples, and vice versa: no E under pi_r then.
 4. After fitting, each model's rewards of its samples get mean 0, std 1, to be comparable.
@@ -39,14 +40,14 @@ L2 = 0.01  # weight of the mean squared reward
 
 
 def irl_loss(r_demo, r_samples, beta=1.0, estimator="importance", log_ratio=0.0) -> Tensor:
-    """A loss whose gradient estimates minus grad l above, mean over prompts.
+    """A loss, mean over prompts; importance's gradient estimates minus grad l above.
 
     r_demo (P,): rewards of the demonstrations; r_samples (P, K): of sampled responses.
     importance: samples of a policy q, weighted by softmax_k(r_k/beta + log_ratio_k), where
         log_ratio is log pi_ref - log q: 0 here, as q is pi_ref. Exact as K grows.
         loss = logsumexp_k(r_k/beta + log_ratio_k) - r_demo/beta
-    linear: a plain mean over the samples.  loss = (mean_k r_k - r_demo) / beta
-    logistic: bounded below.  loss = -mean_k log sigma((r_demo - r_k) / beta)
+    linear: E under pi_ref, not pi_r.  loss = (mean_k r_k - r_demo) / beta
+    logistic: of pairs, bounded below.  loss = -mean_k log sigma((r_demo - r_k) / beta)
     """
     if r_demo.ndim != 1 or r_samples.ndim != 2 or len(r_demo) != len(r_samples):
         shapes = f"{tuple(r_demo.shape)} and {tuple(r_samples.shape)}"

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the warm start. Its optimizer and schedule serve the other loops too."""
+"""Supervised fine-tuning: the warm start. Its optimizer and schedule serve GRPO-S too."""
 
 import random
 
@@ -35,7 +35,7 @@ def optimizer_for(policy: Transformer, lr: float) -> torch.optim.Optimizer:
 
 
 def set_lr(optimizer, lr: float, progress: float) -> None:
-    """Linear warm-up over the first 5% of training, then linear decay; progress in [0, 1]."""
+    """Linear decay to 0, times a warm-up over the first 5% of training; progress in [0, 1]."""
     for group in optimizer.param_groups:
         group["lr"] = lr * min(1.0, progress / 0.05 + 0.05) * max(0.0, 1.0 - progress)
 

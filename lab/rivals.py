@@ -22,6 +22,7 @@ from sample import Batch, autocast, token_logps
 from sft import optimizer_for, set_lr, train_top
 from support.hf import load_rewards, save_model
 from support.judge import judge
+from support.rollout import plan
 
 LR, PAIRS, BETA = 5e-5, 8, 0.1  # of DPO; PAIRS: of a step
 
@@ -115,7 +116,7 @@ def best_and_worst(run, roll_out) -> None:
     (rows, _), frozen = run.grpo_rows(chat), train_top(policy, c.grpo.blocks)
     fixed = policy, reference, rewards, chat, run.encoder(), c, run.dtype, frozen
     with run.work("dpo", rows) as loop:
-        for _, (part, updates, _, seed) in zip(range(c.grpo.rollouts), grpo_s.plan(rows, c)):
+        for _, (part, updates, _, seed) in zip(range(c.grpo.rollouts), plan(rows, c)):
             scores, _, micro = roll_out(*fixed, part, c.grpo.prompts, updates, seed)
             found += pairs_of(scores, micro, part)
         steps = c.grpo.rollouts * c.grpo.updates

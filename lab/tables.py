@@ -169,7 +169,11 @@ def lines_of(folder: Path) -> list[dict]:
     about = {"setting": read_json(folder / "config.json", dict)["run"]["recipe"]}
     about |= {"settings": done["settings"], "seed": done["settings"]["--seed"]}
     for model in read_json(folder / "results.json", list):
-        variant, stages = RUNS[model["name"]]
+        if (name := model["name"]) not in RUNS:
+            raise UserError(
+                f"{folder}: results.json has a model {name!r} that train.sh doesn't make"
+            )
+        variant, stages = RUNS[name]
         seconds = {s: read_json(folder / f"done/{s}.json", dict)["seconds"] for s in stages}
         line = {**about, "variant": variant, "verdicts": evaluate.verdicts(model["answers"])}
         lines.append({**line, "rates": model["rates"], "seconds": seconds, "code": done["code"]})

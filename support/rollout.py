@@ -1,6 +1,7 @@
-"""A rollout: its prompts, its samples, drawn and scored, in parts that fit into memory.
+"""A rollout: which prompts, their samples, drawn and scored in parts that fit into memory.
 
-The policy's frozen blocks are the reference's, so their output is kept from scoring on.
+Scoring runs the reference's lower blocks, which are the policy's frozen ones too: a MicroBatch
+keeps their output for the updates.
 """
 
 import random
@@ -30,12 +31,16 @@ def pick(rows: list[dict], prompts: int, helpful_share: float, rng: random.Rando
     helpful = round(prompts * helpful_share)
     while True:
         harmful = [next(by_category[next(turn)]) for _ in range(prompts - helpful)]
-        harmful.sort(key=lambda r: r["category"])  # a pass then needs few reward models
+        harmful.sort(key=lambda r: r["category"])  # so a micro-batch needs few reward models
         yield harmful + [next(by_category[HELPFUL]) for _ in range(helpful)]
 
 
 def plan(rows: list[dict], c: Config):
-    """For each rollout: P prompts, then anchors; each update's places in them; order; seed."""
+    """Endless (part, updates, order, seed), one a rollout.
+
+    part: P prompts, then the anchors. updates: of each of U updates its places in part, every U-th.
+    order: the updates' numbers, pass after pass. seed: of the samples.
+    """
     g, U, rng = c.grpo, c.grpo.updates, random.Random(c.run.seed)
     draw = pick(rows, g.prompts, g.helpful_share, rng)
     demonstrated = [r for r in rows if not r.get("borrowed")]
@@ -48,14 +53,14 @@ def plan(rows: list[dict], c: Config):
 
 @dataclass
 class MicroBatch:
-    """Completions of one forward and backward pass."""
+    """Completions that run together: all of an update's from score, those learnt from in ready."""
 
     batch: Batch
-    rows: list[int]  # where they stand in scores.flatten()
+    rows: list[int]  # their places in scores, learnt and A, each flattened
     x: Tensor | None  # (N, D) states below the trained blocks; None: all blocks are trained
     logp_ref: Tensor | None = None  # (B, T)
     logp_old: Tensor | None = None  # (B, T); None: the policy's own, so that rho is 1
-    filler: bool = False  # only there so that sharded processes pass equally often
+    filler: bool = False  # weighs nothing: all processes run equally many
 
 
 def draw_samples(policy, chat, part: list[dict], places: list[int], c: Config, dtype, seed: int):

@@ -158,6 +158,9 @@ def test_runs_of_train_sh(tmp_path, capsys):
     assert (first["setting"], first["seeds"], first["by_seed"]) == ("laptop-few", 2, None)
     page = tables.tables_of({START: [made[START, 1]]})  # without KL and rewards
     assert " | - | 1 |" in page and "AUC" not in page
+    (tmp_path / "run-0/results.json").write_text(json.dumps([{"name": "mine"}]))
+    with pytest.raises(UserError, match="run-0: results.json has a model 'mine'"):
+        tables.lines_of(tmp_path / "run-0")
 
 
 def test_best_of_four(tmp_path):

@@ -99,7 +99,10 @@ print(a)
 """
     new = walkthrough.rebuild(page)
     assert "```text\n2\n```" in new and "```text\n1\n```" in new
-    assert "return torch.expm1(d) - d  # exact for small d\n```" in new and '"""' not in new
+    assert (
+        "return torch.expm1(d) - d  # expm1: exp(d) - 1, exact for small d\n```" in new
+        and '"""' not in new
+    )
     assert walkthrough.rebuild(new) == new
     second = "<!-- run -->\n```python\nprint(a)"
     with pytest.raises(NameError):  # the next section starts anew
@@ -107,7 +110,7 @@ print(a)
     part = walkthrough.source("grpo_s.difficulty_scale | modes = | if scaling")
     assert part.startswith("modes = {") and "spread" in part and "raise" not in part
     rest = walkthrough.source("grpo_s.kl_k3 | return")
-    assert rest == "return torch.expm1(d) - d  # exact for small d\n"
+    assert rest == "return torch.expm1(d) - d  # expm1: exp(d) - 1, exact for small d\n"
     assert walkthrough.source("sample.Batch.attend").startswith("def attend")
     with pytest.raises(AttributeError, match="no_such"):
         walkthrough.source("kernels.no_such")
