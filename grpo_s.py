@@ -28,7 +28,7 @@ Ours: 11. members ends: only the best and worst of G are learnt from. 12. clip_h
 good sample's gradient is A grad log pi, as in SFT. 13. anchor: demonstrations join each update with
 advantage 1. 14. passes: each restarts from pi_old, in another order; their weights are averaged.
 
-A group's advantages sum to 0, so with all members and no anchors a loss near 0 is correct.
+A group's advantages sum to 0, so a loss near 0 is correct: with all members, no anchors and rho 1.
 """
 
 import time

@@ -109,7 +109,7 @@ class Batch:
         sizes, out, keys, values = [len(level.slots) for level in self.levels], [], None, None
         for level, *parts in zip(self.levels, q.split(sizes), k.split(sizes), v.split(sizes)):
             ql, kl, vl = (level.spread(x) for x in parts)
-            if level.owner is not None:  # the gradient of keys[owner] would be summed in any order
+            if level.owner is not None:  # a CPU sums the gradient of keys[owner] in any order
                 kl = torch.cat((keys.index_select(0, level.owner), kl), 2)
                 vl = torch.cat((values.index_select(0, level.owner), vl), 2)
             keys, values = kl, vl

@@ -84,20 +84,24 @@ def plain(name: str) -> str:
 ALIASES = {plain(name): ours for ours, names in NAMES.items() for name in names.split()}
 OURS = {plain(name): ours for ours, names in FIELDS.items() for name in names.split()}
 KNOWN = ", ".join((*CATEGORIES, HELPFUL, "ordinary", LOOKALIKE, "safe", "harmful"))
-LABEL = re.compile(  # what may name a label,
-    "label|safe|harm|toxic|benign|flag|jailbreak|attack|refus|danger|hate|offens|abus|nsfw|viola|"
-    "inject|mali|risk|block|allow|appropriate|accepta|complian|innocuous|verdict|class|expected"
+# What may name a label,
+LABEL = re.compile(
+    r"label|safe|harm|toxic|benign|flag|jailbreak|attack|refus|danger|(?:^|[\W_])hate|offens|abus"
+    r"|nsfw|viola|inject|malic|risk|blocked|allowed|appropriate|accepta|complian|innocuous|verdict"
+    r"|(?:^|[\W_])class$|classif|expected[\W_]?behav"
 )
 REPLIES = re.compile("respon|complet|answer|reply|output")  # but beside one of these
-REPLY = re.compile("respon|complet|answer|final|annot")  # this is a label of the answer;
-SCORE = re.compile(r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?(?:[%/].*)?")  # and what says it is harmless
-NONE = re.compile(
-    r"(?:no|not|non|low|minimal)(?:[\W_]+(?:risk|harm|hate|toxic|viola|offens|applic)\w*)?|none|na|"
-    "n/a|normal|neutral|regular|clean|ok|okay|allowed|acceptable|innocuous|comply|pass"
+REPLY = re.compile("respon|complet|answer|final|annot")  # this is a label of the answer.
+SCORE = re.compile(r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?(?:\s*[%/].*)?")  # a number, whatever it means
+NONE = re.compile(  # a label that finds nothing
+    r"(?:no|not|non|low|minimal)(?:[\W_]+(?:risk|harm|hate|toxic|viola|offens|applic)\w*)?"
+    r"(?:[\W_]+(?:found|detected|content))?|none|na|n/a|normal|neutral|regular|clean|ok|okay"
+    "|allowed|acceptable|innocuous|comply|pass"
 )
-HARMLESS = re.compile(
-    r"(?:(?!(?:not|non|un)[\W_])[a-z]+[\W_])?(?:benign|harmless|unharmful|safe)"
-    r"(?:[\W_]+[a-z]+){0,2}\W*"
+HARMLESS = re.compile(  # in any column
+    r"(?:(?!(?:not|non|un)[\W_])[a-z\d%]+[\W_]+)?(?:(?:benign|harmless)(?:[\W_][a-z]+)?"
+    r"|should[\W_]+(?:respond|comply|answer)"
+    r"|(?:unharmful|safe)(?:[\W_]+(?:prompt|request|question|content|no|risk)s?){0,2}\W*)"
 )
 
 
@@ -207,7 +211,8 @@ def texts_of(fields: dict) -> tuple[str, str | None]:
         raise UserError(f"{name}: no user turn")
     prompt, replies = turns[at][1], turns[at + 1 : at + 2]
     named, said = fields.get("response", ("", ""))
-    if not replies and isinstance(said, list) and all(isinstance(turn, dict) for turn in said):
+    turn = said[0] if isinstance(said, list) and said else None
+    if not replies and isinstance(turn, dict) and {"role", "from"} & turn.keys():
         replies = turns_of(named, said)  # TRL's completion
     reply = dict(replies[:1]).get("assistant")
     texts = {ours: value for ours, (_, value) in fields.items() if isinstance(value, str)}
@@ -242,7 +247,7 @@ def meanings_of(record: dict, fields: dict, strict: bool) -> dict[str, str | Non
     out = {}
     for ours in (ours for ours in LABELS + TOPICS if ours in fields):
         name, value = fields[ours]
-        found, text = says(ours, value), str(value).lower()
+        found, text = says(ours, value), str(value).strip(" .!").lower()
         if found == HELPFUL and ours in ("safe", "harmful") and "response" in fields:
             raise UserError(f"{name} {value!r}: of the response? Call the prompt's label")
         if found != "":
@@ -255,9 +260,9 @@ def meanings_of(record: dict, fields: dict, strict: bool) -> dict[str, str | Non
             raise UserError(f"{name} {value!r}; known: {KNOWN}; for 0 and 1 is_safe or is_harmful")
     rest = {k: x for k, x in record.items() if plain(k) not in OURS}
     others = [leaf for k, x in rest.items() for leaf in leaves(k, x)]
-    replied = any(REPLIES.search(plain(k)) and not LABEL.search(plain(k)) for k in record)
+    replied = any(REPLIES.search(plain(k)) and not LABEL.search(k.lower()) for k in record)
     for name, value in others if out.keys() <= {"category"} else ():
-        label, text = LABEL.search(plain(name)), str(value).lower()
+        label, text = LABEL.search(name.lower()), str(value).strip(" .!").lower()
         found = says("harmful" if label else "label", value)
         doubt = label and (found is None or SCORE.fullmatch(text) or NONE.fullmatch(text))
         doubt = doubt or found == HELPFUL or HARMLESS.fullmatch(text)

@@ -28,7 +28,7 @@ ORDER = ("data", "sft", "irl", "grpo", "baseline", "eval")
 FREE = {"run.recipe", "run.run", "run.resume", "run.rival"}  # may differ when it goes on
 FREE |= {"grpo.tokens_per_batch", "grpo.recompute"}
 HELD = 64  # open prompts that GRPO-S only looks at
-CODE = ("*.py", "kernels/*.py", "support/*.*", "corpus/*.jsonl")  # what results depend on
+CODE = ("*.py", "kernels/*.py", "support/*.*", "corpus/open.jsonl")  # what results depend on
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -244,7 +244,10 @@ class Run:
         files += [] if self.c.run.pool else [CORPUS / "open.jsonl"]
         known, found = {r["prompt"] for r in rows}, []
         for path in files:
-            listed = [r for r in loaders.load_rows(path) if r["category"]]
+            kinds = (
+                [data.HELPFUL] if path == self.file("benign") else [*data.CATEGORIES, data.HELPFUL]
+            )
+            listed = [r for r in loaders.load_rows(path) if r["category"] in kinds]
             chat.check([{"prompt": r["prompt"]} for r in listed], self.c.run.max_new_tokens, path)
             found += [r for r in listed if r["prompt"] not in known]
         return data.distinct(found)

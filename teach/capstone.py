@@ -61,7 +61,7 @@ def install(given: Path, put=setattr) -> list[str]:
     mine = {name: f for path in paths for name, f in written(path).items()}
     if refuses := mine.get("refuses"):  # exercise 18 says yes or no, the judge says in words
         mine["judge"] = lambda text: "refuses" if refuses(text) else "complies"
-    found, loaded = [], [m for m in sys.modules.values() if hasattr(m, "__dict__")]
+    found, loaded = [], [m for m in [*sys.modules.values()] if hasattr(m, "__dict__")]
     for place in PLACES:
         if (name := place.rpartition(".")[2]) in mine:
             theirs = pkgutil.resolve_name(place)

@@ -534,6 +534,8 @@ DOUBTS += [
     ("category", "safe prompts"),
     ("harm_type", "not applicable"),
 ]
+DOUBTS += [("harm_level", "None. "), ("harm", "no harm detected"), ("harm_score", "0 / 10")]
+DOUBTS += [("note", "100% safe"), ("subset", "xstest-should-respond")]
 
 
 @pytest.mark.parametrize("name, value", DOUBTS)
@@ -550,6 +552,9 @@ SILENT += [
     {"risk": "high"},
     {"class": "weapons"},
 ]
+SILENT += [{"expected_output": "Yes"}, {"class_id": 3}, {"chat_enabled": True}, {"block_size": 512}]
+SILENT += [{"is_normalized": True}, {"title": "Safe driving tips"}]
+SILENT += [{"completion": [{"type": "text", "text": "r"}]}]
 
 
 @pytest.mark.parametrize("row", SILENT, ids=str)

@@ -15,6 +15,7 @@ from sample import (
     Level,
     autocast,
     choose,
+    completion_logps,
     completion_mask,
     generate,
     run_blocks,
@@ -27,6 +28,7 @@ PROMPTS = [random_ids(n, seed=i).tolist() for i, n in enumerate(LENGTHS)]
 SIZES = ((4, 9), (1,), (), (6, 2, 3))
 COMPLETIONS = [[random_ids(n, seed=20 + n).tolist() for n in group] for group in SIZES]
 ONE, TWO = PROMPTS[1], PROMPTS[5]
+MANY = [[i % 50] for i in range(1500)]
 STARTS = {  # prompts, and how many tokens they start with in common
     "nothing": (PROMPTS[:4], 0),
     "five": ([ONE[:5] + TWO[:n] for n in (1, 4, 8, 2)], 5),
@@ -141,20 +143,23 @@ def test_split_keeps_the_budget():
     assert even.split(10**6) == [list(range(32))]
 
 
-def test_gradients_are_the_same_bits_every_time():
-    """Sixty prompts share a start, whose gradients several threads must not add in any order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+def test_gradients_are_the_same_bits_every_time(pair):
+    """Sixty prompts share a start, and 1,500 answers a prompt: two threads add in one order."""
+    threads, model = torch.get_num_threads(), pair[0]
     prompts = [[1] * 20 + [i + 2, 3] for i in range(60)]
-    batch = Batch(prompts, [[[5] * 9] * 3 for _ in prompts])
-    g = torch.Generator().manual_seed(0)
-    q, k, v, w = (torch.randn(len(batch.ids), heads, 32, generator=g) for heads in (4, 2, 2, 4))
-    found = set()
-    for _ in range(10):
-        leaves = [x.clone().requires_grad_() for x in (k, v)]
-        (batch.attend(q, *leaves) * w).sum().backward()
-        found.add(b"".join(x.grad.numpy().tobytes() for x in leaves))
-    torch.set_num_threads(threads)
+    wide, many = (Batch(p, c) for p, c in ((prompts, [[[5] * 9] * 3] * 60), ([[1, 2]], [MANY])))
+    g, found = torch.Generator().manual_seed(0), set()
+    sizes = *((len(wide.ids), heads, 32) for heads in (4, 2, 2)), (len(many.ids), 48)
+    q, k, v, x = leaves = [torch.randn(size, generator=g).requires_grad_() for size in sizes]
+    weights = torch.randn(len(wide.ids), 4, 32, generator=g)
+    try:
+        torch.set_num_threads(2)
+        for _ in range(10):
+            total = (wide.attend(q, k, v) * weights).sum() + completion_logps(model, x, many).sum()
+            grads = torch.autograd.grad(total, leaves)
+            found.add(b"".join(grad.numpy().tobytes() for grad in grads))
+    finally:
+        torch.set_num_threads(threads)
     assert len(found) == 1
 
 
