@@ -244,19 +244,17 @@ def leaves(name: str, value) -> list[tuple[str, object]]:
 
 def meanings_of(record: dict, fields: dict, strict: bool) -> dict[str, str | None]:
     """{our field: what it says}. With `strict` a topic must be known, unless a label is."""
-    out = {}
+    out, kind = {}, says("type", fields.get("type", ("", ""))[1])  # XSTest's, of the prompt
     for ours in (ours for ours in LABELS + TOPICS if ours in fields):
         name, value = fields[ours]
         found, text = says(ours, value), str(value).strip(" .!").lower()
-        if found == HELPFUL and ours in ("safe", "harmful") and "response" in fields:
-            raise UserError(f"{name} {value!r}: of the response? Call the prompt's label")
+        unclear = strict or NONE.fullmatch(text) or HARMLESS.fullmatch(text)
+        either = ours in ("safe", "harmful") or plain(name) in ("label", "harmlabel", "safety")
+        if found == HELPFUL and either and "response" in fields and kind == "":
+            raise UserError(f"{name} {value!r}: of the response? Call the prompt's prompt_label")
         if found != "":
             out[ours] = found
-        elif (
-            ours in LABELS
-            or not out
-            and (strict or NONE.fullmatch(text) or HARMLESS.fullmatch(text))
-        ):
+        elif ours in LABELS or unclear and not out:
             raise UserError(f"{name} {value!r}; known: {KNOWN}; for 0 and 1 is_safe or is_harmful")
     rest = {k: x for k, x in record.items() if plain(k) not in OURS}
     others = [leaf for k, x in rest.items() for leaf in leaves(k, x)]

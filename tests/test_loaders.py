@@ -303,6 +303,10 @@ SAYS = {  # text: the kinds of its rows
         ),
         "h",
     ),
+    "labels beside responses": (
+        "prompt,completion,type,label,prompt_label\na,b,homonyms,safe,\nc,d,,,safe\n",
+        "lo",
+    ),
     "unsafe with its response": (lines({"prompt": "p", "response": "r", "is_safe": False}), "h"),
     "two lists": (
         json.dumps({"benign": [{"prompt": "a", "topic": "x"}], "unsafe": [{"prompt": "b"}]}),
@@ -409,8 +413,13 @@ BROKEN = {
     "toxicity 0.3": (of(toxicity=0.3), "a:2: toxicity 0.3; known"),
     "safe is the response": (
         of(response="r", is_safe=True),
-        "a:2: is_safe True: of the response? Call the prompt's label",
+        "a:2: is_safe True: of the response? Call the prompt's prompt_label",
     ),
+    "a label is the response's": (
+        of(response="No.", label="safe"),
+        "a:2: label 'safe': of the response? Call the prompt's prompt_label",
+    ),
+    "an unknown type beside it": (of(response="No.", label="safe", type="odd"), "of the response?"),
     "a label beside a category": (
         of(category="privacy", split="benign"),
         "a:2: split 'benign': a label? Call it is_safe, is_harmful, or remove it",
