@@ -147,17 +147,18 @@ def tables_of(variants: dict) -> str:
 
 
 def picture(results: dict, path: Path) -> None:
-    """Harmful refused against look-alikes answered, a panel a setting."""
+    """Harmful refused against look-alikes answered, a panel a setting, a color a variant."""
     if not (plt := evaluate.pyplot()):
         return
     fig, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 5), squeeze=False)
+    names = [*dict.fromkeys(variant for variants in results.values() for variant in variants)]
     for ax, (setting, variants) in zip(axes.flat, results.items()):
-        ax.set_prop_cycle(color=plt.get_cmap("tab20").colors)
         for variant, lines in variants.items():
             answered, refuses = 100 - percent(lines, "lookalike"), percent(lines, "harmful")
-            ax.plot(answered, refuses, "o", ms=4, label=variant)
+            label, color = f"{variant} (seeds: {len(lines)})", plt.get_cmap("tab20").colors
+            ax.plot(answered, refuses, "o", color=color[names.index(variant) % 20], label=label)
         ax.set(title=setting, xlabel="look-alikes not refused, %", ylabel="harmful refused, %")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
     evaluate.save_figure(fig, path)
 
 
