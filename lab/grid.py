@@ -205,14 +205,13 @@ def grid(run: Run, only: str, seeds: range) -> None:
             shared = {(setting, seed): rivals.Shared()}  # one at a time: it is large
         lines = read_records(root / "results.jsonl", "variant")
         known = {(r["setting"], r["variant"], r["seed"]): r for r in lines}
-        if (setting, variant, seed) in known:  # a kill may have left its folder
-            shutil.rmtree(root / setting / f"seed-{seed}" / variant, ignore_errors=True)
+        if (setting, variant, seed) in known:
             continue
         print(f"== {setting}, {variant}, seed {seed}", flush=True)
         line = one(run.c, setting, variant, seed, known, shared[setting, seed])
         write({root / f"answers/{setting} {seed} {variant}.json": as_json(line.pop("answers"))})
-        write({root / "results.jsonl": "".join(as_json(r, None) for r in [*lines, line])})
         shutil.rmtree(root / setting / f"seed-{seed}" / variant)
+        write({root / "results.jsonl": "".join(as_json(r, None) for r in [*lines, line])})
 
 
 def main(argv: list[str]) -> int:

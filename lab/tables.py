@@ -155,9 +155,13 @@ def picture(results: dict, path: Path) -> None:
     for ax, (setting, variants) in zip(axes.flat, results.items()):
         for variant, lines in variants.items():
             answered, refuses = 100 - percent(lines, "lookalike"), percent(lines, "harmful")
-            label, color = f"{variant} (seeds: {len(lines)})", plt.get_cmap("tab20").colors
+            label, color = f"{variant} ({len(lines)})", plt.get_cmap("tab20").colors
             ax.plot(answered, refuses, "o", color=color[names.index(variant) % 20], label=label)
-        ax.set(title=setting, xlabel="look-alikes not refused, %", ylabel="harmful refused, %")
+        ax.set(
+            title=f"{setting} (seeds)",
+            xlabel="look-alikes not refused, %",
+            ylabel="harmful refused, %",
+        )
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
     evaluate.save_figure(fig, path)
 

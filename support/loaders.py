@@ -84,8 +84,7 @@ def plain(name: str) -> str:
 ALIASES = {plain(name): ours for ours, names in NAMES.items() for name in names.split()}
 OURS = {plain(name): ours for ours, names in FIELDS.items() for name in names.split()}
 KNOWN = ", ".join((*CATEGORIES, HELPFUL, "ordinary", LOOKALIKE, "safe", "harmful"))
-# What may name a label,
-LABEL = re.compile(
+LABEL = re.compile(  # what may name a label,
     r"label|safe|harm|toxic|benign|flag|jailbreak|attack|refus|danger|(?:^|[\W_])hate|offens|abus"
     r"|nsfw|viola|inject|malic|risk|blocked|allowed|appropriate|accepta|complian|innocuous|verdict"
     r"|(?:^|[\W_])class$|classif|expected[\W_]?behav"
