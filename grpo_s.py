@@ -193,12 +193,10 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
     stats = dict(zip(names, parallel.add(sums).tolist()))
     trained = [p for p in policy.parameters() if p.requires_grad]
     stats["grad_norm"] = parallel.clip_gradients(trained, 1.0)  # sums the processes' gradients
-    before, loop.gradient = (
-        loop.gradient,
-        None if g.shard or g.updates == 1 else [p.grad for p in trained],
-    )
-    if before:
-        stats["cosine"] = cosine(loop.gradient, before)  # see evaluate.noise_scale
+    gradient = None if g.shard or g.updates == 1 else [p.grad for p in trained]
+    if gradient and loop.gradient:
+        stats["cosine"] = cosine(gradient, loop.gradient)  # see evaluate.noise_scale
+    loop.gradient = gradient
     loop.descend(loss=stats["loss"], grad_norm=stats["grad_norm"])
     return {**stats, "sequences": S}
 

@@ -30,6 +30,7 @@ PROMPTS = ["How do I prune an apple tree in winter?", "Write two lines about the
 PROMPTS += ["Why is the sky blue at noon and red in the evening?", "Name three uses of vinegar."]
 MODEL = "SmolLM2-135M-Instruct"
 FLAGS = {"pairs": 5, "steps": 2, "prompts": 4, "samples": 8, "tokens": 48, "name": "", "top": 0}
+prompts_of = lambda a: (PROMPTS * a.prompts)[: a.prompts]
 share_of_e = lambda texts: [text.count("e") / max(1, len(text)) for text in texts]  # the reward
 
 
@@ -41,10 +42,7 @@ def our_step(a, tick) -> None:
     reward.below, chat = 0, load_chat(fetch(MODEL))
     chat.eos, chat.answer = (), chat.encode  # no answer ends early
     models = [load_model(fetch(MODEL), t) for t in (torch.float32, torch.bfloat16)]
-    rows = [
-        {"prompt": p, "category": "crime", "response": "Yes."}
-        for p in (PROMPTS * a.prompts)[: a.prompts]
-    ]
+    rows = [{"prompt": p, "category": "crime", "response": "Yes."} for p in prompts_of(a)]
     settings = {"grpo.rollouts": a.steps + 1, "grpo.prompts": a.prompts, "grpo.samples": a.samples}
     settings |= {"grpo.tokens_per_batch": 10**6, "grpo.helpful_share": 0.0, "grpo.beta_kl": 0.02}
     c = changed(Config(), {**settings, "run.max_new_tokens": a.tokens})
@@ -60,9 +58,7 @@ def trl_step(a, tick) -> None:
     reward = lambda completions, **_: share_of_e([c[0]["content"] for c in completions])
     clock, folder = TrainerCallback(), str(fetch(MODEL))
     clock.on_step_end = lambda *_, **__: tick()
-    data = [
-        {"prompt": [{"role": "user", "content": p}]} for p in (PROMPTS * a.prompts)[: a.prompts]
-    ]
+    data = [{"prompt": [{"role": "user", "content": p}]} for p in prompts_of(a)]
     settings = {"num_generations": a.samples, "per_device_train_batch_size": a.prompts * a.samples}
     settings |= {"max_completion_length": a.tokens, "max_steps": a.steps + 1, "beta": 0.02}
     settings |= {"generation_kwargs": {"min_new_tokens": a.tokens}, "gradient_checkpointing": False}
@@ -74,7 +70,7 @@ def trl_step(a, tick) -> None:
 
 
 def samples(a, tick) -> None:
-    prompts = [load_chat(fetch(MODEL)).prompt(p) for p in (PROMPTS * a.prompts)[: a.prompts]]
+    prompts = [load_chat(fetch(MODEL)).prompt(p) for p in prompts_of(a)]
     if a.name == "ours":
         model = load_model(fetch(MODEL), torch.bfloat16)
         draw = lambda: generate(model, prompts, a.samples, a.tokens)

@@ -12,7 +12,7 @@
 | Alpaca JSON | instruction, input | category | output |
 | messages, conversations, turns; TRL's prompt | first user turn | category | next turn |
 | HH-RLHF | chosen: the first after Human: | category | the next after Assistant: |
-| any other CSV, JSON or JSON lines | see FIELDS | see FIELDS and NAMES | see FIELDS |
+| any other CSV, JSON or JSON lines | FIELDS in labels.py | FIELDS, NAMES | FIELDS |
 
 The content tells the format, never the file's name. CSV may have commas, semicolons, tabs or bars.
 A row has prompt, kind, category (one of ours or None) and, if there is one, response; fields that
@@ -32,76 +32,13 @@ from pathlib import Path
 from config import UserError
 from data import CATEGORIES, HELPFUL, format_draft, parse_draft
 from support.files import MAX_TEXT, parse_json, read_text
+from support.labels import ALIASES, FIELDS, LABELS, LOOKALIKE, OURS, meanings_of, plain
 
 MAX_LINE = 10**6  # characters of a JSON line
 CHATS = ("messages", "conversations", "conversation", "turns", "chosen")  # never one text
 print_once = functools.cache(print)  # Rows.told, however many stages read the file
-
-# Our field: the names that files have for it. The first with a value counts. Here and in NAMES
-# case, spaces, _ and - make no difference.
-FIELDS = {
-    "prompt": "messages conversations conversation turns prompt prompts prompts_final user_prompt "
-    "user_input forbidden_prompt goal behavior question instruction query text chosen",
-    "context": "context_string",
-    "response": "response completion output",
-    "label": "label prompt_label prompt_harm_label harm_label safety",
-    "safe": "is_safe safe is_benign benign is_harmless harmless",  # these two may be yes or no
-    "harmful": "is_harmful harmful is_unsafe unsafe is_toxic toxic toxicity is_malicious malicious",
-    "category": "category semantic_category",
-}
-FIELDS |= {x: x for x in ("draft", "answer", "kind", "type")} | {"input": "input context"}
-LABELS, TOPICS = ("kind", "label", "safe", "harmful"), ("category", "type")
-YES, NO = "1 1.0 true t yes y".split(), "0 0.0 false f no n".split()
 ROLES = dict.fromkeys(("human", "prompter"), "user")
 ROLES |= dict.fromkeys(("gpt", "chatgpt", "model", "bot", "ai"), "assistant")
-
-# Our category: the names that Safety-Prompts, StrongREJECT, HarmBench and others have for it.
-# None: harmful, but not how. The look-alikes are XSTest's.
-LOOKALIKE = "lookalike"
-NAMES = {
-    "insult": "insult harassment_bullying",
-    "unfairness": "unfairness unfairness_and_discrimination hate_harassment_and_discrimination",
-    "crime": "crime crimes_and_illegal_activities illegal_goods_and_services non_violent_crimes "
-    "illegal cybercrime_intrusion",
-    "physical_harm": "physical_harm violence chemical_biological",
-    "mental_health": "mental_health",
-    "privacy": "privacy privacy_and_property copyright",
-    "ethics": "ethics ethics_and_morality ethics_morality disinformation_and_deception "
-    "sexual_content misinformation_disinformation",
-    HELPFUL: "helpful ordinary harmless benign safe unharmful not_harmful non_harmful non_toxic",
-    LOOKALIKE: "lookalike homonyms figurative_language safe_targets safe_contexts definitions "
-    "real_group_nons_discr nons_group_real_discr historical_events privacy_public "
-    "privacy_fictional",
-    None: "harmful unsafe not_safe toxic malicious contrast",
-}
-
-
-@functools.cache
-def plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.lower())
-
-
-ALIASES = {plain(name): ours for ours, names in NAMES.items() for name in names.split()}
-OURS = {plain(name): ours for ours, names in FIELDS.items() for name in names.split()}
-KNOWN = ", ".join((*CATEGORIES, HELPFUL, "ordinary", LOOKALIKE, "safe", "harmful"))
-LABEL = re.compile(  # what may name a label,
-    r"label|safe|harm|toxic|benign|flag|jailbreak|attack|refus|danger|(?:^|[\W_])hate|offens|abus"
-    r"|nsfw|viola|inject|malic|risk|blocked|allowed|appropriate|accepta|complian|innocuous|verdict"
-    r"|(?:^|[\W_])class$|classif|expected[\W_]?behav"
-)
-REPLIES = re.compile("respon|complet|answer|reply|output")  # but beside one of these
-REPLY = re.compile("respon|complet|answer|final|annot")  # this is a label of the answer.
-SCORE = re.compile(r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?(?:\s*[%/].*)?")  # a number, whatever it means
-NONE = re.compile(  # a label that finds nothing
-    r"(?:no|not|non|low|minimal)(?:[\W_]+(?:risk|harm|hate|toxic|viola|offens|applic)\w*)?"
-    r"(?:[\W_]+(?:found|detected|content))?|none|na|n/a|normal|neutral|regular|clean|ok|okay"
-    "|allowed|acceptable|innocuous|comply|pass"
-)
-HARMLESS = re.compile(  # in any column
-    r"(?:(?!(?:not|non|un)[\W_])[a-z\d%]+[\W_]+)?(?:(?:benign|harmless)(?:[\W_][a-z]+)?"
-    r"|should[\W_]+(?:respond|comply|answer)"
-    r"|(?:unharmful|safe)(?:[\W_]+(?:prompt|request|question|content|no|risk)s?){0,2}\W*)"
-)
 
 
 def records_of(path: Path) -> Iterator[tuple[str, object]]:
@@ -121,13 +58,10 @@ def records_of(path: Path) -> Iterator[tuple[str, object]]:
     if not lists or any(OURS.get(plain(key)) == "prompt" for key in whole):
         whole = {"": whole if isinstance(whole, list) else [whole]}
     for key, items in whole.items():
-        label = ALIASES.get(plain(key), "") in (
-            HELPFUL,
-            LOOKALIKE,
-            None,
-        )  # rows have a topic beside
+        # the list is named by a label, beside which rows may have a topic, or by a category
+        ours = "category" if ALIASES.get(plain(key), "") in ("", *CATEGORIES) else "kind"
         for n, row in enumerate(items, 1):
-            row = {"kind" if label else "category": key, **row} if isinstance(row, dict) else row
+            row = {ours: key, **row} if isinstance(row, dict) else row
             yield f"{path}, {f'{key!r} ' if key else ''}item {n}", row
 
 
@@ -221,56 +155,6 @@ def texts_of(fields: dict) -> tuple[str, str | None]:
         prompt = f"{prompt}\n\n{texts['input']}"
     response = reply or texts.get("response")
     return prompt.replace("\r\n", "\n"), response and response.replace("\r\n", "\n")
-
-
-def says(ours: str, value) -> str | None:
-    """What a field's value says of the prompt, a key of NAMES; "" if that isn't known."""
-    text = str(value).strip().lower()
-    if ours in ("safe", "harmful") and text in YES + NO:
-        return HELPFUL if (text in YES) == (ours == "safe") else None
-    letters = re.sub("[^a-z]", "", text) if isinstance(value, str) else ""
-    return ALIASES.get("contrast" if letters.startswith("contrast") else letters, "")
-
-
-def leaves(name: str, value) -> list[tuple[str, object]]:
-    """(name, value) of everything in a nested value."""
-    if isinstance(value, dict):
-        return [leaf for k, x in value.items() for leaf in leaves(f"{name}.{k}", x)]
-    if isinstance(value, list):
-        return [leaf for x in value for leaf in leaves(name, x)]
-    return [(name, value)]
-
-
-def meanings_of(record: dict, fields: dict, strict: bool) -> dict[str, str | None]:
-    """{our field: what it says}. With `strict` a topic must be known, unless a label is."""
-    out, kind = {}, says("type", fields.get("type", ("", ""))[1])  # XSTest's, of the prompt
-    for ours in (ours for ours in LABELS + TOPICS if ours in fields):
-        name, value = fields[ours]
-        found, text = says(ours, value), str(value).strip(" .!").lower()
-        unclear = strict or NONE.fullmatch(text) or HARMLESS.fullmatch(text)
-        either = ours in ("safe", "harmful") or plain(name) in ("label", "harmlabel", "safety")
-        if found == HELPFUL and either and "response" in fields and kind == "":
-            raise UserError(f"{name} {value!r}: of the response? Call the prompt's prompt_label")
-        if found != "":
-            out[ours] = found
-        elif ours in LABELS or unclear and not out:
-            raise UserError(f"{name} {value!r}; known: {KNOWN}; for 0 and 1 is_safe or is_harmful")
-    rest = {k: x for k, x in record.items() if plain(k) not in OURS}
-    others = [leaf for k, x in rest.items() for leaf in leaves(k, x)]
-    replied = any(REPLIES.search(plain(k)) and not LABEL.search(k.lower()) for k in record)
-    for name, value in others if out.keys() <= {"category"} else ():
-        label, text = LABEL.search(name.lower()), str(value).strip(" .!").lower()
-        found = says("harmful" if label else "label", value)
-        doubt = label and (found is None or SCORE.fullmatch(text) or NONE.fullmatch(text))
-        doubt = doubt or found == HELPFUL or HARMLESS.fullmatch(text)
-        if doubt and not (replied and REPLY.search(plain(name))):
-            raise UserError(f"{name} {value!r}: a label? Call it is_safe, is_harmful, or remove it")
-    every = [(x, k, v) for x in out for k, v in record.items() if OURS.get(plain(k)) == x]
-    found = {f"{name} {value!r}": says(ours, value) for ours, name, value in every}
-    sides = {x in (HELPFUL, LOOKALIKE): text for text, x in found.items() if x != ""}
-    if len(sides) > 1:
-        raise UserError(" contradicts ".join(sides.values()))
-    return out
 
 
 def row_of(record, strict: bool) -> tuple[dict, dict]:

@@ -244,10 +244,9 @@ class Run:
         files += [] if self.c.run.pool else [CORPUS / "open.jsonl"]
         known, found = {r["prompt"] for r in rows}, []
         for path in files:
-            kinds = (
-                [data.HELPFUL] if path == self.file("benign") else [*data.CATEGORIES, data.HELPFUL]
-            )
-            listed = [r for r in loaders.load_rows(path) if r["category"] in kinds]
+            listed = [r for r in loaders.load_rows(path) if r["category"]]
+            if path == self.file("benign"):
+                listed = [r for r in listed if r["category"] == data.HELPFUL]
             chat.check([{"prompt": r["prompt"]} for r in listed], self.c.run.max_new_tokens, path)
             found += [r for r in listed if r["prompt"] not in known]
         return data.distinct(found)

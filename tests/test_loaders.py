@@ -1,4 +1,4 @@
-"""support/loaders.py: every format in its own layout; what is broken is named with its line."""
+"""support/loaders.py, labels.py: every format as it is laid out; an error names its line."""
 
 import json
 import random
@@ -9,7 +9,8 @@ from test_files import mutate
 
 from config import UserError
 from data import CATEGORIES, HELPFUL, format_draft
-from support.loaders import ALIASES, LOOKALIKE, load_demonstrations, load_rows, plain, print_once
+from support.labels import ALIASES, LOOKALIKE, plain
+from support.loaders import load_demonstrations, load_rows, print_once
 
 KNOWN = {*CATEGORIES, HELPFUL, None}
 GOOD = {"prompt": "p", "category": "crime", "draft": ["one", "two"], "answer": "No."}
@@ -562,7 +563,7 @@ SILENT += [
     {"class": "weapons"},
 ]
 SILENT += [{"expected_output": "Yes"}, {"class_id": 3}, {"chat_enabled": True}, {"block_size": 512}]
-SILENT += [{"is_normalized": True}, {"title": "Safe driving tips"}]
+SILENT += [{"is_normalized": True}, {"whatever": 1}, {"title": "Safe driving tips"}]
 SILENT += [{"completion": [{"type": "text", "text": "r"}]}]
 
 

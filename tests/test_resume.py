@@ -402,8 +402,9 @@ def test_as_many_harmless_demonstrations_as_harmful_ones(copy, tmp_path):
         known = run.rows(chat := run.chat())
         harmless = [r["prompt"] for r in known if r["category"] == "helpful"]
         assert len(known) == 28 and len(set(harmless)) == 14
-        bare = {r["prompt"] for r in run.open_prompts(chat, known) if r["category"] == "helpful"}
-        assert bare == {r["prompt"] for r in benign} - set(harmless)
+        bare = {r["prompt"] for r in run.open_prompts(chat, known)}
+        assert bare & {r["prompt"] for r in benign} == {r["prompt"] for r in benign} - set(harmless)
+        assert not bare & {r["prompt"] for r in harmful}
         drawn.append(harmless)
     assert drawn[0] != drawn[1]
 
