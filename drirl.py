@@ -34,6 +34,7 @@ from support import loaders, parallel
 from support.files import as_json, hold, read_json, read_records, release, write
 from support.hf import load_rewards, save_model, save_rewards
 from support.judge import without_thought
+from support.report import write_report
 from support.run import ORDER, Run, machine
 
 
@@ -168,7 +169,7 @@ def stage_eval(run: Run) -> None:
     facts = [run.base().name, f"recipe {run.c.run.recipe or 'none'}", f"seed {run.c.run.seed}"]
     facts += [run.file("prompts").name, time.strftime("%Y-%m-%d"), machine(run.device)]
     facts += [str(run.dtype)[6:], "seconds: " + ", ".join(f"{k} {v}" for k, v in times.items())]
-    print(evaluate.write_report(run.folder, results, records, "; ".join(facts)))
+    print(write_report(run.folder, results, records, "; ".join(facts)))
     print(f"\n{run.folder / 'report.md'} has samples and pictures")
 
 

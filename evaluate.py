@@ -6,9 +6,7 @@ that sound harmful.
 
 import math
 from collections import Counter
-from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -16,13 +14,8 @@ from data import CATEGORIES, HELPFUL, SEPARATOR, counts
 from model import Transformer
 from sample import generate
 from support.chat import Chat
-from support.files import as_json, write
 from support.judge import gibberish, judge, unread
 
-PHRASES = "Refused means phrase-matched refusal. It measures wording, not safety."
-PHRASES += " Gibberish: empty, a loop or mostly signs; invented words are not noticed."
-CAPTION = "right: harmful prompts refused, harmless ones answered. held: nothing learns from them."
-CAPTION += " margin: how far good samples rose above bad ones, in log pi, since the warm start."
 KINDS = ("harmful", "ordinary", "lookalike")  # look-alikes are harmless, but sound harmful
 COLUMNS = ("harmful", "ordinary", "look-alikes", "harmful − look-alikes")  # of tables
 SHORT = 10  # words of a prompt that counts as short
@@ -242,100 +235,4 @@ def samples_side_by_side(results: list[dict], per_kind: int = 4) -> str:
             for r, a in zip(results, row):
                 said = a["response"].replace("\n", " / ")
                 text += f"- {r['name']} ({a['verdict']}): {said}\n"
-    return text
-
-
-def pyplot():
-    """matplotlib's, drawing into files; None, and a line that says so, where it is missing."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        print('no pictures: matplotlib is not installed: pip install ".[pictures]"')
-        return None
-    plt.switch_backend("Agg")
-    return plt
-
-
-def save_figure(fig, path: Path) -> None:
-    write({path: lambda aside: fig.savefig(aside, format="png", dpi=120, bbox_inches="tight")})
-    pyplot().close(fig)
-
-
-HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---")  # legible without colour
-LOOKS = {"linestyle": ["-", "--", ":", "-."] * 2, "marker": list("osv^DXP*")}
-LOOKS["color"] = [f"tab:{c}" for c in "blue orange green red purple brown pink cyan".split()]
-
-
-def picture_of_refusals(path: Path, results: list[dict]) -> None:
-    """Refused per category, every model, with Wilson intervals; harmless kinds on the right."""
-    groups, width = [*CATEGORIES, "ordinary", "lookalike"], 0.8 / len(results)
-    pale = pyplot().get_cmap("tab20").colors[1::2]
-    (fig, ax), x = pyplot().subplots(figsize=(9.2, 4)), np.arange(len(groups))
-    for i, r in enumerate(results):
-        pairs = np.array([r["rates"][g] for g in groups])  # (groups, 2): hits, n
-        y = 100 * pairs[:, 0] / pairs[:, 1].clip(1)
-        error = abs(100 * np.array([wilson(*pair) for pair in pairs]).T - y)  # (2, groups)
-        look = {"fc": pale[i % 10], "ec": "k", "hatch": HATCHES[i % 6], "error_kw": {"lw": 0.9}}
-        ax.bar(x + i * width, y, width, yerr=error, label=r["name"], **look)
-    ax.set_xticks(x + 0.4 - width / 2, [g.replace("_", "\n") for g in groups])
-    title = "Held-out prompts: harmful by category; the two on the right are harmless"
-    ax.set(ylabel="refused, % (phrase-matched)", title=title, ylim=(0, 105))
-    ax.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
-    save_figure(fig, path)
-
-
-CURVES = ("sft loss", "irl gap_demo_minus_others")  # stage and fields of the records
-CURVES += ("grpo harmful_right held_harmful_right", "grpo helpful_right held_helpful_right")
-CURVES += ("grpo margin", "grpo harmful_reward helpful_reward", "grpo kl entropy")
-CURVES += ("grpo clipped_low clipped_high", "grpo cosine", "grpo alpha")
-
-
-def band(y: list[float], width: int = 9) -> tuple:
-    """Moving mean and standard deviation, each as long as y; at the ends y's last values repeat."""
-    half = width // 2
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(y, half, "edge"), 2 * half + 1)
-    return windows.mean(1), windows.std(1)
-
-
-def picture_of_curves(path: Path, records: list[dict]) -> None:
-    """What every stage logged, step by step; for irl a line a reward model.
-
-    Long curves are shown as a moving mean with a band of one standard deviation.
-    """
-    fig, axes = pyplot().subplots(5, 2, figsize=(9.2, 12), layout="constrained")
-    for ax, title in zip(axes.flat, CURVES):
-        stage, *keys = title.split()
-        rows = [r for r in records if r["stage"] == stage]
-        ax.set_prop_cycle(**LOOKS)
-        for key, model in dict.fromkeys((key, r.get("model")) for key in keys for r in rows):
-            part = [r for r in rows if r.get("model") == model and r.get(key) is not None]
-            points = [(r["step"], y) for r in part for y in np.ravel(r[key])]
-            look = {"label": model or key, "lw": 1, "ms": 4}
-            if len(points) > 20 and key != "alpha":
-                x, y = zip(*points)
-                mean, std = band(y)
-                (line,) = ax.plot(x, mean, markevery=len(x) // 8, **look)
-                ax.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)
-            elif points:
-                ax.plot(*zip(*points), **look | ({"ls": ""} if key == "alpha" else {}))
-        if ax.lines and (len(keys) > 1 or stage == "irl"):
-            ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-        ax.set(title=f"{stage} {keys[0]}", xlabel="step")
-    save_figure(fig, path)
-
-
-def write_report(folder: Path, results: list[dict], records: list[dict], note: str) -> str:
-    """report.md, results.json and the pictures; returns the table."""
-    text, images = table(results), ""
-    if pyplot():
-        picture_of_refusals(folder / "refusals.png", results)
-        picture_of_curves(folder / "curves.png", records)
-        images = f"![refusals](refusals.png)\n\n![curves](curves.png)\n\n{CAPTION}"
-    if any(r.get("cosine") is not None for r in records):
-        c, n = noise_scale(records)
-        text += f"\n\nGRPO-S: cosine of consecutive gradients {c:.3f}, "
-        text += f"noise scale {n:.0f} sequences"
-    lines = ["# DR-IRL: before and after", "", note, "", PHRASES, "", text, "", images, ""]
-    lines += ["## Samples, chosen by position", samples_side_by_side(results), ""]
-    write({folder / "report.md": "\n".join(lines), folder / "results.json": as_json(results)})
     return text

@@ -3,8 +3,9 @@
     python -m lab.bench step --pairs 5       a GRPO-S step, beside TRL's GRPOTrainer
     python -m lab.bench generate             sampling, beside transformers' generate
 
-`pip install trl==1.16.0` first, and set GLIBC_TUNABLES as train.sh does. --name ours measures ours
-alone; --top 20 prints its 20 costliest operations. We sample from a bfloat16 copy, TRL doesn't.
+`pip install trl==1.16.0` first, and set GLIBC_TUNABLES as train.sh does. A comparison adds a line
+to speed.jsonl. --device cuda: on a GPU. --name ours measures ours alone; --top 20 prints its 20
+costliest operations. We sample from a bfloat16 copy, TRL doesn't.
 """
 
 import argparse
@@ -14,6 +15,9 @@ import statistics
 import subprocess
 import sys
 import time
+import timeit
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -22,14 +26,18 @@ from encoder import WordEncoder
 from grpo_s import train
 from sample import generate
 from support.chat import load_chat
+from support.files import append
 from support.hf import load_model
 from support.resume import Loop
+from support.run import machine
 from support.weights import fetch
 
 PROMPTS = ["How do I prune an apple tree in winter?", "Write two lines about the sea."]
 PROMPTS += ["Why is the sky blue at noon and red in the evening?", "Name three uses of vinegar."]
+SPEED = Path(__file__).parent / "speed.jsonl"
 MODEL = "SmolLM2-135M-Instruct"
 FLAGS = {"pairs": 5, "steps": 2, "prompts": 4, "samples": 8, "tokens": 48, "name": "", "top": 0}
+FLAGS |= {"device": "cpu"}
 prompts_of = lambda a: (PROMPTS * a.prompts)[: a.prompts]
 share_of_e = lambda texts: [text.count("e") / max(1, len(text)) for text in texts]  # the reward
 
@@ -37,11 +45,11 @@ share_of_e = lambda texts: [text.count("e") / max(1, len(text)) for text in text
 def our_step(a, tick) -> None:
     def reward(x, batch, categories):
         rows = [ids[m].tolist() for ids, m in zip(batch.completions, batch.mask)]
-        return torch.tensor(share_of_e([chat.decode(ids) for ids in rows]))
+        return torch.tensor(share_of_e([chat.decode(ids) for ids in rows]), device=a.device)
 
     reward.below, chat = 0, load_chat(fetch(MODEL))
     chat.eos, chat.answer = (), chat.encode  # no answer ends early
-    models = [load_model(fetch(MODEL), t) for t in (torch.float32, torch.bfloat16)]
+    models = [load_model(fetch(MODEL), t, a.device) for t in (torch.float32, torch.bfloat16)]
     rows = [{"prompt": p, "category": "crime", "response": "Yes."} for p in prompts_of(a)]
     settings = {"grpo.rollouts": a.steps + 1, "grpo.prompts": a.prompts, "grpo.samples": a.samples}
     settings |= {"grpo.tokens_per_batch": 10**6, "grpo.helpful_share": 0.0, "grpo.beta_kl": 0.02}
@@ -62,7 +70,8 @@ def trl_step(a, tick) -> None:
     settings = {"num_generations": a.samples, "per_device_train_batch_size": a.prompts * a.samples}
     settings |= {"max_completion_length": a.tokens, "max_steps": a.steps + 1, "beta": 0.02}
     settings |= {"generation_kwargs": {"min_new_tokens": a.tokens}, "gradient_checkpointing": False}
-    settings |= {"bf16": True, "use_cpu": True, "loss_type": "grpo", "save_strategy": "no"}
+    settings |= {"bf16": True, "loss_type": "grpo", "save_strategy": "no"}
+    settings |= {"use_cpu": a.device == "cpu"}
     settings = GRPOConfig("/tmp/trl", model_init_kwargs={"dtype": "float32"}, **settings)
     trainer = GRPOTrainer(folder, reward, settings, Dataset.from_list(data), callbacks=[clock])
     trainer.ref_model.to(torch.bfloat16)
@@ -72,14 +81,16 @@ def trl_step(a, tick) -> None:
 def samples(a, tick) -> None:
     prompts = [load_chat(fetch(MODEL)).prompt(p) for p in prompts_of(a)]
     if a.name == "ours":
-        model = load_model(fetch(MODEL), torch.bfloat16)
+        model = load_model(fetch(MODEL), torch.bfloat16, a.device)
         draw = lambda: generate(model, prompts, a.samples, a.tokens)
     else:
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(fetch(MODEL), dtype=torch.bfloat16)
+        model.to(a.device)
         width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])  # no prompt contains a 0
+        ids = [[0] * (width - len(p)) + p for p in prompts]  # no prompt contains a 0
+        ids = torch.tensor(ids, device=a.device)
         sizes = {"min_new_tokens": a.tokens, "max_new_tokens": a.tokens, "do_sample": True}
         sizes |= {"num_return_sequences": a.samples, "attention_mask": (ids > 0).long()}
         draw = lambda: model.generate(ids, top_k=0, **sizes)
@@ -90,26 +101,42 @@ def samples(a, tick) -> None:
 
 def measure(a) -> tuple[float, float]:
     """Median seconds of a.steps steps, after one that warms up, and peak memory in GB."""
-    step, times = our_step if a.name == "ours" else trl_step, []
+    step, times, gpu = our_step if a.name == "ours" else trl_step, [], a.device != "cpu"
     work = step if a.what == "step" else samples
+
+    def tick():
+        if gpu:
+            torch.cuda.synchronize()
+        times.append(time.time())
+
     with torch.profiler.profile() if a.top else contextlib.nullcontext() as profile:
-        work(a, lambda: times.append(time.time()))
+        work(a, tick)
     if a.top:
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=a.top))
+        by = f"self_{'device' if gpu else 'cpu'}_time_total"
+        print(profile.key_averages().table(sort_by=by, row_limit=a.top))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if gpu else peak
     return statistics.median(y - x for x, y in zip(times, times[1:])), peak / 2**30
 
 
-def compare(pairs: int) -> None:
+def compare(a) -> None:
     """Measures ours and the peer by turns."""
-    found = {"ours": [], "theirs": []}
-    for name in (("ours", "theirs", "theirs", "ours") * pairs)[: 2 * pairs]:
+    found, peer = {"ours": [], "theirs": []}, "trl" if a.what == "step" else "transformers"
+    for name in (("ours", "theirs", "theirs", "ours") * a.pairs)[: 2 * a.pairs]:
         command = [sys.executable, "-m", "lab.bench", *sys.argv[1:], "--name", name]
         seconds, gb = map(float, subprocess.check_output(command, text=True).split()[-2:])
         print(f"{name}: {seconds:.3f} s, {gb:.3f} GB", flush=True)
         found[name].append((seconds, gb))
-    ours, peer = ([statistics.median(x) for x in zip(*runs)] for runs in found.values())
-    print(f"ratio time={peer[0] / ours[0]:.2f} memory={peer[1] / ours[1]:.2f}")
+    ours, theirs = ([statistics.median(x) for x in zip(*runs)] for runs in found.values())
+    ratio = {"time": round(theirs[0] / ours[0], 2), "memory": round(theirs[1] / ours[1], 2)}
+    facts = {key: getattr(a, key) for key in ("what", "prompts", "samples", "tokens", "pairs")}
+    facts |= {"date": time.strftime("%Y-%m-%d"), "machine": machine(torch.device(a.device))}
+    x = torch.ones(2048, 2048, dtype=torch.bfloat16, device=a.device)  # how fast is this machine?
+    seconds = min(timeit.repeat(lambda: (x @ x)[0, 0].item(), number=1, repeat=9))
+    facts |= {"GFLOP/s": round(2 * 2048**3 / seconds / 1e9)}
+    facts |= {name: version(name) for name in ("torch", peer)}
+    append(SPEED, {**facts, "ours, s and GB": ours, "theirs": theirs, **ratio})
+    print("ratio time={time} memory={memory}".format(**ratio))
 
 
 if __name__ == "__main__":
@@ -118,4 +145,4 @@ if __name__ == "__main__":
     for name, default in FLAGS.items():
         p.add_argument("--" + name, type=type(default), default=default)
     a = p.parse_args()
-    print(*measure(a)) if a.name else compare(a.pairs)
+    print(*measure(a)) if a.name else compare(a)

@@ -1,8 +1,9 @@
 """Tables, intervals and pictures of recorded runs: train.sh's, and the grid's (lab/grid.py).
 
-    python -m lab.tables [RUN ...]          RESULTS.md and its picture
+    python -m lab.tables [RUN ...]          RESULTS.md and its pictures of refusals
     python -m lab.tables claims [RUN ...]   a JSON line a claim
-    python -m lab.tables runs RUN ...       the mean of several runs of train.sh
+    python -m lab.tables curves RUN ...     its curves, of several seeds of train.sh
+    python -m lab.tables runs RUN ...       several runs of train.sh: means, and curves side by side
 
 RUN is the folder of a run or of a grid. Its lines, one a model, join results/runs.jsonl, in place
 of those of the same setting, variant and seed. Claims of named folders count these alone.
@@ -26,6 +27,7 @@ from config import UserError
 from data import CATEGORIES, HELPFUL
 from evaluate import COLUMNS, KINDS, markdown
 from support.files import as_json, read_json, read_records, write
+from support.report import picture_of_curves, picture_of_refusals, pyplot
 from support.resume import refuse_differences
 
 LAB = Path(__file__).parent
@@ -36,6 +38,7 @@ RIVALS = (START, CONTINUED, RFT, BORROWED, DPO, STATIC, "sum", "linear integrati
 CLAIMS = [(DRIRL, v) for v in (*RIVALS, "unbalanced")]  # (better, worse)
 CLAIMS += [(v, STATIC) for v in ("data hardness", "model responsiveness", "spread (ours)")]
 CLAIMS += [(STATIC, "1RW static"), (STATIC, CONTINUED), (START, CONTINUED)]
+SHOWN = ("base", START, DRIRL, CONTINUED, RFT)
 NAMES = {DRIRL: "DR-IRL", START: "its start", CONTINUED: "SFT continued", STATIC: "static"}
 RUNS = {"base": ("base", ()), "SFT warm start": (START, ("sft",))}  # results.json's names
 RUNS |= {"DR-IRL from it": (DRIRL, ("sft", "irl", "grpo"))}
@@ -114,17 +117,30 @@ def percent(lines: list[dict], name: str) -> float:
     return 100 * np.mean([hits / max(1, n) for hits, n in (r["rates"][name] for r in lines)])
 
 
+def rate(lines: list[dict], name: str) -> list:
+    """[hits, n] of that mean; n prompts of one line, which all seeds share."""
+    n = lines[0]["rates"][name][1]
+    return [percent(lines, name) / 100 * n, n]
+
+
 def tables_of(variants: dict) -> str:
     """Markdown: all tables of one setting."""
-    head = ["variant", "seeds", "refused, %: harmful", *COLUMNS[1:], "gibberish %", "KL", "seconds"]
+    head = [
+        "variant",
+        "seeds",
+        "refused, %: harmful",
+        *COLUMNS[1:],
+        "gibberish %",
+        "KL (median)",
+        "seconds",
+    ]
     rows, categories, aucs, chosen, names = [], [], [], [], (*CATEGORIES, HELPFUL)
     for variant, lines in variants.items():
-        n = {kind: lines[0]["rates"][kind][1] for kind in KINDS}
-        cells = [evaluate.percent([percent(lines, k) / 100 * n[k], n[k]]) for k in KINDS]
+        cells = [evaluate.percent(rate(lines, kind)) for kind in KINDS]
         gap = percent(lines, "harmful") - percent(lines, "lookalike")
         cells += [f"{gap:.1f}", f"{percent(lines, 'gibberish'):.1f}"]
         kl = [r["kl"] for r in lines if "kl" in r]
-        cells += [f"{np.mean(kl):.3f}" if kl else "-"]
+        cells += [f"{np.median(kl):.3f}" if kl else "-"]
         seconds = np.mean([sum(r["seconds"].values()) for r in lines])
         rows.append([variant, len(lines), *cells, f"{seconds:.0f}"])
         categories.append([variant, *(f"{percent(lines, c):.0f}" for c in CATEGORIES)])
@@ -146,24 +162,24 @@ def tables_of(variants: dict) -> str:
     return "\n\n".join(out)
 
 
-def picture(results: dict, path: Path) -> None:
-    """Harmful refused against look-alikes answered, a panel a setting, a color a variant."""
-    if not (plt := evaluate.pyplot()):
-        return
-    fig, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 5), squeeze=False)
-    names = [*dict.fromkeys(variant for variants in results.values() for variant in variants)]
-    for ax, (setting, variants) in zip(axes.flat, results.items()):
-        for variant, lines in variants.items():
-            answered, refuses = 100 - percent(lines, "lookalike"), percent(lines, "harmful")
-            label, color = f"{variant} ({len(lines)})", plt.get_cmap("tab20").colors
-            ax.plot(answered, refuses, "o", color=color[names.index(variant) % 20], label=label)
-        ax.set(
-            title=f"{setting} (seeds)",
-            xlabel="look-alikes not refused, %",
-            ylabel="harmful refused, %",
-        )
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
-    evaluate.save_figure(fig, path)
+def pictures(results: dict) -> None:
+    """What the SHOWN variants refuse in each category, a picture a setting."""
+    for setting, variants in results.items() if pyplot() else ():
+        told = {v: lines for v, lines in variants.items() if v in SHOWN}
+        names = *CATEGORIES, "ordinary", "lookalike"
+        rows = [{"name": v, "rates": {k: rate(told[v], k) for k in names}} for v in told]
+        picture_of_refusals(LAB / f"results/{setting}.png", rows)
+
+
+def curves(folders: list[Path], path: Path, apart: bool) -> None:
+    """The curves of several runs of train.sh: together, as of several seeds, or each apart."""
+    records = []
+    for folder in folders if pyplot() else ():
+        label = {"model": folder.name} if apart else {}
+        records += [{**r, **label} for r in read_records(folder / "metrics.jsonl")]
+    if records:
+        picture_of_curves(path, records)
+        print(f"{path} has the curves")
 
 
 def lines_of(folder: Path) -> list[dict]:
@@ -175,9 +191,7 @@ def lines_of(folder: Path) -> list[dict]:
     about |= {"settings": done["settings"], "seed": done["settings"]["--seed"]}
     for model in read_json(folder / "results.json", list):
         if (name := model["name"]) not in RUNS:
-            raise UserError(
-                f"{folder}: results.json has a model {name!r} that train.sh doesn't make"
-            )
+            raise UserError(f"{folder}: train.sh makes no model {name!r}: see results.json")
         variant, stages = RUNS[name]
         seconds = {s: read_json(folder / f"done/{s}.json", dict)["seconds"] for s in stages}
         line = {**about, "variant": variant, "verdicts": evaluate.verdicts(model["answers"])}
@@ -207,9 +221,12 @@ def fill(page: str, results: dict) -> str:
 
 
 def main(argv: list[str]) -> None:
+    folders = [*map(Path, argv[1:])]
+    if argv[:1] == ["curves"]:
+        return curves(folders, LAB / "results/curves.png", apart=False)
     if argv[:1] == ["runs"]:
-        print(means([read_json(Path(folder) / "results.json", list) for folder in argv[1:]]))
-        return
+        print(means([read_json(folder / "results.json", list) for folder in folders]))
+        return curves(folders, folders[-1] / "compared.png", apart=True)
     kept, page, told = LAB / "results/runs.jsonl", LAB / "RESULTS.md", argv[:1] == ["claims"]
     lines = [r for folder in argv[told:] for r in lines_of(Path(folder))]
     old = [] if told and lines else read_records(kept, "variant")
@@ -233,7 +250,7 @@ def main(argv: list[str]) -> None:
     if lost := [s for s in grouped(records) if f"<!-- {s} -->" not in text]:
         raise UserError(f"RESULTS.md: want <!-- {lost[0]} --> and <!-- end --> for its tables")
     write({kept: "".join(as_json(r, None) for r in records), page: text})
-    picture(grouped(records), LAB / "results/plane.png")
+    pictures(grouped(records))
 
 
 if __name__ == "__main__":

@@ -18,16 +18,9 @@ SIZES = {"vocab_size": 10**7, "hidden_size": 10**6, "intermediate_size": 10**7}
 SIZES |= {"num_hidden_layers": 1000, "num_attention_heads": 10**4}
 MAGIC = {  # how a file begins that is not what is wanted: what it is, and what to do
     b"\x1f\x8b": "a gzip file: unpack it",
-    b"BZh": "packed by bzip2: unpack it",
-    b"\xfd7zXZ": "packed by xz: unpack it",
-    b"(\xb5/\xfd": "packed by zstd: unpack it",
-    b"7z\xbc\xaf": "a 7z archive: unpack it",
     b"PK\x03\x04": "a zip file or an Excel workbook: unpack it, or save it as CSV",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook: save it as CSV",
     b"PAR1": "a Parquet file: export it as JSON lines",
-    (b"ARROW1", b"\xff\xff\xff\xff"): "an Arrow file: export it as JSON lines",
-    b"SQLite format 3": "an SQLite database: export its table as CSV",
-    b"%PDF-": "a PDF file: want a text in UTF-8",
     (b"\xff\xfe", b"\xfe\xff"): "a text in UTF-16: save it as UTF-8",
     (b"<!doctype html", b"<html"): "a web page: fetch the file itself",
     b"version https://git-lfs": "a git-LFS pointer, not the file: run git lfs pull",

@@ -8,8 +8,8 @@ import torch
 import grpo_s
 from config import GRPOConfig, with_recipe
 from data import CATEGORIES, HELPFUL
-from evaluate import pyplot
 from support.files import write
+from support.report import pyplot
 
 WIDE, BLUE, ORANGE = 9.2, "#56a5dd", "#f0a830"  # inches: GitHub's 880 pixels; 9 points are 12
 STYLE = {"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 9, "legend.frameon": False}
@@ -17,12 +17,12 @@ STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth
 STYLE |= {"savefig.dpi": 1000 / WIDE, "svg.hashsalt": "drirl"}
 PAPER, LAPTOP = GRPOConfig(), with_recipe("laptop").grpo
 # x, y, width, height | title | text | function; an arrow joins neighbours of one height
-BOXES = """0.1 4.4 2 2|1 data|prompts q, answers y/that begin with a draft;/as many of each of/\
+BOXES = """0.1 4.4 2 2|1 data|prompts with answers y/that begin with a draft;/as many of each of/\
 7 harm categories;/harmless ones beside|data.balance
 2.6 4.4 1.9 2|SFT warm start|log pi(y), the mean over/tokens (B, T), is raised;/\
 the result is pi_ref,/where pi begins|sft.train
 5.1 4.4 4 2|2 inverse RL: 8 shadow models give R (B,)||reward.fit, reward.irl_loss
-5.2 4.7 3.8 0.28|pi_ref's lower blocks, frozen: x (N, D)||
+5.2 4.7 3.8 0.28|pi_ref's lower blocks, frozen: (N, D)||
 0.1 1.5 9 2.45|||
 0.2 2.05 1.6 1.5|3 sample|G answers o to each/of P prompts, up/to T tokens each|draw_samples
 2 2.05 1.6 1.5|3 score|R (P, G + 1), the/last column that of y/W (P, G): likeness/\

@@ -10,10 +10,8 @@ from conftest import TINY_LLAMA
 
 from data import CATEGORIES, HELPFUL
 from evaluate import (
-    PHRASES,
     auc,
     balance_table,
-    band,
     evaluate,
     noise_scale,
     percent,
@@ -24,10 +22,10 @@ from evaluate import (
     samples_side_by_side,
     table,
     wilson,
-    write_report,
 )
 from model import Transformer
 from support.hf import read_config
+from support.report import PHRASES, band, write_report
 
 
 def answer(prompt, kind="harmful", category="crime", verdict="complies", **more):

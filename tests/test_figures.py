@@ -10,7 +10,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from evaluate import pyplot
+from support.report import pyplot
 from teach import figures
 
 FOLDER = figures.Path(figures.__file__).with_name("figures")

@@ -97,7 +97,7 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     assert f"| {START} | 3 | {cells} |" in page
     assert f"| {START} | - | - | 0.75 ± 0.00 | - | - | - | - | 1.00 ± 0.00 |" in page
     assert page.endswith("<!-- tail -->\nNot run.\n<!-- end -->\nafter\n") and "old" not in page
-    assert {p.name for p in (tmp_path / "results").iterdir()} == {"runs.jsonl", "plane.png"}
+    assert {p.name for p in (tmp_path / "results").iterdir()} == {"runs.jsonl", "few-8.png"}
     tables.main([])
     assert (tmp_path / "RESULTS.md").read_text() == page
     again = line("r" * 20, "cccc", 0, DRIRL)  # 5 points more in seed 0, in place of its line
@@ -159,7 +159,7 @@ def test_runs_of_train_sh(tmp_path, capsys):
     page = tables.tables_of({START: [made[START, 1]]})  # without KL and rewards
     assert " | - | 1 |" in page and "AUC" not in page
     (tmp_path / "run-0/results.json").write_text(json.dumps([{"name": "mine"}]))
-    with pytest.raises(UserError, match="run-0: results.json has a model 'mine'"):
+    with pytest.raises(UserError, match="run-0: train.sh makes no model 'mine'"):
         tables.lines_of(tmp_path / "run-0")
 
 
@@ -190,14 +190,55 @@ def test_claims_as_lines(tmp_path, capsys):
 
 
 def test_results_are_up_to_date():
-    """RESULTS.md holds the tables of results/runs.jsonl, and shows the picture there is."""
+    """RESULTS.md holds the tables of results/runs.jsonl, and shows the pictures there are.
+
+    It has at most 2,000 words beside its tables.
+    """
     page = (tables.LAB / "RESULTS.md").read_text(encoding="utf-8")
     records = tables.read_records(tables.LAB / "results/runs.jsonl", "variant")
     assert tables.fill(page, tables.grouped(records)) == page
     marked = set(re.findall(r"<!-- ([\w-]+) -->", page)) - {"end"}
     assert {r["setting"] for r in records} == marked
     shown = {f"results/{p.name}" for p in (tables.LAB / "results").glob("*.png")}
-    assert shown == set(re.findall(r"\]\((results/\w+\.png)\)", page))
+    assert shown == set(re.findall(r"\]\((results/[\w-]+\.png)\)", page))
+    prose = re.sub(r"(?s)<!-- (?!end)[\w-]+ -->.*?<!-- end -->", "", page)
+    assert len(prose.split()) <= 2000
+
+
+def test_pictures_of_recorded_runs(tmp_path, monkeypatch):
+    """The bars: of each shown variant the mean share of its seeds, of one seed's prompts."""
+    seen = []
+    monkeypatch.setattr(tables, "picture_of_refusals", lambda path, rows: seen.append(rows))
+    monkeypatch.setattr(tables, "pyplot", lambda: True)
+    some, more = line("rrcc", "rrrr"), line("rrrr", "cccc", 1)
+    other = line("rrrr", "cccc", variant="sum")
+    tables.pictures(tables.grouped([some, more, other]))
+    ((row,),) = seen
+    assert row["name"] == START and row["rates"]["lookalike"] == [2, 4]
+    assert row["rates"]["crime"] == [1, 2] and set(row["rates"]) >= {*CATEGORIES, "ordinary"}
+
+
+def test_curves_of_several_runs(tmp_path, capsys):
+    """runs: a line a run; curves: all seeds in one line, sorted by step."""
+    pytest.importorskip("matplotlib")
+    for name in ("one", "two"):
+        rates = line("r", "c")["rates"]
+        records = [{"stage": "grpo", "step": n, "kl": 0.1 * n} for n in range(1, 31)]
+        write(tmp_path / name / "metrics.jsonl", records)
+        (tmp_path / name / "results.json").write_text(json.dumps([{"name": "a", "rates": rates}]))
+    folders, drawn, real = [tmp_path / "one", tmp_path / "two"], [], tables.picture_of_curves
+    tables.main(["runs", *map(str, folders)])
+    assert (tmp_path / "two/compared.png").read_bytes()[:4] == b"\x89PNG"
+    assert "compared.png has the curves" in capsys.readouterr().out
+    spy = lambda path, records: drawn.append(records) or real(path, records)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "picture_of_curves", spy)
+        patch.setattr(tables, "LAB", tmp_path)
+        tables.curves(folders, tmp_path / "apart.png", apart=True)
+        tables.main(["curves", *map(str, folders)])
+    assert [r["model"] for r in drawn[0]] == ["one"] * 30 + ["two"] * 30
+    assert len(drawn[1]) == 60 and not any("model" in r for r in drawn[1])
+    assert (tmp_path / "results/curves.png").exists()
 
 
 def test_means(tmp_path, capsys):

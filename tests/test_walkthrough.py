@@ -17,7 +17,8 @@ import torch
 import config
 import drirl
 import evaluate
-from lab.tables import DRIRL, START
+from lab.tables import CONTINUED, DRIRL, START, claim, grouped
+from support.files import read_records
 from support.loaders import load_demonstrations, load_rows
 from teach import walkthrough
 
@@ -30,6 +31,7 @@ GRADERS = {e: importlib.import_module(f"exercises.test_{e}") for e in EXERCISES}
 # the others name a source to read; test_exercises.py sees that every section or source is there
 GRADERS = {e: grader for e, grader in GRADERS.items() if grader.SECTION in SECTIONS}
 PAGES = ("README.md", "teach/README.md", "teach/WALKTHROUGH.md", "teach/exercises/README.md")
+OTHERS = ("CONTRIBUTING.md", "corpus/README.md", "kernels/README.md", "lab/RESULTS.md")
 HIDDEN = ("kernels.reference.advantage", "kernels.reference.rows")  # what mirrored ones call
 HIDDEN += ("kernels.triton_kernels.row_kernel",)
 # Triton's interpreter computes with numpy, which warns
@@ -226,7 +228,7 @@ def headings(text):
     return [h.strip().lower().replace(" ", "-") for h in plain]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", (*PAGES, *OTHERS))
 def test_commands_and_links_exist(page):
     """Every `python drirl.py ...` parses; every file that is linked to or run is there."""
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -321,6 +323,17 @@ def test_readme_results(setting):
     assert told.format(sum(gains) / 3, setting, *gains) in text
     fewer = [(sum(a) - sum(b)) / 3 for a, b in zip(start, end)]
     assert 0 < fewer[0] < min(fewer[1:3]) and "refuses less of all kinds" in text
+
+
+def test_readme_claims():
+    """The two claims of five seeds that the README tells."""
+    records = read_records(ROOT / "lab/results/runs.jsonl", "variant")
+    variants, text = grouped(records)["few-24"], " ".join(README.split())
+    start, longer = (claim(variants, DRIRL, v) for v in (START, CONTINUED))
+    assert start["seeds"] == longer["seeds"] == 5
+    told = "with two more seeds {:.1f} [{:.1f}, {:.1f} by seed]"
+    assert told.format(start["points"], *start["by_seed"]) in text
+    assert f"ends {longer['points']:.1f} points below DR-IRL (five seeds)" in text
 
 
 def test_readme_counts():

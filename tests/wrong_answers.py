@@ -233,6 +233,7 @@ WRONG = {
         ("rank", R_SHAPES, "len(r_demo) != len(r_samples)"),
         ("rank", R_SHAPES, "r_samples.ndim != 2 or r_demo.numel() != len(r_samples)"),
         ("rank", R_SHAPES, "r_demo.ndim > 1 or r_samples.ndim != 2"),
+        ("rank", R_SHAPES, "r_demo.ndim != 1 or len(r_demo) != len(r_samples)"),
         ("batch", LOGSUMEXP, "torch.logsumexp(r_samples / beta + log_ratio, dim=(0, 1))"),
         ("second", "r_samples.mean(1)", "r_samples[:, 0]"),
         ("far", LOGSUMEXP, BY_HAND.format("r_samples.new_zeros(len(r_samples), 1)")),
@@ -383,6 +384,7 @@ WRONG = {
         ("rank", A_SHAPE, "advantage = advantage.flatten()[: len(logp)]"),
         ("rank", A_SHAPE, "if advantage.numel() != len(logp):\n        raise ValueError\n"
          "    advantage = advantage.flatten()"),
+        ("rank", FOUR, FOUR.replace(" == mask.shape", "")),
         ("rank", FOUR, "logp_old, logp_ref = (x.expand_as(logp) for x in (logp_old, logp_ref))\n"
          "    if False:"),
         ("in place", "lengths = mask.sum(1)",

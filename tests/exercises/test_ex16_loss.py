@@ -106,6 +106,8 @@ def test_other_shapes(my, shape):
     refuses(my.loss, x, x, x, torch.ones(shape), mask)
     refuses(my.loss, x, x[:, :1], x, torch.ones(3), mask)
     refuses(my.loss, x, x, x[:1], torch.ones(3), mask)
+    refuses(my.loss, x, x, x, torch.ones(3), mask[:, :2])
+    refuses(my.loss, x[:, :2], x, x, torch.ones(3), mask)
 
 
 def test_micro_batches(my):
