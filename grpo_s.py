@@ -170,7 +170,7 @@ def start_means(history: list[dict], phi) -> dict:
 
 
 def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop: Loop) -> dict:
-    """One optimizer step, its gradient's norm cut to 1, if all is finite. Returns what to log.
+    """One optimizer step, its gradient's norm cut to 1. Returns what to log.
 
     A (P + anchors, G + 1): advantages. S: the update's sequences, in all processes.
     margin: mean over samples of sign(A) times the token mean of log pi - log pi_ref. What `loss`
@@ -246,9 +246,7 @@ def train(
         # 3. Sample G completions o_i of each prompt from pi_old, and score them: R_i
         scores, facts, micro = roll(part, P, updates, seed)
         R, W, gaps = scores[:P, :-1], facts[..., 0], scores[:P, -1:] - scores[:P, :-1]  # (P, G)
-        if not loop.finite(reward=scores, similarity=W):
-            loop.end((n + 1) * steps - 1, **record)
-            continue
+        loop.check(reward=scores, similarity=W)
         # 4. Difficulty: alpha = alphaD alphaM
         categories = [r["category"] for r in part[:P]]
         alpha = difficulty(W, gaps, categories, **loop.state, scaling=g.scaling)

@@ -31,11 +31,16 @@ from pathlib import Path
 
 from config import UserError
 from data import CATEGORIES, HELPFUL, format_draft, parse_draft
+from support import labels
 from support.files import MAX_TEXT, parse_json, read_text
-from support.labels import ALIASES, FIELDS, LABELS, LOOKALIKE, OURS, meanings_of, plain
+from support.labels import ASK, LOOKALIKE, OURS, meanings_of, plain, says
 
 MAX_LINE = 10**6  # characters of a JSON line
 CHATS = ("messages", "conversations", "conversation", "turns", "chosen")  # never one text
+WRAPPERS = "data rows items examples instances prompts train test validation".split()
+DIALOGUE = re.compile(
+    r"### ?(?:human|assistant|response)\b|<\|im_start\|>|\[/?inst\]|<\|start_header_id"
+)
 print_once = functools.cache(print)  # Rows.told, however many stages read the file
 ROLES = dict.fromkeys(("human", "prompter"), "user")
 ROLES |= dict.fromkeys(("gpt", "chatgpt", "model", "bot", "ai"), "assistant")
@@ -58,10 +63,11 @@ def records_of(path: Path) -> Iterator[tuple[str, object]]:
     if not lists or any(OURS.get(plain(key)) == "prompt" for key in whole):
         whole = {"": whole if isinstance(whole, list) else [whole]}
     for key, items in whole.items():
+        key = "" if plain(key) in WRAPPERS else key
         # the list is named by a label, beside which rows may have a topic, or by a category
-        ours = "category" if ALIASES.get(plain(key), "") in ("", *CATEGORIES) else "kind"
+        ours = "category" if labels.ALIASES.get(plain(key), "") in ("", *CATEGORIES) else "kind"
         for n, row in enumerate(items, 1):
-            row = {ours: key, **row} if isinstance(row, dict) else row
+            row = {ours: key, **row} if isinstance(row, dict) and key else row
             yield f"{path}, {f'{key!r} ' if key else ''}item {n}", row
 
 
@@ -136,13 +142,19 @@ def turns_of(name: str, value) -> list[tuple[str, str]]:
 def texts_of(fields: dict) -> tuple[str, str | None]:
     """(prompt, response). Raises UserError."""
     if "prompt" not in fields:
-        raise UserError(f"no prompt; want one of the fields {', '.join(FIELDS['prompt'].split())}")
+        raise UserError(
+            f"no prompt; want one of the fields {', '.join(labels.FIELDS['prompt'].split())}"
+        )
     name, value = fields["prompt"]
     turns = turns_of(name, value)
     at = next((i for i, (role, text) in enumerate(turns) if role == "user"), None)
     if at is None or not turns[at][1].strip():
         raise UserError(f"{name}: no user turn")
     prompt, replies = turns[at][1], turns[at + 1 : at + 2]
+    if DIALOGUE.search(prompt.lower()):
+        raise UserError(f"{name}: a dialogue with its marks; want the user's words alone")
+    if plain(prompt) == plain(name) or re.fullmatch(r"[-=:|+ ]+", prompt):
+        raise UserError(f"{name} {prompt!r:.60}: a header or a rule, no prompt")
     named, said = fields.get("response", ("", ""))
     turn = said[0] if isinstance(said, list) and said else None
     if not replies and isinstance(turn, dict) and {"role", "from"} & turn.keys():
@@ -151,7 +163,8 @@ def texts_of(fields: dict) -> tuple[str, str | None]:
     texts = {ours: value for ours, (_, value) in fields.items() if isinstance(value, str)}
     if plain(name) == "behavior" and "context" in texts:  # only half without
         prompt = f"{texts['context']}\n\n{prompt}"
-    if plain(name) in ("instruction", "question") and "input" in texts:
+    filled = plain(texts.get("input", "")) not in ("", "null", "nan", "none", "noinput")
+    if plain(name) in ("instruction", "question") and filled:
         prompt = f"{prompt}\n\n{texts['input']}"
     response = reply or texts.get("response")
     return prompt.replace("\r\n", "\n"), response and response.replace("\r\n", "\n")
@@ -162,11 +175,17 @@ def row_of(record, strict: bool) -> tuple[dict, dict]:
     if not isinstance(record, dict):
         raise UserError(f"want an object, found {type(record).__name__}")
     fields = fields_of(record)
-    (prompt, response), said = texts_of(fields), meanings_of(record, fields, strict)
+    if str(record.get("role", "user")).lower() not in ("user", "human", "prompter"):
+        raise UserError(f"role {record['role']!r:.60}: want rows of users alone")
+    prompt, response = texts_of(fields)
+    if response is not None and says("label", response.strip()) != "":
+        raise UserError(f"response {response!r:.60}: {ASK}")
+    replied = response is not None or {"answer"} <= fields.keys() - {"draft"}
+    said = meanings_of(record, fields, strict, replied)
     found = list(said.values())
     kind = LOOKALIKE if LOOKALIKE in found else "ordinary" if HELPFUL in found else "harmful"
     category = next(filter(None, found), None) if kind == "harmful" else HELPFUL
-    row = {k: v for k, v in record.items() if v is not None and k not in FIELDS}
+    row = {k: v for k, v in record.items() if v is not None and k not in labels.FIELDS}
     row |= {"prompt": prompt, "kind": kind, "category": category}
     if "draft" in fields:
         row |= {ours: fields.get(ours, ("", None))[1] for ours in ("draft", "answer")}
@@ -202,12 +221,16 @@ def load_rows(path: str | Path, strict: bool = True, drafted: bool = False) -> R
         unknown += [where] if len(names) == 1 else []
     if not rows:
         raise UserError(f"{path}: no rows")
-    if unknown and (label := next((name for name in read if read[name] in LABELS), None)):
+    if unknown and (label := next((name for name in read if read[name] in labels.LABELS), None)):
         raise UserError(f"{unknown[0]}: no {label}, which other rows have")
+    for name in {k: 0 for r in rows for k in r if plain(k) not in OURS} if unknown else ():
+        said = {str(r.get(name)).strip().lower() for r in rows}
+        if len(rows) > 2 and len(said) == 2 and said in map(set, zip(labels.YES, labels.NO)):
+            raise UserError(f"{path}: {name} is {' or '.join(sorted(said))}: {ASK}")
     prompts = ", ".join(repr(name) for name in read if read[name] == "prompt")
-    labels = ", ".join(repr(name) for name in read if read[name] != "prompt") or "nothing"
+    told = ", ".join(repr(name) for name in read if read[name] != "prompt") or "nothing"
     kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(r["kind"] for r in rows).items())
-    rows.told = f"{path}: {len(rows)} rows; prompt from {prompts}; kind from {labels}: {kinds}"
+    rows.told = f"{path}: {len(rows)} rows; prompt from {prompts}; kind from {told}: {kinds}"
     if unknown:
         rows.told += f"; {len(unknown)} have no label and count as harmful"
     return rows

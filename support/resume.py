@@ -17,8 +17,7 @@ from support import parallel
 from support.files import parse_json, read_tensors, write
 
 SAVE_EVERY = 120.0  # seconds between two saved states
-PATIENCE = 5  # updates in a row that may be skipped as not finite
-SAVED = dict(stage=str, belongs=dict, done=int, skipped=int, state=dict, seconds=float)
+SAVED = dict(stage=str, belongs=dict, done=int, state=dict, seconds=float)
 REMEDY = "say --resume false with a lower learning rate, or --dtype fp32"
 BROKEN = "{}: not the state of this run: delete it, or say --resume false"
 
@@ -33,15 +32,14 @@ class Loop:
 
     def __init__(self, stage, path=None, belongs=None, log=lambda **record: None, resume=True):
         self.stage, self.path, self.belongs, self.log = stage, path, belongs or {}, log
-        self.done = self.skipped = 0  # steps; those skipped in a row
+        self.done = 0  # steps
         self.state, self.before = {}, 0.0  # what the loop wants kept; earlier processes' seconds
         if resume and path and path.exists() and (saved := read_state(path))["stage"] == stage:
             refuse_differences(saved["belongs"], self.belongs, path)
-            self.done, self.skipped = saved["done"], saved["skipped"]
-            self.state, self.before = saved["state"], saved["seconds"]
+            self.done, self.state, self.before = saved["done"], saved["state"], saved["seconds"]
         self.resumed, self.restored = self.done, self.done == 0
         self.start = self.saved = time.time()
-        self.stop, self.bad = False, []
+        self.stop = False
         self.model, self.optimizer, self.learnt = None, None, {}  # see `skip`
         self.partly = False  # the last step was not a whole one: see `end`
         self.gradient = None  # of the last update, where the stage keeps it
@@ -53,12 +51,8 @@ class Loop:
 
     def __exit__(self, *error):
         signal.signal(signal.SIGINT, self.handler)
-        if error[0]:
-            return
-        if not self.restored:  # a state of more steps than there are
+        if not error[0] and not self.restored:  # a state of more steps than there are
             raise UserError(BROKEN.format(self.path))
-        if self.skipped:  # it has most likely diverged: nothing of it is to be kept
-            raise UserError(f"{self.stage}: the last update was skipped as not finite: {REMEDY}")
 
     def interrupt(self, *_):
         if self.stop or self.model is None:  # asked twice, or before the first step
@@ -92,16 +86,16 @@ class Loop:
             self.optimizer.state[p][key] = x.view(() if key == "step" else p.shape).to(p.device)
         self.start, self.restored = time.time(), True
 
-    def finite(self, **values) -> bool:
-        """Whether these numbers or tensors are. If not, `end` logs their names as skipped."""
+    def check(self, **values) -> None:
+        """UserError if one of these numbers or tensors is not finite: training has diverged."""
         bad = [name for name, x in values.items() if not torch.as_tensor(x).isfinite().all()]
-        self.bad += bad
-        return not bad
+        if bad:
+            raise UserError(f"{self.stage}, step {self.done + 1}: {bad[0]} is not finite: {REMEDY}")
 
     def descend(self, **values) -> None:
-        """An optimizer step, if these numbers are finite."""
-        if self.finite(**values):
-            self.optimizer.step()
+        """An optimizer step; these numbers must be finite."""
+        self.check(**values)
+        self.optimizer.step()
         self.optimizer.zero_grad()  # to None: AdamW leaves alone what this loss did not reach
 
     @torch.no_grad()
@@ -142,25 +136,19 @@ class Loop:
             self.begun, self.ends = [], []
 
     def update(self, step: int, loss: torch.Tensor, parameters, /, **record) -> None:
-        """A step down the gradient of `loss`, its norm cut to 1, if both are finite; then `end`."""
+        """A step down the gradient of `loss`, its norm cut to 1; then `end`."""
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         self.descend(loss=loss, grad_norm=norm)
         self.end(step, **{"loss": loss.item(), "grad_norm": norm.item(), **record})
 
     def end(self, step: int, whole: bool = True, **record) -> None:
-        """Logs a step, saves the state if it is time, stops if asked to or nothing is finite.
+        """Logs a step, saves the state if it is time, stops if asked to.
 
         whole: the loop can go on from here; else a stop waits for the next such step.
         """
-        bad, self.bad = list(dict.fromkeys(self.bad)), []
-        self.done, self.skipped = step + 1, self.skipped + 1 if bad else 0
-        self.log(stage=self.stage, step=self.done, **record, **({"skipped": bad} if bad else {}))
-        what = f"{self.stage}: {', '.join(bad)} not finite"
-        if bad and not parallel.rank():
-            print(f"\n{what}, step {self.done} skipped", flush=True)
-        if self.skipped >= PATIENCE:
-            raise UserError(f"{what}, {PATIENCE} updates skipped in a row: {REMEDY}")
+        self.done = step + 1
+        self.log(stage=self.stage, step=self.done, **record)
         stop = whole and bool(parallel.most(int(self.stop)))  # all processes after the same step
         due = stop or self.partly or time.time() - self.saved >= SAVE_EVERY
         self.partly = not whole

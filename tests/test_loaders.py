@@ -546,6 +546,22 @@ DOUBTS += [
 ]
 DOUBTS += [("harm_level", "None. "), ("harm", "no harm detected"), ("harm_score", "0 / 10")]
 DOUBTS += [("note", "100% safe"), ("subset", "xstest-should-respond")]
+DOUBTS += [
+    ("labels", []),
+    ("violations", {}),
+    ("flag", ""),
+    ("nsfw", "sfw"),
+    ("class", "non-suicide"),
+]
+DOUBTS += [
+    ("policy_violation", "does not violate"),
+    ("flagged", "not flagged"),
+    ("harm_category", "-"),
+]
+DOUBTS += [("toxicity_score", "0,02"), ("harm_score", "0 - none"), ("risk_level", "~0")]
+DOUBTS += [("expected_behavior", "full_compliance"), ("classification", "Permitted")]
+DOUBTS += [("source", "JailbreakBench (benign)"), ("subset", "benign_test_v1")]
+DOUBTS += [("data_source", "wildjailbreak:vanilla_benign"), ("meta", '{"labels": {"is_safe": 1}}')]
 
 
 @pytest.mark.parametrize("name, value", DOUBTS)
@@ -564,7 +580,94 @@ SILENT += [
 ]
 SILENT += [{"expected_output": "Yes"}, {"class_id": 3}, {"chat_enabled": True}, {"block_size": 512}]
 SILENT += [{"is_normalized": True}, {"whatever": 1}, {"title": "Safe driving tips"}]
-SILENT += [{"completion": [{"type": "text", "text": "r"}]}]
+SILENT += [{"completion": [{"type": "text", "text": "r"}]}, {"note": ""}]
+SILENT += [{"response": "r", "GPT4_harmful": 0}, {"topics": []}, {"meta": "{not JSON"}]
+
+
+@pytest.mark.parametrize(
+    "more", [{"completed_by": 3}, {"response_time_ms": 5}, {"type": "violence"}]
+)
+def test_what_is_no_response_leaves_a_label_in_doubt(tmp_path, more):
+    with pytest.raises(UserError, match="a:2: annotation 'benign'"):
+        load(tmp_path, of(annotation="benign", **more))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"answer": "r", "is_safe": True},
+        {"model_response": "r", "is_safe": True},
+        {"generation": "r", "label": "safe"},
+        {
+            "prompt": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}],
+            "safe": 1,
+        },
+    ],
+    ids=str,
+)
+def test_a_label_beside_any_response_is_asked_about(tmp_path, row):
+    with pytest.raises(UserError, match="a:2: .* of the response"):
+        load(tmp_path, of(**row))
+
+
+@pytest.mark.parametrize("word", ("harmful_0", "safe=0", "0% harmful", "!harmful", "不safe"))
+def test_a_label_is_more_than_its_letters(tmp_path, word):
+    with pytest.raises(UserError, match="a:2: label .*; known: "):
+        load(tmp_path, of(label=word))
+    assert load(tmp_path, lines({"prompt": "p", "label": "1. unsafe"}))[0]["kind"] == "harmful"
+
+
+@pytest.mark.parametrize("other", ("human_label", "label_2", "gold_label"))
+def test_two_labels_that_disagree(tmp_path, other):
+    with pytest.raises(UserError, match=f"a:2: .* contradicts {other}"):
+        load(tmp_path, of(label="safe", **{other: "unsafe"}))
+    load(tmp_path, lines({"prompt": "p", "label": "safe", other: "safe", "prompt_harm": "weapons"}))
+
+
+@pytest.mark.parametrize("words", (("0", "1"), ("no", "yes"), (False, True)))
+def test_a_column_of_yes_and_no_is_asked_about(tmp_path, words):
+    """If nothing else is a label, and there are three rows."""
+    rows = [{"prompt": c, "target": words[i % 2]} for i, c in enumerate("abcd")]
+    with pytest.raises(UserError, match="a: target is .* or .*: a label.* Call it is_safe"):
+        load(tmp_path, lines(*rows))
+    for kept in (rows[:2], [{**r, "label": "safe"} for r in rows], [rows[0]] * 3):
+        assert len(load(tmp_path, lines(*kept))) == len(kept)
+
+
+NO_PROMPTS = {
+    "### Human: hi ### Assistant: ho": "a dialogue with its marks",
+    "<|im_start|>user\nhi<|im_end|>": "a dialogue with its marks",
+    "<s>[INST] hi [/INST] ho": "a dialogue with its marks",
+    "prompt": "a header or a rule, no prompt",
+    "---": "a header or a rule, no prompt",
+}
+
+
+@pytest.mark.parametrize("text", NO_PROMPTS)
+def test_what_is_no_prompt(tmp_path, text):
+    with pytest.raises(UserError, match=f"a:2: prompt.*: {NO_PROMPTS[text]}"):
+        load(tmp_path, of(prompt=text))
+
+
+def test_rows_of_other_speakers_and_labels_as_responses(tmp_path):
+    with pytest.raises(UserError, match="a:2: role 'assistant': want rows of users alone"):
+        load(tmp_path, of(role="assistant"))
+    assert len(load(tmp_path, of(role="User"))) == 2
+    for word in ("safe", "unsafe"):
+        with pytest.raises(UserError, match=f"a:2: response '{word}': a label"):
+            load(tmp_path, of(completion=word))
+
+
+@pytest.mark.parametrize("filler", ("NULL", "nan", "<noinput>", ""))
+def test_a_filler_is_no_input(tmp_path, filler):
+    row = {"instruction": "Name a fruit.", "input": filler, "output": "An apple."}
+    assert load(tmp_path, lines(row))[0]["prompt"] == "Name a fruit."
+
+
+def test_a_wrapper_is_no_category(tmp_path):
+    text = json.dumps({"data": [{"prompt": "a", "category": "crime"}], "test": [{"prompt": "b"}]})
+    found = load(tmp_path, text, strict=False)
+    assert [(r["prompt"], r["category"]) for r in found] == [("a", "crime"), ("b", None)]
 
 
 @pytest.mark.parametrize("row", SILENT, ids=str)

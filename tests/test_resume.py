@@ -1,4 +1,4 @@
-"""A run that is killed goes on to the same bytes. Updates that are not finite are skipped."""
+"""A run that is killed goes on to the same bytes. One that diverges stops."""
 
 import fcntl
 import json
@@ -27,7 +27,6 @@ import sft
 from config import Config, IRLConfig, SFTConfig, UserError, changed
 from data import CATEGORIES
 from encoder import WordEncoder
-from support import resume
 from support import run as stages
 from support.resume import Loop, read_state
 
@@ -516,17 +515,6 @@ def test_passes():
     assert weight.item() == pytest.approx(5) and not loop.begun and not loop.ends
 
 
-def test_a_pass_that_never_stepped():
-    """Updates skipped as not finite, up to the last one: then AdamW can still begin."""
-    weight, state, loop, move = one_weight()
-    for i, k in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        loop.start_pass(i, k, 2)
-        if (i, k) == (1, 1):
-            move(3.0)
-        loop.average(0.9, i, k, 2, 2)
-    assert state[weight]["step"] == 1
-
-
 def test_a_state_is_saved_after_whole_steps_alone(tmp_path):
     """A stop waits for the next one."""
     model, path = torch.nn.Linear(1, 1), tmp_path / "x.safetensors"
@@ -603,86 +591,50 @@ LOSSES = {
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
-def test_an_update_that_is_not_finite_is_skipped(monkeypatch, name, backward):
+def test_an_update_that_is_not_finite_stops_the_stage(monkeypatch, name, backward):
+    """Nothing of it is learnt, in the first step or a later one."""
     train, module, function = LOSSES[name]
-    real, calls, bad = getattr(module, function), [], {3, 5, 6}
+    real, calls = getattr(module, function), []
 
     def planted(*a, **k):
         calls.append(1)
         out = real(*a, **k)
-        if len(calls) not in bad:
+        if len(calls) < bad:
             return out
         return (spoil(out[0], backward), out[1]) if name == "grpo" else spoil(out, backward)
 
     monkeypatch.setattr(module, function, planted)
-    monkeypatch.setattr(resume, "PATIENCE", 3)
-    train(loop := Watched())
-    steps, what = range(1, 9), ["grad_norm"] if backward else ["loss", "grad_norm"]
-    assert [r.get("skipped") for r in loop.records] == [what if i in bad else None for i in steps]
-    for i, r in zip(steps, loop.records):
-        assert math.isfinite(r["grad_norm"]) == (i not in bad)
-    assert loop.weights[-1].isfinite().all()
-    still = [torch.equal(a, b) for a, b in zip(loop.weights, loop.weights[1:])]
-    assert still == [i in bad for i in steps[1:]]
-    calls.clear()
-    bad.add(4)
-    words = "grad_norm not finite, 3 updates skipped in a row: say --resume false"
-    with pytest.raises(UserError, match=words):
-        train(Watched())
+    what = "grad_norm" if backward else "loss"
+    for bad in (1, 3):
+        calls.clear()
+        words = f"x, step {bad}: {what} is not finite: say --resume false"
+        with pytest.raises(UserError, match=words):
+            train(loop := Watched())
+        assert len(loop.records) == bad - 1 and len(calls) == bad
+        weights = torch.cat([p.detach().flatten() for p in loop.model.parameters()])
+        assert weights.isfinite().all()
+        assert not loop.weights or torch.equal(weights, loop.weights[-1])
 
 
 @pytest.mark.parametrize(
     "what, value",
     [("reward", math.nan), ("reward", -math.inf), ("similarity", math.nan)],
 )
-def test_a_rollout_whose_numbers_are_not_finite_is_skipped(monkeypatch, what, value):
-    """As if it had brought nothing: the running means see no reward or similarity of it."""
+@pytest.mark.parametrize("demonstration", (False, True))
+def test_a_rollout_that_is_not_finite_stops_the_stage(monkeypatch, what, value, demonstration):
+    """The running means see nothing of it."""
     places = {"reward": (Share, "__call__"), "similarity": (grpo_s, "similarities")}
     target, name = places[what]
     real, calls = getattr(target, name), []
 
     def planted(*a, **k):
         calls.append(1)
-        return real(*a, **k) * (value if len(calls) == 2 else 1)
+        x = real(*a, **k).clone()
+        x[-1 if demonstration else 0] *= value if len(calls) == 2 else 1  # the last of a group
+        return x
 
     monkeypatch.setattr(target, name, planted)
-    grpo_loop(loop := Watched())
-    first = [r.get("skipped", [])[:1] for r in loop.records]
-    assert first == [[what] if n == 2 else [] for n in range(1, 9)]
-    assert torch.equal(loop.weights[0], loop.weights[1]) and loop.weights[-1].isfinite().all()
-    assert not torch.equal(loop.weights[1], loop.weights[2])
+    with pytest.raises(UserError, match=f"x, step 2: {what} is not finite"):
+        grpo_loop(loop := Watched())
+    assert len(loop.records) == 1
     assert all(math.isfinite(x) for means in loop.state.values() for x in means.values())
-    assert all(math.isfinite(a) for r in loop.records[2:] for a in r["alpha"])
-
-
-def test_a_demonstration_whose_reward_is_not_finite(monkeypatch):
-    """Its rollout is skipped too, and the running means don't see it."""
-    real, calls = Share.__call__, []
-
-    def planted(self, x, batch, categories):
-        calls.append(1)
-        R = real(self, x, batch, categories)
-        R[-1] *= math.nan if len(calls) == 2 else 1  # the last of a group
-        return R
-
-    monkeypatch.setattr(Share, "__call__", planted)
-    grpo_loop(loop := Watched())
-    assert [r.get("skipped") for r in loop.records] == [None, ["reward"], *[None] * 6]
-    assert all(math.isfinite(x) for means in loop.state.values() for x in means.values())
-
-
-@pytest.mark.parametrize("last", (1, 8))
-def test_a_stage_whose_last_update_is_not_finite_fails(monkeypatch, last):
-    """From the first on or at the end alone: what has diverged is not to be kept."""
-    real, calls = grpo_s.loss, []
-
-    def planted(*a):
-        calls.append(1)
-        value, info = real(*a)
-        return value * (math.nan if len(calls) >= last else 1), info
-
-    monkeypatch.setattr(grpo_s, "loss", planted)
-    monkeypatch.setattr(resume, "PATIENCE", 99)
-    with pytest.raises(UserError, match="the last update was skipped"), Watched() as loop:
-        grpo_loop(loop)
-    assert len(loop.records) == 8 and len(calls) == 8
