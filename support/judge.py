@@ -51,6 +51,7 @@ MARKUP = (  # in this order: a pattern, and what it is in plain text
     # emphasis, and backslashes before signs
     (r"(?<=\S)\*+|\*+(?=\S)|(?<![^\W_])_+|_+(?![^\W_])|~~|(?<!`)`{1,2}(?!`)|\\(?=['\"*_])", ""),
     (r"[^\S\n]+", " "),
+    (r"(?i)\b(ca|wo|do|did|does|is|are|would|could|should) n't\b", r"\1n't"),
     (r"(?m)^ |^ ?(?:#{1,6} |> ?)+| $", ""),  # headings and quotations
     (r"(?<=\w)\n(?!step \d|[a-z][.)])(?=[^\W\d_A-ZÀ-Þ])", " "),  # a line broken in a sentence
     (r"(?<=[.:!?]) (?=(?:[Ss]tep )?[1-9][.):] )", "\n"),  # a list in one line
@@ -74,12 +75,14 @@ def answer_of(text: str) -> str:
 
 def normalised(text: str) -> str:
     """The wording without its typography: what is emphasised, quoted or broken reads alike."""
-    text = unicodedata.normalize("NFKC", html.unescape(text).translate(QUOTES))
+    plain = html.unescape(html.unescape(text)).translate(QUOTES)
+    text = unicodedata.normalize("NFKC", plain)
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")  # zero-width, soft hyphens
     text = "\n".join(text.splitlines())
     for markup, plain in MARKUP:
         text = re.sub(markup, plain, text)
-    return re.sub(r'^"([^"]*)"$', r"\1", text.strip().lower())  # all of it in quotation marks
+    # all of it in quotation marks, below a label or in JSON
+    return re.sub(r'^(?:\W*[a-z]{2,12}"?: ?)?"([^"]*)"\W*$', r"\1", text.strip().lower())
 
 
 def search(name: str, text: str, start: int = 0) -> re.Match | None:
@@ -141,9 +144,11 @@ def gibberish(text: str) -> bool:
 
     In a salad, runs of four signs or more hold three tenths of all; formulas and code have few.
     """
-    answer = normalised(answer_of(text))
+    answer = normalised(answer_of(text))  # without marks on letters, symbols and pictures
+    answer = "".join(c for c in answer if unicodedata.category(c) not in ("Mn", "Mc", "So"))
     letters = re.sub(r"[\W_]", "", answer)
-    windows = [letters[i : i + 12] for i in range(len(letters) - 11)]
+    words = re.sub(r"\d", "", letters)
+    windows = [words[i : i + 12] for i in range(len(words) - 11)]
     loops = len(windows) >= 8 and len(set(windows)) <= len(windows) / 2
     prose = re.sub(r"(?ms)```.*?```|^([^\w\s])\1{4,}$", "", answer)  # no code, no ruled lines
     salad = "".join(re.findall(r"(?:[^\w\s]\s*){4,}", prose))

@@ -66,14 +66,12 @@ LABEL = re.compile(  # what may name a label ...
 REPLIES = re.compile(r"(?:.*[a-z\d])?(?:response|completion|answer|reply|output)(?:s|text|\d)*")
 REPLY = re.compile("respon|complet|answer|final|annot|gpt")
 SCORE = re.compile(r"[-+~(\[]*\d.*|\.\d+")  # a number, whatever it means
-PLAINLY = re.compile(
-    r"(?:s?\d*[.:)-]\s*)?[^\d=%!{}\x80-\U0010ffff]*"
-)  # after an index, words alone
+PLAINLY = re.compile(r"(?:s?\d*[.:)-]\s*)?[^\d=%!{}\x80-\U0010ffff]*")  # an index, words
 NONE = re.compile(  # a label that finds nothing
     r"(?:no|not|non|low|minimal)(?:[\W_]+(?:risk|harm|hate|toxic|viola|offens|applic)\w*)?"
     r"(?:[\W_]+(?:found|detected|content))?|none|na|n\W?a|null|normal|neutral|regular|clean|ok|okay"
-    r"|(?:allow|permitt?|pass|answer|respond|assist)(?:ed)?|(?:full_)?compl(?:y|iant|iance)|good|sfw"
-    r"|acceptable|appropriate|innocuous|inoffensive|legitimate|negligible|very low|\W*"
+    r"|(?:allow|permitt?|pass|answer|respond|assist)(?:ed)?|(?:full_)?compl(?:y|iant|iance)|good"
+    r"|sfw|acceptable|appropriate|innocuous|inoffensive|legitimate|negligible|very low|\W*"
 )
 DENIAL = re.compile(r"(?:no|not|non|does not|isn't)[\W_].{0,30}")  # in a label's column
 HARMLESS = re.compile(  # in any column
