@@ -449,6 +449,23 @@ def test_a_token_that_tokenizer_json_lacks(tmp_path):
             load_chat(path)
 
 
+@pytest.mark.parametrize("known", (True, False))
+def test_marks_that_only_the_configuration_names(tmp_path, known):
+    """Each is one token, as in transformers; one that the vocabulary has keeps its id."""
+    marks = ["<s>", "<|im_start|>", "<|im_end|>"]
+    its = {"bos_token": "<s>", "additional_special_tokens": marks[1:]}
+    template = "{{ bos_token }}<|im_start|>user\n{{ messages[0].content }}<|im_end|>\n"
+    path = with_template(tmp_path, template, **its)
+    raw = json.loads((path / "tokenizer.json").read_text())
+    raw["added_tokens"], raw["post_processor"] = [], None
+    if known:
+        raw["model"]["vocab"] |= {mark: 256 + i for i, mark in enumerate(marks)}
+    (path / "tokenizer.json").write_text(json.dumps(raw))
+    (path / "config.json").write_text(json.dumps({"eos_token_id": 258, "vocab_size": 260}))
+    want = by_transformers(path, "Hi")
+    assert load_chat(path).prompt("Hi") == want and len(want) == 10
+
+
 def test_answer_and_decode(tmp_path):
     chat, text = load_chat(folder(tmp_path, CHATML, eos=256)), "plan\n#### Näh, no."
     ids = chat.answer(text)
