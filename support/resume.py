@@ -6,6 +6,7 @@ The order of the data is not saved: a resumed loop replays its draws from its ow
 import json
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -169,13 +170,10 @@ class Loop:
 
 def read_state(path: Path) -> dict:
     """What `save` wrote beside the tensors."""
-    try:
-        with safe_open(path, "pt") as f:
-            saved = parse_json(f.metadata()["state"])
+    with suppress(Exception), safe_open(path, "pt") as f:  # of several kinds, by what is wrong
+        saved = parse_json(f.metadata()["state"])
         if all(type(saved[name]) is kind for name, kind in SAVED.items()) and saved["done"] > 0:
             return saved
-    except Exception:  # of several kinds, by what is wrong with the header
-        pass
     raise UserError(BROKEN.format(path))
 
 
