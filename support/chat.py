@@ -96,10 +96,7 @@ def load_tokenizer(folder: Path, vocabulary: int, spare: bool = False) -> Tokeni
 
 
 def find_template(folder: Path, its: dict) -> tuple[Path, str]:
-    """The file and the text of a folder's chat template, as transformers finds it; "": none.
-
-    its: tokenizer_config.json. Of several templates with names it is the one named default.
-    """
+    """The file and the text of a folder's chat template, as transformers finds it; "": none."""
     path = inside(folder, "chat_template.jinja")
     if path.exists():
         return path, read_text(path)
