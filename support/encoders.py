@@ -1,7 +1,4 @@
-"""Folders of text encoders: BERT / MiniLM and CLIP's text tower, read for encoder.Encoder.
-
-And one that needs no folder.
-"""
+"""Folders of text encoders, BERT / MiniLM and CLIP's text tower; and one without a folder."""
 
 import functools
 import hashlib
