@@ -29,10 +29,9 @@ self_attn.q_proj=q         self_attn.out_proj=o              mlp.fc1=up
 self_attn.k_proj=k         layer_norm1=norm1                 mlp.fc2=down
 self_attn.v_proj=v         layer_norm2=norm2
 """
-# What a whole CLIP's text_config may leave out.
 CLIP = {"num_hidden_layers": 12, "num_attention_heads": 8, "hidden_size": 512}
 CLIP |= {"intermediate_size": 2048, "max_position_embeddings": 77, "vocab_size": 49408}
-CLIP |= {"layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"}
+CLIP |= {"layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"}  # what a text_config may leave out
 
 
 def pooling(folder: Path) -> str:
