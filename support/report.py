@@ -67,10 +67,7 @@ def band(y: list[float], width: int = 9) -> tuple:
 
 
 def picture_of_curves(path: Path, records: list[dict]) -> None:
-    """What every stage logged, by step; a line for each "model", as irl's records name theirs.
-
-    Long curves are shown as a moving mean with a band of one standard deviation.
-    """
+    """What every stage logged, by step; a line for each "model", as irl's records name theirs."""
     fig, axes = pyplot().subplots(5, 2, figsize=(9.2, 12), layout="constrained")
     for ax, title in zip(axes.flat, CURVES):
         stage, *keys = title.split()
