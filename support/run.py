@@ -236,10 +236,7 @@ class Run:
         return rows + random.Random(self.c.run.seed).sample(harmless, n)
 
     def open_prompts(self, chat: chats.Chat, rows: list[dict]) -> list[dict]:
-        """The prompts that have a category and are not among the demonstrations `rows`.
-
-        They are the pool's and the benign file's; corpus/open.jsonl joins the shipped pool.
-        """
+        """The prompts that have a category and are not among the demonstrations `rows`."""
         files = [self.file("pool"), self.file("benign")]
         files += [] if self.c.run.pool else [CORPUS / "open.jsonl"]
         known, found = {r["prompt"] for r in rows}, []
