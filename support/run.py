@@ -27,7 +27,7 @@ from support.resume import Loop, refuse_differences
 ORDER = ("data", "sft", "irl", "grpo", "baseline", "eval")
 FREE = {"run.recipe", "run.run", "run.resume", "run.rival"}  # may differ when it goes on
 FREE |= {"grpo.tokens_per_batch", "grpo.recompute"}
-HELD = 64  # open prompts that GRPO-S only looks at
+HELD = 64  # open prompts, half of them harmless, that GRPO-S only looks at
 CODE = ("*.py", "kernels/*.py", "support/*.*", "corpus/open.jsonl")  # what results depend on
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -249,10 +249,7 @@ class Run:
         return data.distinct(found)
 
     def grpo_rows(self, chat: chats.Chat) -> tuple[list[dict], list[dict]]:
-        """What GRPO-S draws from: demonstrations and, if asked for, open prompts; HELD more.
-
-        The latter, half of them harmless, are only looked at, to see what carries over.
-        """
+        """What GRPO-S draws from: demonstrations and, if asked for, open prompts; HELD more."""
         rows, bare, held = self.rows(chat), [], []
         if self.c.grpo.open_prompts:
             bare = borrow(self.open_prompts(chat, rows), rows, self.encoder())
