@@ -230,8 +230,7 @@ class Run:
         """The data stage's balanced demonstrations, then at most as many harmless ones."""
         harmless = self.demonstrations(self.file("benign"), chat, [data.HELPFUL])
         harmless = [r for r in harmless if r["category"] == data.HELPFUL]
-        balanced = self.folder / "data/balanced.jsonl"
-        rows = self.demonstrations(balanced, chat, data.CATEGORIES)
+        rows = self.demonstrations(self.folder / "data/balanced.jsonl", chat, data.CATEGORIES)
         n = min(len(rows), len(harmless))
         return rows + random.Random(self.c.run.seed).sample(harmless, n)
 
