@@ -18,14 +18,11 @@ from support.hf import frozen_copy
 
 
 def pick(rows: list[dict], prompts: int, helpful_share: float, rng: random.Random):
-    """Endless batches of `prompts` rows; harmful ones take their categories in turn.
-
-    In a category that has prompts without a demonstration, these alone are drawn.
-    """
+    """Endless batches of `prompts` rows; harmful ones take their categories in turn."""
     by_category = {}
     for name in (*CATEGORIES, HELPFUL):
         if known := [r for r in rows if r["category"] == name]:
-            bare = [r for r in known if r.get("borrowed")]
+            bare = [r for r in known if r.get("borrowed")]  # if there are any, these alone
             by_category[name] = cycle(bare or known, rng)
     turn = cycle([name for name in by_category if name != HELPFUL], rng)
     helpful = round(prompts * helpful_share)
