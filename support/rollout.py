@@ -100,11 +100,8 @@ def score(reference, rewards, chat, part, groups, updates, frozen, c: Config, dt
 
 @torch.no_grad()
 def ready(models, micro: list[MicroBatch], learnt, frozen: int, dtype) -> list[MicroBatch]:
-    """An update's completions that are learnt from, with log-probs under models: pi_ref, pi_old.
-
-    learnt (len(part), G + 1) bool.
-    """
-    flags, out = learnt.flatten().tolist(), []
+    """An update's completions that are learnt from, with log-probs under models: pi_ref, pi_old."""
+    flags, out = learnt.flatten().tolist(), []  # learnt (len(part), G + 1) bool
     parts = [(m, [b for b, row in enumerate(m.rows) if flags[row]]) for m in micro]
     parts = [(m, cut, False) for m, cut in parts if cut]
     parts += [(micro[0], [0], True)] * (parallel.most(len(parts)) - len(parts))
