@@ -122,8 +122,7 @@ def meanings_of(record: dict, fields: dict, strict: bool, replied: bool) -> dict
             raise UserError(
                 f"{name} {value!r:.99}; known: {KNOWN}; for 0 and 1 is_safe or is_harmful"
             )
-    rest = {k: x for k, x in record.items() if plain(k) not in OURS}
-    others = [leaf for k, x in rest.items() for leaf in leaves(k, x)]
+    others = [leaf for k, x in record.items() if plain(k) not in OURS for leaf in leaves(k, x)]
     if replied or any(REPLIES.fullmatch(plain(k)) and not LABEL.search(k.lower()) for k in record):
         others = [(name, x) for name, x in others if not REPLY.search(plain(name))]
     topic = out.keys() <= {*TOPICS} and {*out.values()} <= {*CATEGORIES}  # and no label
