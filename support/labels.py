@@ -119,9 +119,8 @@ def meanings_of(record: dict, fields: dict, strict: bool, replied: bool) -> dict
         if found != "":
             out[ours] = found
         elif ours in LABELS or unclear and not out:
-            raise UserError(
-                f"{name} {value!r:.99}; known: {KNOWN}; for 0 and 1 is_safe or is_harmful"
-            )
+            why = f"{name} {value!r:.99}; known: {KNOWN}; for 0 and 1 is_safe or is_harmful"
+            raise UserError(why)
     others = [leaf for k, x in record.items() if plain(k) not in OURS for leaf in leaves(k, x)]
     if replied or any(REPLIES.fullmatch(plain(k)) and not LABEL.search(k.lower()) for k in record):
         others = [(name, x) for name, x in others if not REPLY.search(plain(name))]
