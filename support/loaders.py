@@ -142,9 +142,8 @@ def turns_of(name: str, value) -> list[tuple[str, str]]:
 def texts_of(fields: dict) -> tuple[str, str | None]:
     """(prompt, response). Raises UserError."""
     if "prompt" not in fields:
-        raise UserError(
-            f"no prompt; want one of the fields {', '.join(labels.FIELDS['prompt'].split())}"
-        )
+        names = ", ".join(labels.FIELDS["prompt"].split())
+        raise UserError(f"no prompt; want one of the fields {names}")
     name, value = fields["prompt"]
     turns = turns_of(name, value)
     at = next((i for i, (role, text) in enumerate(turns) if role == "user"), None)
