@@ -96,10 +96,9 @@ def convert_gguf(path: Path, folder: Path) -> None:
         layer = f"layers.{block[1]}." if block else ""
         tensors[f"model.{layer}{names[name]}.weight"] = w.contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    tokens, merges, kinds, template = (
-        reader.fields[f"tokenizer.{name}"].contents()
-        for name in ("ggml.tokens", "ggml.merges", "ggml.token_type", "chat_template")
-    )
+    field = lambda name: reader.fields[f"tokenizer.{name}"].contents()
+    tokens, merges = field("ggml.tokens"), field("ggml.merges")
+    kinds, template = field("ggml.token_type"), field("chat_template")
     bpe = models.BPE({x: i for i, x in enumerate(tokens)}, [tuple(m.split(" ")) for m in merges])
     tokenizer, split = Tokenizer(bpe), [Digits(True), ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)  # single digits, then as GPT-2
