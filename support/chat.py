@@ -78,10 +78,7 @@ class Chat:
 
 
 def load_tokenizer(folder: Path, vocabulary: int, spare: bool = False) -> Tokenizer:
-    """tokenizer.json, of ids below `vocabulary`; it neither pads nor truncates.
-
-    spare: tokens may have been added that the model doesn't know, as a padding token often is.
-    """
+    """tokenizer.json, of ids below `vocabulary`, but (spare) for added tokens."""
     text = read_text(path := inside(folder, "tokenizer.json"))
     try:
         tokenizer = Tokenizer.from_str(text)
@@ -173,7 +170,7 @@ def load_chat(folder, chat_format="auto", arguments=RunConfig.chat_arguments) ->
     config, generation, its = (read_json(path) if path.exists() else {} for path in paths)
     vocabulary = number(config, "vocab_size", paths[0], 1, 10**7, 10**7)
     context = number(config, "max_position_embeddings", paths[0], 1, 10**9, 10**9)
-    tokenizer = load_tokenizer(folder, vocabulary, spare=True)
+    tokenizer = load_tokenizer(folder, vocabulary, spare=True)  # as a padding token often is
     added = its.get("added_tokens_decoder")
     for i, token in added.items() if type(added) is dict else ():
         text = token.get("content") if type(token) is dict else token
