@@ -108,10 +108,8 @@ def csv_records(path: Path, text: str) -> Iterator[tuple[str, dict]]:
 
 def fields_of(record: dict) -> dict[str, tuple[str, object]]:
     """{our field: (its name in the file, value)}. Null, NaN and blank are no values."""
-    named = {}
-    for name, value in record.items():
-        if not (value is None or value != value or isinstance(value, str) and not value.strip()):
-            named[plain(name)] = name, value
+    empty = lambda x: x is None or x != x or isinstance(x, str) and not x.strip()
+    named = {plain(name): (name, x) for name, x in record.items() if not empty(x)}
     return {ours: named[key] for key, ours in reversed(OURS.items()) if key in named}
 
 
