@@ -177,8 +177,7 @@ def row_of(record, strict: bool) -> tuple[dict, dict]:
     prompt, response = texts_of(fields)
     if response is not None and says("label", response.strip()) != "":
         raise UserError(f"response {response!r:.60}: {ASK}")
-    replied = response is not None or {"answer"} <= fields.keys() - {"draft"}
-    said = meanings_of(record, fields, strict, replied)
+    said = meanings_of(record, fields, strict, response is not None or "answer" in fields)
     found = list(said.values())
     kind = LOOKALIKE if LOOKALIKE in found else "ordinary" if HELPFUL in found else "harmful"
     category = next(filter(None, found), None) if kind == "harmful" else HELPFUL
