@@ -43,10 +43,9 @@ def hold(folder: Path) -> None:
     """Locks a folder until `release` or this process's end. UserError if another holds it."""
     with doing(f"write {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
+        if any(os.path.samestat(os.stat(folder), os.fstat(other)) for other in HELD):
+            return  # ours already
         descriptor = os.open(folder, os.O_RDONLY)
-    if any(os.path.sameopenfile(descriptor, other) for other in HELD):  # ours already
-        os.close(descriptor)
-        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
