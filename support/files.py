@@ -13,9 +13,8 @@ from torch import Tensor
 from config import UserError
 
 MAX_TEXT, MAX_JSON, MAX_DEPTH = 2**29, 2**26, 64  # bytes of data, of other JSON; JSON's levels
-# most of a config.json's whole numbers
 SIZES = {"vocab_size": 10**7, "hidden_size": 10**6, "intermediate_size": 10**7}
-SIZES |= {"num_hidden_layers": 1000, "num_attention_heads": 10**4}
+SIZES |= {"num_hidden_layers": 1000, "num_attention_heads": 10**4}  # most that a config.json has
 MAGIC = {  # how a file begins that is not what is wanted: what it is, and what to do
     b"\x1f\x8b": "a gzip file: unpack it",
     b"PK\x03\x04": "a zip file or an Excel workbook: unpack it, or save it as CSV",
