@@ -29,7 +29,6 @@ FREE = {"run.recipe", "run.run", "run.resume", "run.rival"}  # may differ when i
 FREE |= {"grpo.tokens_per_batch", "grpo.recompute"}
 HELD = 64  # open prompts, half of them harmless, that GRPO-S only looks at
 CODE = ("*.py", "kernels/*.py", "support/*.*", "corpus/open.jsonl")  # what results depend on
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def digest(*parts: bytes) -> str:
@@ -120,7 +119,7 @@ class Run:
 
     @functools.cached_property
     def code(self) -> str:
-        paths = [p for glob in CODE for p in ROOT.glob(glob)]
+        paths = [p for glob in CODE for p in CORPUS.parent.glob(glob)]
         return digest(*(p.read_bytes() for p in sorted(paths)))
 
     def refuse_others(self) -> None:
