@@ -144,10 +144,7 @@ class Loop:
         self.end(step, **{"loss": loss.item(), "grad_norm": norm.item(), **record})
 
     def end(self, step: int, whole: bool = True, **record) -> None:
-        """Logs a step, saves the state if it is time, stops if asked to.
-
-        whole: the loop can go on from here; else a stop waits for the next such step.
-        """
+        """Logs a step; after a `whole` one, from which the loop can go on, it may save or stop."""
         self.done = step + 1
         self.log(stage=self.stage, step=self.done, **record)
         stop = whole and bool(parallel.most(int(self.stop)))  # all processes after the same step
