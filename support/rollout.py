@@ -74,13 +74,10 @@ def draw_samples(policy, chat, part: list[dict], places: list[int], c: Config, d
 
 @torch.no_grad()
 def score(reference, rewards, chat, part, groups, updates, frozen, c: Config, dtype):
-    """Rewards (len(part), G + 1) of groups and, last, demonstrations; each update's MicroBatches.
-
-    In a row without a group, only the demonstration is scored.
-    """
+    """Rewards (len(part), G + 1), a demonstration's last; and each update's MicroBatches."""
     width, micro, (low, high) = c.grpo.samples + 1, [], sorted((frozen, rewards.below))
     scores = torch.zeros(len(part), width, device=reference.device)
-    for mine in (u[parallel.share()] for u in updates):
+    for mine in (u[parallel.share()] for u in updates):  # anchors have no group
         answers = [[*groups.get(p, []), chat.answer(part[p]["response"])] for p in mine]
         batch = Batch([chat.prompt(part[p]["prompt"]) for p in mine], answers, reference.device)
         rows = [p * width + k for p, a in zip(mine, answers) for k in range(width - len(a), width)]
