@@ -138,8 +138,7 @@ class Run:
     def begin(self, stage: str, steps: int = 0) -> None:
         """The first thing a stage writes, once its input is found good.
 
-        It and later stages are not done any more. Their records leave metrics.jsonl; the first
-        `steps` of this stage stay.
+        It and later stages are not done any more; of their records only its first `steps` stay.
         """
         if parallel.rank():
             return
