@@ -21,9 +21,8 @@ def train_top(policy: Transformer, blocks: int) -> int:
     """
     frozen = max(0, policy.config.layers - blocks) if blocks else 0
     policy.requires_grad_(frozen == 0)
-    if frozen:
-        policy.layers[frozen:].requires_grad_(True)
-        policy.norm.requires_grad_(True)
+    policy.layers[frozen:].requires_grad_(True)
+    policy.norm.requires_grad_(True)
     return frozen
 
 
