@@ -255,10 +255,7 @@ def build_parser(stages: dict) -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str], stages: dict) -> tuple[str, Config]:
-    """(stage, settings): flags over the recipe over the folder's config.json, if the stage has one.
-
-    `all`, `recipes` and ALONE take no settings from config.json.
-    """
+    """(stage, settings). `all`, `recipes` and ALONE take no settings from config.json."""
     given = {k: v for k, v in vars(build_parser(stages).parse_args(argv)).items() if v is not None}
     stage, _ = given.pop("stage"), given.pop("debug")
     path = Path(given.get("run.run", Config().run.run)) / "config.json"
