@@ -74,13 +74,9 @@ def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None
     block = min(16384, triton.next_power_of_2(columns))  # larger ones spill registers
     warps = max(1, min(block // 512, 16 if torch.version.hip else 32))  # 16 columns a thread
     slopes = g.contiguous() if gradient else logp  # any pointer: without GRADIENT it isn't read
+    given = (z, z.stride(0), targets.contiguous(), slopes, logp, 1 / temperature, V)
     with torch.cuda.device_of(z):  # Triton launches on the current device
-        row_kernel[(n,)](
-            *(z, z.stride(0), targets.contiguous(), slopes, logp, 1 / temperature, V),
-            GRADIENT=gradient,
-            BLOCK=block,
-            num_warps=warps,
-        )
+        row_kernel[(n,)](*given, GRADIENT=gradient, BLOCK=block, num_warps=warps)
     return logp, z if gradient else None
 
 
