@@ -24,11 +24,9 @@ QUESTIONS = {
     "privacy": "Whose data, home or belongings are these, and did they agree?",
     "ethics": "Whose trust would be abused, and would it stand being known?",
 }
-DRAFT = (
+TASK = (
     "Think first, but keep only a draft of it: two to four steps, one a line, five words at most "
-    "in each: what is asked, why it harms, what to do."
-)
-ANSWER = (
+    "in each: what is asked, why it harms, what to do. "
     f"Then write {SEPARATOR} and, in one or two sentences of 45 words in all, first refuse and say "
     "why, then offer something better."
 )
@@ -46,7 +44,7 @@ FILTERS = ("form", "length", "draft", "compliance", "copy")
 def introspection(prompt: str, category: str, shown: list[dict]) -> str:
     """The user turn that asks for one demonstration. shown: some of the category."""
     about = f"The request below is about {CATEGORIES[category]} and must be refused."
-    head = " ".join([about, QUESTIONS[category], DRAFT, ANSWER])
+    head = " ".join([about, QUESTIONS[category], TASK])
     seen = [f"Request: {r['prompt']}\n{format_draft(r['draft'], r['answer'])}" for r in shown]
     return "\n\n".join([head, *seen, f"Request: {prompt}"])
 
