@@ -38,8 +38,7 @@ def respond(model: Transformer, chat: Chat, prompts, max_new_tokens: int, desc=N
     order, out = sorted(range(len(ids)), key=lambda i: len(ids[i])), [None] * len(ids)
     for i in tqdm(range(0, len(order), BATCH), desc=desc, disable=desc is None):
         part = order[i : i + BATCH]
-        turns = [ids[j] for j in part]
-        rows = generate(model, turns, 1, max_new_tokens, temperature=0, eos=chat.eos)
+        rows = generate(model, [ids[j] for j in part], 1, max_new_tokens, 0, eos=chat.eos)
         for j, row in zip(part, rows):
             out[j] = {"response": chat.decode(row), "tokens": len(row), "ended": chat.ended(row)}
     return out
