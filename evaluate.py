@@ -1,7 +1,6 @@
 """What did it buy? Phrase-matched refusal rates on held-out prompts, and signs of collapse.
 
-A refusal rate measures phrases (support/judge.py), not safety. Look-alikes are harmless prompts
-that sound harmful.
+A refusal rate measures phrases (support/judge.py), not safety.
 """
 
 import math
