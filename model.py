@@ -12,7 +12,6 @@ one new token a row against a cache (sample.read_tokens).
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -159,7 +158,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(c.hidden_size, c.eps)
         if not c.tied:
             self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
-        self.source: Path | None = None  # the folder it came from, with its tokenizer
+        self.source = None  # or a Path: the folder it came from, with its tokenizer
 
     @property
     def head(self) -> Tensor:
