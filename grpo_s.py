@@ -60,15 +60,14 @@ def model_responsiveness(gaps: Tensor, mean_gap: Tensor | float, drop: float = 0
     """alphaM = sigma(mean of the inlying gaps) / sigma(mean_gap), a scalar.
 
     gaps (n,): R(demonstration) - R(sample) of one category's batch. The floor(drop * n) gaps
-    furthest from their mean are left out, as in DAMA. mean_gap: the running mean of all gaps; below
-    -20 it counts as -20.
+    furthest from their mean are left out, as in DAMA. mean_gap: the running mean of all gaps.
     """
     if gaps.ndim != 1 or len(gaps) == 0 or not 0 <= drop < 1:
         raise ValueError(f"want gaps (n,), n > 0, 0 <= drop < 1: {tuple(gaps.shape)}, {drop}")
     nearest = (gaps - gaps.mean()).abs().argsort(stable=True)
     inlying = gaps[nearest[: len(gaps) - int(drop * len(gaps))]]
     mean_gap = torch.as_tensor(mean_gap, dtype=gaps.dtype, device=gaps.device)
-    return torch.sigmoid(inlying.mean()) / torch.sigmoid(mean_gap.clamp(min=-20))
+    return torch.sigmoid(inlying.mean()) / torch.sigmoid(mean_gap.clamp(min=-20))  # not 1 / 0
 
 
 def difficulty_scale(alpha_data: Tensor, alpha_model: Tensor, scaling: str = "product") -> Tensor:
@@ -205,8 +204,7 @@ def roll_out(policy, reference, rewards, chat, phi, c, dtype, frozen, part, P, u
     """Samples of the first P prompts of `part`, with their rewards and what else they tell.
 
     updates: of each update its places in `part`. Returns scores (len(part), G + 1), the
-    demonstration's last, facts (P, G, 4): W, refuses, length, ended; and each update's
-    MicroBatches.
+    demonstration's last; facts (P, G, 4): W, then sample_facts; each update's MicroBatches.
     """
     mine = [p for u in updates for p in u[parallel.share()] if p < P]
     groups = draw_samples(policy, chat, part, mine, c, dtype, seed)
