@@ -47,10 +47,8 @@ def rope_frequencies(c: ModelConfig) -> Tensor:
     llama3 scaling: waves longer than context / low_freq_factor turn `factor` times slower, waves
     shorter than context / high_freq_factor stay, those between are blended.
     """
-    exponents = torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim
-    freq = c.rope_theta ** (-exponents)
-    if c.rope_scaling:
-        s = c.rope_scaling
+    freq = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim)
+    if s := c.rope_scaling:
         turns = s["original_max_position_embeddings"] * freq / (2 * math.pi)
         low, high = s["low_freq_factor"], s["high_freq_factor"]
         keep = ((turns - low) / (high - low)).clamp(0, 1)
@@ -112,8 +110,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope, attend) -> Tensor:
         H, K, E = self.config.heads, self.config.kv_heads, self.config.head_dim
-        qkv = self.qkv_proj(x).view(len(x), H + 2 * K, E)
-        qk, v = qkv.split((H + K, K), 1)
+        qk, v = self.qkv_proj(x).view(len(x), H + 2 * K, E).split((H + K, K), 1)
         if self.config.qk_norm:
             qk = torch.cat((self.q_norm(qk[:, :H]), self.k_norm(qk[:, H:])), 1)
         q, k = rotate(qk, rope).split((H, K), 1)
