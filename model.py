@@ -86,13 +86,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
     mask (B, 1, T, S): True where a token may look; None: causal.
     """
-    dtype = q.dtype
+    dtype, gqa = q.dtype, q.shape[1] != k.shape[1]
     if dtype == torch.bfloat16 and not q.is_cuda and torch.is_grad_enabled():
         q, k, v = q.float(), k.float(), v.float()  # bfloat16's backward on a CPU is 3x slower
     with torch.autocast(q.device.type, enabled=False):
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=gqa)
     return y.to(dtype)
 
 
