@@ -169,7 +169,6 @@ def fit(models: RewardModels, batches: list, c: IRLConfig, dtype, seed=0, loop=N
     models.requires_grad_(True)
     harmful = [name for name in models.names if name in CATEGORIES]
     epochs = c.joint_epochs + c.epochs
-    steps = epochs * len(batches)
     for epoch in range(epochs):
         joint = epoch < c.joint_epochs
         if epoch in (0, c.joint_epochs):  # AdamW's moments start anew when the models part
@@ -179,7 +178,7 @@ def fit(models: RewardModels, batches: list, c: IRLConfig, dtype, seed=0, loop=N
             if loop.skip(step, models, optimizer):
                 continue
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * (1 - step / steps)
+                group["lr"] = group["peak"] * (1 - step / (epochs * len(batches)))
             shadow = models.shadows[harmful[0] if joint and name in harmful else name]
             with autocast(x.device, dtype):
                 r = shadow(x, batch).view(len(batch.source[0]), -1)  # (P, 1 + K + contrast)
