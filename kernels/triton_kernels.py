@@ -65,8 +65,7 @@ def advantage_kernel(
 def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None, block: int = 0):
     """As reference.rows, for float32 and bfloat16. block: columns at a time; 0: chosen here."""
     if z.dtype not in (torch.float32, torch.bfloat16) or z.stride(1) != 1:
-        found = f"z is {z.dtype} with strides {z.stride()}"
-        raise ValueError(f"{found}: want float32 or bfloat16 rows without gaps")
+        raise ValueError(f"{z.dtype}, strides {z.stride()}: want float32 or bfloat16 without gaps")
     n, V = z.shape
     logp = torch.empty(n, dtype=torch.float32, device=z.device)
     gradient = g is not None
