@@ -1,8 +1,7 @@
 """Every setting with its default and help, and the recipes.
 
 The defaults are the method as published; numbers that its notes don't give are ours. A recipe is a
-list of departures, each with its reason. They lie in recipes.json; `python drirl.py recipes` prints
-them. The flag of SFTConfig's `steps` is --sft-steps, and so on; those of RunConfig have no prefix.
+list of departures, each with its reason, in recipes.json; `python drirl.py recipes` prints them.
 """
 
 import json
@@ -132,7 +131,7 @@ for _name, _own in json.loads((CORPUS.parent / "recipes.json").read_text()).item
 
 
 def settings() -> list[tuple[str, Field, str]]:
-    """(key, field, flag) of every setting: ("sft.lr", its field, "--sft-lr")."""
+    """(key, field, flag) of every setting: "sft.lr" has the flag --sft-lr, "run.seed" --seed."""
     found = {f"{part.name}.{f.name}": f for part in fields(Config) for f in fields(part.type)}
     return [(k, f, "--" + re.sub("[._]", "-", k.removeprefix("run."))) for k, f in found.items()]
 
