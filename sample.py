@@ -127,9 +127,8 @@ class Batch:
         prompts = sorted({owner[b] for b in rows})
         kept = [[answers[b] for b in rows if owner[b] == p] for p in prompts]
         part = Batch([texts[p] for p in prompts], kept, self.ids.device, self.shared)
-        wanted = []
-        for level, which in zip(self.levels, ([0], prompts, rows)):
-            wanted.append(torch.isin(level.row, torch.tensor(which, device=level.row.device)))
+        parts = zip(self.levels, ([0], prompts, rows))
+        wanted = [torch.isin(level.row, level.row.new_tensor(which)) for level, which in parts]
         return part, torch.cat(wanted).nonzero()[:, 0]
 
     def split(self, tokens: int) -> list[list[int]]:
