@@ -85,7 +85,12 @@ def read_text(path: Path, limit: int = MAX_JSON) -> str:
         check_start(raw[:99])
         if b"\0" in raw:
             raise ValueError(f"a NUL byte at {raw.index(0)}: want a text in UTF-8")
-        return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError as e:
+            line = raw.count(b"\n", 0, e.start) + 1
+            raise ValueError(f"line {line} is not UTF-8: save it as (CSV) UTF-8") from None
+        return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def depth(value) -> int:
