@@ -125,15 +125,8 @@ def rate(lines: list[dict], name: str) -> list:
 
 def tables_of(variants: dict) -> str:
     """Markdown: all tables of one setting."""
-    head = [
-        "variant",
-        "seeds",
-        "refused, %: harmful",
-        *COLUMNS[1:],
-        "gibberish %",
-        "KL (median)",
-        "seconds",
-    ]
+    head = ["variant", "seeds", "refused, %: harmful", *COLUMNS[1:]]
+    head += ["gibberish %", "KL (median)", "seconds"]
     rows, categories, aucs, chosen, names = [], [], [], [], (*CATEGORIES, HELPFUL)
     for variant, lines in variants.items():
         cells = [evaluate.percent(rate(lines, kind)) for kind in KINDS]
