@@ -150,8 +150,7 @@ def tables_of(variants: dict) -> str:
     out.append(markdown(["harmful refused, %", *CATEGORIES], categories))
     if aucs:
         out.append(markdown(["AUC of the rewards, within a prompt", *names], aucs))
-        head = "right, %: samples → the best of four by reward"
-        out.append(markdown([head, *names], chosen))
+        out.append(markdown(["right, %: samples → the best of four by reward", *names], chosen))
     return "\n\n".join(out)
 
 
