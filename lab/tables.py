@@ -14,7 +14,6 @@ stay paired, and Student's over the seeds, as a bootstrap of five is too narrow.
 zero; "yes, on these prompts": Student's does. A rate's interval is Wilson's for one seed's prompts.
 """
 
-import json
 import math
 import re
 import sys
@@ -236,7 +235,7 @@ def main(argv: list[str]) -> None:
         for setting, variants in grouped(records).items():
             for pair in CLAIMS:
                 if found := claim(variants, *pair):
-                    print(json.dumps({"setting": setting, **found}))
+                    print(as_json({"setting": setting, **found}, None), end="")
         return
     text = fill(page.read_text(encoding="utf-8"), grouped(records))
     if lost := [s for s in grouped(records) if f"<!-- {s} -->" not in text]:
