@@ -54,27 +54,21 @@ def grouped(records: list[dict]) -> dict:
     return out
 
 
-def difference(a: list[dict], b: list[dict], draws: int = 4000) -> tuple:
-    """Mean over seeds of a's points minus b's; its bootstrap interval's ends; half of Student's.
-
-    a, b: lines of the same seeds on the same prompts. Student's is infinite for fewer than three.
-    """
-    rng, n, by_seed, drawn = np.random.default_rng(0), len(a), np.zeros(len(a)), np.zeros(draws)
-    seeds = rng.integers(n, size=(draws, n))
+def difference(a: list[dict], b: list[dict]) -> tuple:
+    """Mean over seeds of a's points minus b's; its bootstrap interval's ends; half of Student's."""
+    rng, n, by_seed, drawn = np.random.default_rng(0), len(a), np.zeros(len(a)), np.zeros(4000)
+    seeds = rng.integers(n, size=(len(drawn), n))
     for sign, kind in ((100, "harmful"), (-100, "lookalike")):
         refused = lambda line: np.array([v == "r" for v in line["verdicts"][kind]], float)
         gain = np.stack([refused(x) - refused(y) for x, y in zip(a, b, strict=True)])
-        prompts = rng.integers(gain.shape[1], size=(draws, gain.shape[1]))  # gain (seeds, prompts)
+        prompts = rng.integers(gain.shape[1], size=(len(drawn), gain.shape[1]))
         drawn += sign * np.array([gain[s].mean(0)[p].mean() for s, p in zip(seeds, prompts)])
-        by_seed += sign * gain.mean(1)
+        by_seed += sign * gain.mean(1)  # gain (seeds, prompts)
     return by_seed.mean(), *np.percentile(drawn, (2.5, 97.5)), half_width(by_seed)
 
 
 def claim(variants: dict, better: str, worse: str) -> dict:
-    """A claim: its name, seeds, points, two intervals; {} without lines of both variants.
-
-    by_seed: None for fewer than three seeds.
-    """
+    """A claim: its name, seeds, points, two intervals; {} without lines of both variants."""
     a, b = ({r["seed"]: r for r in variants.get(v, [])} for v in (better, worse))
     if not (seeds := sorted(a.keys() & b.keys())):
         return {}
