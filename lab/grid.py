@@ -32,8 +32,7 @@ from support.loaders import load_rows
 from support.resume import refuse_differences
 from support.run import Run, borrow, machine
 
-own = lambda key, value: value != RECIPES["laptop"].get(key, [None])[0]
-FEW = {key: value for key, (value, _) in RECIPES["laptop-few"].items() if own(key, value)}
+FEW = {k: x[0] for k, x in RECIPES["laptop-few"].items() if x != RECIPES["laptop"].get(k)}
 SETTINGS = {  # the recipe laptop with these
     "standard": {},
     "few-24": FEW,
