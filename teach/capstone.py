@@ -26,16 +26,11 @@ grpo_s.advantages grpo_s.kl_k3 grpo_s.loss support.judge.judge evaluate.wilson e
 """.split()
 
 
-def is_stub(function: ast.FunctionDef) -> bool:
-    """Whether nothing but a docstring stands before raise NotImplementedError."""
-    rest = [node for node in function.body if not isinstance(node, ast.Expr)]
-    return len(rest) == 1 and ast.unparse(rest[0]).startswith("raise NotImplementedError")
-
-
 def functions(path: Path, stubs: bool) -> set[str]:
-    """Names of a file's functions that are stubs, or of those that aren't."""
+    """Names of a file's functions that are stubs, a docstring and a raise, or that aren't."""
     tree = ast.parse(path.read_text(encoding="utf-8"), path.name)
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    is_stub = lambda f: {type(node) for node in f.body} <= {ast.Expr, ast.Raise}
     return {f.name for f in found if is_stub(f) == stubs}
 
 
