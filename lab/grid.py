@@ -195,22 +195,21 @@ def one(c: Config, setting: str, variant: str, seed: int, known: dict, shared) -
 
 def grid(run: Run, only: str, seeds: range) -> None:
     """Runs what has no line yet."""
-    root, plan, shared = run.folder, planned(only, seeds), {}
+    path, plan, shared = run.folder / "results.jsonl", planned(only, seeds), {}
     if {r["kind"] for r in run.prompts([])[0]} != set(evaluate.KINDS):
         raise UserError("--prompts: want harmful prompts, ordinary ones and look-alikes")
-    hold(root)
-    for setting, variant, seed in plan:
+    hold(run.folder)
+    known = {(r["setting"], r["variant"], r["seed"]): r for r in read_records(path, "variant")}
+    for setting, variant, seed in (key for key in plan if key not in known):
         if (setting, seed) not in shared:
             shared = {(setting, seed): rivals.Shared()}  # one at a time: it is large
-        lines = read_records(root / "results.jsonl", "variant")
-        known = {(r["setting"], r["variant"], r["seed"]): r for r in lines}
-        if (setting, variant, seed) in known:
-            continue
         print(f"== {setting}, {variant}, seed {seed}", flush=True)
         line = one(run.c, setting, variant, seed, known, shared[setting, seed])
-        write({root / f"answers/{setting} {seed} {variant}.json": as_json(line.pop("answers"))})
-        shutil.rmtree(root / setting / f"seed-{seed}" / variant)
-        write({root / "results.jsonl": "".join(as_json(r, None) for r in [*lines, line])})
+        said = run.folder / f"answers/{setting} {seed} {variant}.json"
+        write({said: as_json(line.pop("answers"))})
+        shutil.rmtree(run.folder / setting / f"seed-{seed}" / variant)
+        known[setting, variant, seed] = line
+        write({path: "".join(as_json(r, None) for r in known.values())})
 
 
 def main(argv: list[str]) -> int:
