@@ -117,10 +117,7 @@ def work(run: Run, known: dict, stages: tuple) -> None:
 
 @torch.no_grad()
 def measure(run, folder: Path, first: Path) -> dict:
-    """Answers of the model in `folder`, and the numbers of its line.
-
-    kl: to the model in `first`, by k3 on its own answers.
-    """
+    """Answers of the model in `folder`, and the numbers of its line; kl: to `first`, by k3."""
     rows, (chat,) = run.prompts([folder])
     model, start = run.load(folder, run.dtype), run.load(first, run.dtype)
     found = evaluate.evaluate(model, chat, rows, run.c.run.max_new_tokens)
@@ -134,11 +131,7 @@ def measure(run, folder: Path, first: Path) -> dict:
 
 
 def reward_facts(run) -> dict:
-    """What the rewards know of four warm start's samples of each held-out prompt, by category.
-
-    auc (None where no prompt has right and wrong samples), right, best_right: see
-    evaluate.rollout_record.
-    """
+    """evaluate.rollout_record of four warm start's samples of each held-out prompt, by category."""
     rows, (chat,) = run.prompts([run.folder / "sft"])
     kinds = [r["category"] if r["kind"] == "harmful" else HELPFUL for r in rows]
     rows = [{**r, "category": kind, "response": ""} for r, kind in zip(rows, kinds)]
@@ -155,15 +148,12 @@ def reward_facts(run) -> dict:
         facts = F.pad(evaluate.sample_facts(chat, [g["samples"] for g in mine]), (1, 0))  # no W
         told = evaluate.rollout_record([name] * len(mine), scores, facts)
         kind = "helpful_" if name == HELPFUL else "harmful_"
-        found[name] = {k: told.get(kind + k) for k in ("auc", "right", "best_right")}
+        found[name] = {k: told.get(kind + k) for k in ("auc", "right", "best_right")}  # auc or None
     return found
 
 
 def one(c: Config, setting: str, variant: str, seed: int, known: dict, shared) -> dict:
-    """Trains a variant in a copy of its start. Returns its line, with "answers".
-
-    known: {(setting, variant, seed): line} of what has run. shared: a rivals.Shared.
-    """
+    """Trains a variant in a copy of its start. Returns its line, with "answers"; known: others'."""
     folder, (stages, values) = Path(c.run.run) / setting / f"seed-{seed}", VARIANTS[variant]
     c = changed(c, {**SETTINGS[setting], "run.seed": seed, "run.run": str(folder / "start")})
     own, spared = {"roll_out": shared}, shared.spared
