@@ -209,8 +209,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", default="", help="settings or SETTING/VARIANTs, with commas")
     own, flags = parser.parse_known_args(argv)
     seeds = range(own.first_seed, own.first_seed + own.seeds)
-    every = ["--eval-prompts", "0"]  # the recipe looks at a third
-    flags = ["grid", "--run", "runs/grid", "--recipe", "laptop", *every, *flags]
+    flags = ["grid", "--run", "runs/grid", "--recipe", "laptop", "--eval-prompts", "0", *flags]
     return drirl.main(flags, {"grid": lambda run: grid(run, own.only, seeds)})
 
 
