@@ -28,13 +28,10 @@ LR, PAIRS, BETA = 5e-5, 8, 0.1  # of DPO; PAIRS: of a step
 
 
 class Shared:
-    """grpo_s.roll_out that keeps what it gave, for all that begin from one start.
-
-    spared: the seconds saved so far, as measured when the rollouts were made.
-    """
+    """grpo_s.roll_out that keeps what it gave, for all that begin from one start."""
 
     def __init__(self):
-        self.kept, self.spared, self.start = {}, 0.0, None
+        self.kept, self.spared, self.start = {}, 0.0, None  # spared: seconds of making them again
 
     def __call__(self, policy, reference, rewards, chat, phi, c, dtype, *draw):
         models = [m for m in (policy, rewards) if isinstance(m, torch.nn.Module)]
