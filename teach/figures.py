@@ -101,14 +101,11 @@ def estimates(d):
     return {"k1 = -d": -d, "k2 = d² / 2": d**2 / 2, "k3 = exp d - 1 - d": grpo_s.kl_k3(-d, 0 * d)}
 
 
-def spread(sharper: float, n: int = 32) -> tuple[float, list]:
-    """KL(pi, pi_ref); for k1, k2, k3 the mean, and 5% and 95% quantiles of the mean of n tokens.
-
-    pi_ref: the softmax of ten logits; pi: of these times `sharper`.
-    """
+def spread(sharper: float) -> tuple[float, list]:
+    """KL(pi, pi_ref); of k1, k2, k3 the mean, and 5% and 95% quantiles of means of 32 tokens."""
     logits, out, draw = torch.arange(10).double() / 4, [], torch.Generator().manual_seed(0)
     logp, logp_ref = (sharper * logits).log_softmax(0), logits.log_softmax(0)
-    tokens = torch.multinomial(logp.exp(), 4000 * n, True, generator=draw).view(-1, n)
+    tokens = torch.multinomial(logp.exp(), 4000 * 32, True, generator=draw).view(-1, 32)
     for k in estimates(logp_ref - logp).values():
         ends = k[tokens].mean(1).quantile(torch.tensor([0.05, 0.95]).double())
         out.append([(logp.exp() @ k).item(), *ends.tolist()])
