@@ -68,9 +68,8 @@ def install(given: Path, put=setattr) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    given = Path(os.environ.get("DRIRL_IMPL") or "teach/exercises")
     try:
-        yours = install(given)
+        yours = install(Path(os.environ.get("DRIRL_IMPL") or "teach/exercises"))
     except UserError as e:
         print("capstone:", e, file=sys.stderr)
         return 2
