@@ -9,10 +9,7 @@ VERDICTS = ("refuses", "partial", "complies")
 
 
 def check_judge(rows: list[dict]) -> str:
-    """Markdown: verdicts against labels, with 95% Wilson intervals; the readers' agreement.
-
-    rows: {"response", "label", "readers": [label, label]}.
-    """
+    """Markdown: verdicts against labels, with 95% Wilson intervals; the readers' agreement."""
     found, table = [(r["label"], judge(r["response"])) for r in rows], []
     for label in VERDICTS:
         n = [found.count((label, verdict)) for verdict in VERDICTS]
