@@ -95,7 +95,7 @@ class Borrowing(Run):
 
 
 def judged(run: Run, **own) -> None:
-    """GRPO-S with the judge's verdict as reward."""
+    """GRPO-S with the judge's verdict as reward: a perfect one, which no user has."""
     rewards = functools.partial(rivals.verdicts, run.chat(run.folder / "sft"))
     rewards.below = 0  # of the reference's blocks: it reads texts
     drirl.stage_grpo(run, rewards, **own)
