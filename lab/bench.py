@@ -120,7 +120,6 @@ def measure(a) -> tuple[float, float]:
 
 
 def compare(a) -> None:
-    """Measures ours and the peer by turns."""
     found, peer = {"ours": [], "theirs": []}, "trl" if a.what == "step" else "transformers"
     for name in (("ours", "theirs", "theirs", "ours") * a.pairs)[: 2 * a.pairs]:
         command = [sys.executable, "-m", "lab.bench", *sys.argv[1:], "--name", name]
@@ -129,8 +128,7 @@ def compare(a) -> None:
         found[name].append((seconds, gb))
     ours, theirs = ([statistics.median(x) for x in zip(*runs)] for runs in found.values())
     ratio = {"time": round(theirs[0] / ours[0], 2), "memory": round(theirs[1] / ours[1], 2)}
-    facts = {key: getattr(a, key) for key in ("what", "prompts", "samples", "tokens", "pairs")}
-    facts |= {"date": time.strftime("%Y-%m-%d"), "machine": machine(torch.device(a.device))}
+    facts = {**vars(a), "date": time.strftime("%F"), "machine": machine(torch.device(a.device))}
     x = torch.ones(2048, 2048, dtype=torch.bfloat16, device=a.device)  # how fast is this machine?
     seconds = min(timeit.repeat(lambda: (x @ x)[0, 0].item(), number=1, repeat=9))
     facts |= {"GFLOP/s": round(2 * 2048**3 / seconds / 1e9)}
