@@ -89,9 +89,8 @@ def spread(values: list[float], digits: int) -> str:
     """A mean over seeds, ± half of Student's interval; - for none."""
     if not values:
         return "-"
-    half = half_width(values)
     told = f"{np.mean(values):.{digits}f}"
-    return told if half == math.inf else f"{told} ± {half:.{digits}f}"
+    return f"{told} ± {half_width(values):.{digits}f}" if len(values) > 2 else told
 
 
 def claim_row(c: dict) -> list:
