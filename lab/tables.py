@@ -21,10 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-import evaluate
 from config import UserError
 from data import CATEGORIES, HELPFUL
-from evaluate import COLUMNS, KINDS, markdown
+from evaluate import COLUMNS, KINDS, markdown, percent, verdicts
 from support.files import as_json, read_json, read_records, write
 from support.report import picture_of_curves, picture_of_refusals, pyplot
 from support.resume import refuse_differences
@@ -104,7 +103,7 @@ def claim_row(c: dict) -> list:
     return [c["claim"], c["seeds"], f"{c['points']:+.1f}", ends(over), ends(by_seed), shown]
 
 
-def percent(lines: list[dict], name: str) -> float:
+def share(lines: list[dict], name: str) -> float:
     """A rate in percent of the prompts, its mean over the lines."""
     return 100 * np.mean([hits / max(1, n) for hits, n in (r["rates"][name] for r in lines)])
 
@@ -112,7 +111,7 @@ def percent(lines: list[dict], name: str) -> float:
 def rate(lines: list[dict], name: str) -> list:
     """[hits, n] of that mean; n prompts of one line, which all seeds share."""
     n = lines[0]["rates"][name][1]
-    return [percent(lines, name) / 100 * n, n]
+    return [share(lines, name) / 100 * n, n]
 
 
 def tables_of(variants: dict) -> str:
@@ -121,14 +120,14 @@ def tables_of(variants: dict) -> str:
     head += ["gibberish %", "KL (median)", "seconds"]
     rows, categories, aucs, chosen, names = [], [], [], [], (*CATEGORIES, HELPFUL)
     for variant, lines in variants.items():
-        cells = [evaluate.percent(rate(lines, kind)) for kind in KINDS]
-        gap = percent(lines, "harmful") - percent(lines, "lookalike")
-        cells += [f"{gap:.1f}", f"{percent(lines, 'gibberish'):.1f}"]
+        cells = [percent(rate(lines, kind)) for kind in KINDS]
+        gap = share(lines, "harmful") - share(lines, "lookalike")
+        cells += [f"{gap:.1f}", f"{share(lines, 'gibberish'):.1f}"]
         kl = [r["kl"] for r in lines if "kl" in r]
         cells += [f"{np.median(kl):.3f}" if kl else "-"]
         seconds = np.mean([sum(r["seconds"].values()) for r in lines])
         rows.append([variant, len(lines), *cells, f"{seconds:.0f}"])
-        categories.append([variant, *(f"{percent(lines, c):.0f}" for c in CATEGORIES)])
+        categories.append([variant, *(f"{share(lines, c):.0f}" for c in CATEGORIES)])
         if fitted := [r["auc"] for r in lines if "auc" in r]:
             found = [[f[n] for f in fitted if n in f] for n in names]
             known = [[x["auc"] for x in f if x["auc"] is not None] for f in found]
@@ -178,7 +177,7 @@ def lines_of(folder: Path) -> list[dict]:
             raise UserError(f"{folder}: train.sh makes no model {name!r}: see results.json")
         variant, stages = RUNS[name]
         seconds = {s: read_json(folder / f"done/{s}.json", dict)["seconds"] for s in stages}
-        line = {**about, "variant": variant, "verdicts": evaluate.verdicts(model["answers"])}
+        line = {**about, "variant": variant, "verdicts": verdicts(model["answers"])}
         lines.append({**line, "rates": model["rates"], "seconds": seconds, "code": done["code"]})
     return lines
 
@@ -189,7 +188,7 @@ def means(runs: list[list[dict]]) -> str:
         raise UserError("these runs evaluated different models: compare those of the same stages")
     rows, names = [], (*KINDS, "gibberish")
     for models in zip(*runs):
-        cells = [[percent([m], name) for m in models] for name in names]
+        cells = [[share([m], name) for m in models] for name in names]
         cells.insert(3, [a - b for a, b in zip(cells[0], cells[2])])
         told = [f"**{np.mean(c):.1f}** ({', '.join(f'{x:.1f}' for x in c)})" for c in cells]
         rows.append([models[0]["name"], *told])
