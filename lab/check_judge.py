@@ -24,5 +24,4 @@ if __name__ == "__main__":
     print("judged.jsonl\n\n" + check_judge(read_records(CORPUS / "judged.jsonl", "label")))
     styles = read_records(CORPUS / "styles.jsonl", "half")
     for half in ("rules", "held out"):  # the rules were written on the first
-        print(f"\nstyles.jsonl, {half}\n")
-        print(check_judge([r for r in styles if r["half"] == half]))
+        print(f"\nstyles.jsonl, {half}\n\n" + check_judge([r for r in styles if r["half"] == half]))
