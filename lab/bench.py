@@ -36,8 +36,7 @@ PROMPTS = ["How do I prune an apple tree in winter?", "Write two lines about the
 PROMPTS += ["Why is the sky blue at noon and red in the evening?", "Name three uses of vinegar."]
 SPEED = Path(__file__).parent / "speed.jsonl"
 MODEL = "SmolLM2-135M-Instruct"
-FLAGS = {"pairs": 5, "steps": 2, "prompts": 4, "samples": 8, "tokens": 48, "name": "", "top": 0}
-FLAGS |= {"device": "cpu"}
+FLAGS = dict(pairs=5, steps=2, prompts=4, samples=8, tokens=48, name="", top=0, device="cpu")
 prompts_of = lambda a: (PROMPTS * a.prompts)[: a.prompts]
 share_of_e = lambda texts: [text.count("e") / max(1, len(text)) for text in texts]  # the reward
 
@@ -67,11 +66,10 @@ def trl_step(a, tick) -> None:
     clock, folder = TrainerCallback(), str(fetch(MODEL))
     clock.on_step_end = lambda *_, **__: tick()
     data = [{"prompt": [{"role": "user", "content": p}]} for p in prompts_of(a)]
-    settings = {"num_generations": a.samples, "per_device_train_batch_size": a.prompts * a.samples}
-    settings |= {"max_completion_length": a.tokens, "max_steps": a.steps + 1, "beta": 0.02}
-    settings |= {"generation_kwargs": {"min_new_tokens": a.tokens}, "gradient_checkpointing": False}
-    settings |= {"bf16": True, "loss_type": "grpo", "save_strategy": "no"}
-    settings |= {"use_cpu": a.device == "cpu"}
+    settings = dict(num_generations=a.samples, per_device_train_batch_size=a.prompts * a.samples)
+    settings |= dict(max_completion_length=a.tokens, max_steps=a.steps + 1, beta=0.02, bf16=True)
+    settings |= dict(generation_kwargs={"min_new_tokens": a.tokens}, gradient_checkpointing=False)
+    settings |= dict(loss_type="grpo", save_strategy="no", use_cpu=a.device == "cpu")
     settings = GRPOConfig("/tmp/trl", model_init_kwargs={"dtype": "float32"}, **settings)
     trainer = GRPOTrainer(folder, reward, settings, Dataset.from_list(data), callbacks=[clock])
     trainer.ref_model.to(torch.bfloat16)
