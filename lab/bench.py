@@ -10,7 +10,6 @@ costliest operations. We sample from a bfloat16 copy, TRL doesn't.
 
 import argparse
 import contextlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import time
 import timeit
 from importlib.metadata import version
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
 import torch
 
@@ -112,8 +112,7 @@ def measure(a) -> tuple[float, float]:
     if a.top:
         by = f"self_{'device' if gpu else 'cpu'}_time_total"
         print(profile.key_averages().table(sort_by=by, row_limit=a.top))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = torch.cuda.max_memory_allocated() if gpu else peak
+    peak = torch.cuda.max_memory_allocated() or getrusage(RUSAGE_SELF).ru_maxrss * 1024
     return statistics.median(y - x for x, y in zip(times, times[1:])), peak / 2**30
 
 
