@@ -2,9 +2,8 @@
 
     DRIRL_IMPL=mine python -m teach.capstone grpo --run runs/of-mine   one stage again
 
-Each exercise that you have written in the folder DRIRL_IMPL takes the place of the project's
-function, wherever that is used. What is a stub still comes from the project. train.sh begins the
-run anew, in runs/of-mine.
+What you have written in the folder DRIRL_IMPL takes the place of the project's functions, wherever
+they are used; a stub does not. train.sh begins the run anew, in runs/of-mine.
 """
 
 import ast
