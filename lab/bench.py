@@ -86,9 +86,8 @@ def samples(a, tick) -> None:
 
         model = AutoModelForCausalLM.from_pretrained(fetch(MODEL), dtype=torch.bfloat16)
         model.to(a.device)
-        width = max(map(len, prompts))
-        ids = [[0] * (width - len(p)) + p for p in prompts]  # no prompt contains a 0
-        ids = torch.tensor(ids, device=a.device)
+        width = max(map(len, prompts))  # padded with 0, which no prompt contains
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=a.device)
         sizes = {"min_new_tokens": a.tokens, "max_new_tokens": a.tokens, "do_sample": True}
         sizes |= {"num_return_sequences": a.samples, "attention_mask": (ids > 0).long()}
         draw = lambda: model.generate(ids, top_k=0, **sizes)
