@@ -42,6 +42,16 @@ def test_all_answers(monkeypatch):
     assert model.rope_frequencies.__module__ == "answers" and cos.isfinite().all()
 
 
+def test_answers_in_the_folder_of_the_stubs(tmp_path, monkeypatch):
+    """A stub that is filled in where it lies counts too."""
+    text = (EXERCISES / "ex15_kl_k3.py").read_text()
+    (tmp_path / "ex15_kl_k3.py").write_text(
+        text.replace("raise NotImplementedError", "return logp")
+    )
+    monkeypatch.setattr(capstone, "STUBS", tmp_path)
+    assert capstone.install(tmp_path, monkeypatch.setattr) == ["grpo_s.kl_k3"]
+
+
 def test_one_of_several(tmp_path, monkeypatch):
     """A written function is used, the stub beside it is not; helpers in the file are."""
     text = (EXERCISES / "ex10_similarity.py").read_text()
