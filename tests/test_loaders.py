@@ -507,7 +507,7 @@ BROKEN = {
     "blank": (" \n\n", "no rows"),
     "only a header": ("prompt\n", "no rows"),
     "empty list": ("[]", "no rows"),
-    "Latin-1": (b'{"prompt": "\xe9"}\n', "byte 0xe9 in position 12"),
+    "Latin-1": (b'{"prompt": "\xe9"}\n', "line 1 is not UTF-8: save it as (CSV) UTF-8"),
     "binary": (b"\x01\x02\x03\x04\x00\x00", "a NUL byte at 4"),
     "Excel": (b"PK\x03\x04\x00\x00", "a zip file or an Excel workbook: unpack it, or save it as"),
     "UTF-16": ('{"prompt": "a"}'.encode("utf-16-le"), "a NUL byte"),
