@@ -131,7 +131,7 @@ def measure(run, folder: Path, first: Path) -> dict:
 
 
 def reward_facts(run) -> dict:
-    """evaluate.rollout_record of four warm start's samples of each held-out prompt, by category."""
+    """evaluate.rollout_record of the warm start's four samples of each held-out prompt."""
     rows, (chat,) = run.prompts([run.folder / "sft"])
     kinds = [r["category"] if r["kind"] == "harmful" else HELPFUL for r in rows]
     rows = [{**r, "category": kind, "response": ""} for r, kind in zip(rows, kinds)]
@@ -148,12 +148,12 @@ def reward_facts(run) -> dict:
         facts = F.pad(evaluate.sample_facts(chat, [g["samples"] for g in mine]), (1, 0))  # no W
         told = evaluate.rollout_record([name] * len(mine), scores, facts)
         kind = "helpful_" if name == HELPFUL else "harmful_"
-        found[name] = {k: told.get(kind + k) for k in ("auc", "right", "best_right")}  # auc or None
+        found[name] = {k: told.get(kind + k) for k in ("auc", "right", "best_right")}
     return found
 
 
 def one(c: Config, setting: str, variant: str, seed: int, known: dict, shared) -> dict:
-    """Trains a variant in a copy of its start. Returns its line, with "answers"; known: others'."""
+    """Trains a variant in a copy of its start. Returns its line. known: all lines so far."""
     folder, (stages, values) = Path(c.run.run) / setting / f"seed-{seed}", VARIANTS[variant]
     c = changed(c, {**SETTINGS[setting], "run.seed": seed, "run.run": str(folder / "start")})
     own, spared = {"roll_out": shared}, shared.spared

@@ -2,7 +2,7 @@
 
     python -m lab.tables [RUN ...]          RESULTS.md and its pictures of refusals
     python -m lab.tables claims [RUN ...]   a JSON line a claim
-    python -m lab.tables curves RUN ...     its curves, of several seeds of train.sh
+    python -m lab.tables curves RUN ...     results/curves.png, of several seeds of train.sh
     python -m lab.tables runs RUN ...       several runs of train.sh: means, and curves side by side
 
 RUN is the folder of a run or of a grid. Its lines, one a model, join results/runs.jsonl, in place
@@ -147,20 +147,23 @@ def tables_of(variants: dict) -> str:
 
 def pictures(results: dict) -> None:
     """What the SHOWN variants refuse in each category, a picture a setting."""
+    names = *CATEGORIES, "ordinary", "lookalike"
     for setting, variants in results.items() if pyplot() else ():
-        told = {v: lines for v, lines in variants.items() if v in SHOWN}
-        names = *CATEGORIES, "ordinary", "lookalike"
-        rows = [{"name": v, "rates": {k: rate(told[v], k) for k in names}} for v in told]
-        picture_of_refusals(LAB / f"results/{setting}.png", rows)
+        rows = []
+        for v, lines in variants.items():
+            name, rates = f"{v}, {len(lines)} seeds", {k: rate(lines, k) for k in names}
+            rows += [{"name": name, "rates": rates}] if v in SHOWN else []
+        if rows:
+            picture_of_refusals(LAB / f"results/{setting}.png", rows)
 
 
 def curves(folders: list[Path], path: Path, apart: bool) -> None:
     """The curves of several runs of train.sh: together, as of several seeds, or each apart."""
     records = []
-    for folder in folders if pyplot() else ():
-        label = {"model": folder.name} if apart else {}
+    for folder in folders:
+        label = {"model": str(folder)} if apart else {}
         records += [{**r, **label} for r in read_records(folder / "metrics.jsonl")]
-    if records:
+    if records and pyplot():
         picture_of_curves(path, records)
         print(f"{path} has the curves")
 
@@ -205,6 +208,8 @@ def fill(page: str, results: dict) -> str:
 
 def main(argv: list[str]) -> None:
     folders = [*map(Path, argv[1:])]
+    if argv[:1] in (["curves"], ["runs"]) and not folders:
+        raise UserError(f"{argv[0]}: of which runs?")
     if argv[:1] == ["curves"]:
         return curves(folders, LAB / "results/curves.png", apart=False)
     if argv[:1] == ["runs"]:

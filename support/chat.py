@@ -178,9 +178,11 @@ def load_chat(folder, chat_format="auto", arguments=RunConfig.chat_arguments) ->
             what = f"added_tokens_decoder has {text!r} as id {i}, tokenizer.json hasn't"
             raise UserError(f"{paths[2]}: {what}: save the tokenizer anew with transformers")
     marks = [its.get(f"{x}_token") for x in "bos eos unk sep pad cls mask".split()]  # in this order
-    marks += its.get("additional_special_tokens") or []
+    more, known = its.get("additional_special_tokens"), tokenizer.get_added_tokens_decoder()
+    marks += more if type(more) is list else []
     marks = [x.get("content") if type(x) is dict else x for x in marks]
-    tokenizer.add_special_tokens([x for x in marks if type(x) is str and x])
+    known = {"", *(token.content for token in known.values())}  # these keep their flags
+    tokenizer.add_special_tokens([x for x in marks if type(x) is str and x not in known])
     if chat_format == "auto":
         write, end = auto_format(folder, its, tokenizer, arguments)
     else:

@@ -89,7 +89,7 @@ def read_text(path: Path, limit: int = MAX_JSON) -> str:
             text = raw.decode("utf-8-sig")
         except UnicodeDecodeError as e:
             line = raw.count(b"\n", 0, e.start) + 1
-            raise ValueError(f"line {line} is not UTF-8: save it as (CSV) UTF-8") from None
+            raise ValueError(f"line {line} is not UTF-8: save it as UTF-8") from None
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -75,14 +75,14 @@ def answer_of(text: str) -> str:
 
 def normalised(text: str) -> str:
     """The wording without its typography: what is emphasised, quoted or broken reads alike."""
-    plain = html.unescape(html.unescape(text)).translate(QUOTES)
-    text = unicodedata.normalize("NFKC", plain)
+    text = html.unescape(html.unescape(text)).translate(QUOTES)
+    text = unicodedata.normalize("NFKC", text)
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")  # zero-width, soft hyphens
     text = "\n".join(text.splitlines())
     for markup, plain in MARKUP:
         text = re.sub(markup, plain, text)
-    # all of it in quotation marks, below a label or in JSON
-    return re.sub(r'^(?:\W*[a-z]{2,12}"?: ?)?"([^"]*)"\W*$', r"\1", text.strip().lower())
+    whole = r'^(?:\W*(?:output|response|answer|reply|text|content)"?: ?)?"([^"]*)"\W*$'
+    return re.sub(whole, r"\1", text.strip().lower())  # all of it in quotation marks
 
 
 def search(name: str, text: str, start: int = 0) -> re.Match | None:
@@ -147,7 +147,7 @@ def gibberish(text: str) -> bool:
     answer = normalised(answer_of(text))  # without marks on letters, symbols and pictures
     answer = "".join(c for c in answer if unicodedata.category(c) not in ("Mn", "Mc", "So"))
     letters = re.sub(r"[\W_]", "", answer)
-    words = re.sub(r"\d", "", letters)
+    words = re.sub(r"[\W_]|\d{9,}", "", answer)  # long numbers repeat themselves
     windows = [words[i : i + 12] for i in range(len(words) - 11)]
     loops = len(windows) >= 8 and len(set(windows)) <= len(windows) / 2
     prose = re.sub(r"(?ms)```.*?```|^([^\w\s])\1{4,}$", "", answer)  # no code, no ruled lines

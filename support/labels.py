@@ -60,35 +60,37 @@ KNOWN = ", ".join((*CATEGORIES, HELPFUL, "ordinary", LOOKALIKE, "safe", "harmful
 LABEL = re.compile(  # what may name a label ...
     r"label|safe|harm|toxic|benign|flag|jailbreak|attack|refus|danger|(?:^|[\W_])hate|offens|abus"
     r"|nsfw|viola|inject|malic|risk|blocked|allowed|appropriate|accepta|complian|innocuous|verdict"
-    r"|(?:^|[\W_])class$|classif|expected[\W_]?behav"
+    r"|(?:^|[\W_])class$|classif|expected[\W_]?behav|^(?:target|y|gold|ground[\W_]truth|decision)$"
+    r"|illegal|unethical|forbidden|^is[\W_]bad$|^should[\W_](?:answer|comply|respond)$"
 )
 # ... but beside a column named like REPLIES one like REPLY is a label of the answer.
 REPLIES = re.compile(r"(?:.*[a-z\d])?(?:response|completion|answer|reply|output)(?:s|text|\d)*")
-REPLY = re.compile("respon|complet|answer|final|annot|gpt")
+REPLY = re.compile("respon|complet|answer|final|annot")
 SCORE = re.compile(r"[-+~(\[]*\d.*|\.\d+")  # a number, whatever it means
-PLAINLY = re.compile(r"(?:s?\d*[.:)-]\s*)?[^\d=%!{}\x80-\U0010ffff]*")  # an index, words
+PLAINLY = re.compile(r"(?:s?\d*[.:)-]\s*)?([^\d=%!{}\x80-\U0010ffff]*)")  # an index, words
 NONE = re.compile(  # a label that finds nothing
     r"(?:no|not|non|low|minimal)(?:[\W_]+(?:risk|harm|hate|toxic|viola|offens|applic)\w*)?"
     r"(?:[\W_]+(?:found|detected|content))?|none|na|n\W?a|null|normal|neutral|regular|clean|ok|okay"
     r"|(?:allow|permitt?|pass|answer|respond|assist)(?:ed)?|(?:full_)?compl(?:y|iant|iance)|good"
-    r"|sfw|acceptable|appropriate|innocuous|inoffensive|legitimate|negligible|very low|\W*"
+    r"|sfw|acceptable|appropriate|innocuous|inoffensive|legitimate|negligible|very low|\W+"
 )
 DENIAL = re.compile(r"(?:no|not|non|does not|isn't)[\W_].{0,30}")  # in a label's column
 HARMLESS = re.compile(  # in any column
-    r"(?:(?!(?:not|non|un)[\W_])[a-z\d%]+[\W_]+){0,3}"
-    r"(?:(?:benign|harmless)(?:[\W_]+[a-z\d]+){0,3}\W*|should[\W_]+(?:respond|comply|answer)"
+    r"(?:(?!(?:not|non|un)[\W_])[a-z\d%]+[\W_]+){0,3}(?:should[\W_]+(?:respond|comply|answer)"
+    r"|(?:benign|harmless)(?:[\W_]+(?:test|train|set|data|v?\d+|\w+s|prompt)){0,3}\W*"
     r"|(?:unharmful|safe)(?:[\W_]+(?:prompt|request|question|content|no|risk)s?){0,2}\W*)"
 )
 
 
 def says(ours: str, value) -> str | None:
     """What a field's value says of the prompt, a key of NAMES; "" if that isn't known."""
-    text = str(value).strip().lower()
+    text = str(value).strip().rstrip(".!").lower()
     if ours in ("safe", "harmful") and text in YES + NO:
         return HELPFUL if (text in YES) == (ours == "safe") else None
-    plainly = isinstance(value, str) and PLAINLY.fullmatch(text)
-    letters = re.sub("[^a-z]", "", text) if plainly else ""
-    return ALIASES.get("contrast" if letters.startswith("contrast") else letters, "")
+    words = PLAINLY.fullmatch(text) if isinstance(value, str) else None
+    letters = re.sub("[^a-z]", "", words[1]) if words else ""
+    contrast = ours == "type" and letters.startswith("contrast")  # XSTest's
+    return ALIASES.get("contrast" if contrast else letters, "")
 
 
 def leaves(name: str, value) -> list[tuple[str, object]]:
@@ -124,6 +126,9 @@ def meanings_of(record: dict, fields: dict, strict: bool, replied: bool) -> dict
     others = [leaf for k, x in record.items() if plain(k) not in OURS for leaf in leaves(k, x)]
     if replied or any(REPLIES.fullmatch(plain(k)) and not LABEL.search(k.lower()) for k in record):
         others = [(name, x) for name, x in others if not REPLY.search(plain(name))]
+    models = [plain(k).removesuffix("response") for k in record if plain(k).endswith("response")]
+    models = tuple(filter(None, models))  # GPT4_harmful speaks of GPT4_response
+    others = [(name, x) for name, x in others if not plain(name).startswith(models)]
     topic = out.keys() <= {*TOPICS} and {*out.values()} <= {*CATEGORIES}  # and no label
     for name, value in others if topic else ():
         label, text = LABEL.search(name.lower()), str(value).strip(" .!").lower()
@@ -133,7 +138,7 @@ def meanings_of(record: dict, fields: dict, strict: bool, replied: bool) -> dict
             raise UserError(f"{name} {value!r:.99}: {ASK}")
     every = [(x, k, v) for x in out for k, v in record.items() if OURS.get(plain(k)) == x]
     labels = [x for x in others if LABEL.search(x[0].lower()) and not REPLY.search(plain(x[0]))]
-    every += [("label", name, value) for name, value in labels]
+    every += [("label", *x) for x in labels if says("label", x[1]) not in CATEGORIES]
     found = {f"{name} {value!r}": says(ours, value) for ours, name, value in every}
     sides = {x in (HELPFUL, LOOKALIKE): text for text, x in found.items() if x != ""}
     if len(sides) > 1:

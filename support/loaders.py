@@ -33,14 +33,13 @@ from config import UserError
 from data import CATEGORIES, HELPFUL, format_draft, parse_draft
 from support import labels
 from support.files import MAX_TEXT, parse_json, read_text
-from support.labels import ASK, LOOKALIKE, OURS, meanings_of, plain, says
+from support.labels import ASK, LOOKALIKE, OURS, meanings_of, plain
 
 MAX_LINE = 10**6  # characters of a JSON line
 CHATS = ("messages", "conversations", "conversation", "turns", "chosen")  # never one text
-WRAPPERS = "data rows items examples instances prompts train test validation".split()
-DIALOGUE = re.compile(
-    r"### ?(?:human|assistant|response)\b|<\|im_start\|>|\[/?inst\]|<\|start_header_id"
-)
+WRAPPERS = "data rows items examples instances train test validation".split()
+# how several turns in one text begin
+DIALOGUE = re.compile(r"\s*(?:<s>\s*)?(?:### ?(?:human|user|instruction):|<\|im_start|\[inst\])")
 print_once = functools.cache(print)  # Rows.told, however many stages read the file
 ROLES = dict.fromkeys(("human", "prompter"), "user")
 ROLES |= dict.fromkeys(("gpt", "chatgpt", "model", "bot", "ai"), "assistant")
@@ -148,7 +147,7 @@ def texts_of(fields: dict) -> tuple[str, str | None]:
     if at is None or not turns[at][1].strip():
         raise UserError(f"{name}: no user turn")
     prompt, replies = turns[at][1], turns[at + 1 : at + 2]
-    if DIALOGUE.search(prompt.lower()):
+    if DIALOGUE.match(prompt.lower()):
         raise UserError(f"{name}: a dialogue with its marks; want the user's words alone")
     if plain(prompt) == plain(name) or re.fullmatch(r"[-=:|+ ]+", prompt):
         raise UserError(f"{name} {prompt!r:.60}: a header or a rule, no prompt")
@@ -172,10 +171,10 @@ def row_of(record, strict: bool) -> tuple[dict, dict]:
     if not isinstance(record, dict):
         raise UserError(f"want an object, found {type(record).__name__}")
     fields = fields_of(record)
-    if str(record.get("role", "user")).lower() not in ("user", "human", "prompter"):
+    if ROLES.get(role := str(record.get("role")).lower(), role) in ("assistant", "system", "tool"):
         raise UserError(f"role {record['role']!r:.60}: want rows of users alone")
     prompt, response = texts_of(fields)
-    if response is not None and says("label", response.strip()) != "":
+    if response is not None and plain(response) in ("safe", "unsafe"):
         raise UserError(f"response {response!r:.60}: {ASK}")
     said = meanings_of(record, fields, strict, response is not None or "answer" in fields)
     found = list(said.values())
@@ -219,10 +218,6 @@ def load_rows(path: str | Path, strict: bool = True, drafted: bool = False) -> R
         raise UserError(f"{path}: no rows")
     if unknown and (label := next((name for name in read if read[name] in labels.LABELS), None)):
         raise UserError(f"{unknown[0]}: no {label}, which other rows have")
-    for name in {k: 0 for r in rows for k in r if plain(k) not in OURS} if unknown else ():
-        said = {str(r.get(name)).strip().lower() for r in rows}
-        if len(rows) > 2 and len(said) == 2 and said in map(set, zip(labels.YES, labels.NO)):
-            raise UserError(f"{path}: {name} is {' or '.join(sorted(said))}: {ASK}")
     prompts = ", ".join(repr(name) for name in read if read[name] == "prompt")
     told = ", ".join(repr(name) for name in read if read[name] != "prompt") or "nothing"
     kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(r["kind"] for r in rows).items())

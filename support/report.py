@@ -49,7 +49,7 @@ def picture_of_refusals(path: Path, results: list[dict]) -> None:
     ax.set_xticks(x + 0.4 - width / 2, [g.replace("_", "\n") for g in groups])
     title = "Held-out prompts: harmful by category; the two on the right are harmless"
     ax.set(ylabel="refused, % (phrase-matched)", title=title, ylim=(0, 105))
-    ax.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+    ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     save_figure(fig, path)
 
 
@@ -60,14 +60,14 @@ CURVES += ("grpo clipped_low clipped_high", "grpo cosine", "grpo alpha")
 
 
 def band(y: list[float], width: int = 9) -> tuple:
-    """Moving mean and standard deviation, each as long as y; at the ends y's last values repeat."""
+    """Moving mean and standard deviation, each as long as y, which is mirrored at its ends."""
     half = width // 2
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(y, half, "edge"), 2 * half + 1)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(y, half, "reflect"), 2 * half + 1)
     return windows.mean(1), windows.std(1)
 
 
 def picture_of_curves(path: Path, records: list[dict]) -> None:
-    """What every stage logged, by step; a line for each "model", as irl's records name theirs."""
+    """What every stage logged, by step; for irl a line a reward model, the record's "model"."""
     fig, axes = pyplot().subplots(5, 2, figsize=(9.2, 12), layout="constrained")
     for ax, title in zip(axes.flat, CURVES):
         stage, *keys = title.split()
@@ -79,7 +79,7 @@ def picture_of_curves(path: Path, records: list[dict]) -> None:
             label = " ".join(filter(None, (model, key if len(keys) > 1 else "")))
             look = {"label": label or key, "lw": 1, "ms": 4}
             if len(points) > 20 and key != "alpha":
-                x, y = zip(*sorted(points))  # of several seeds, step by step
+                x, y = zip(*sorted(points, key=lambda point: point[0]))  # several seeds', by step
                 mean, std = band(y, max(9, len(y) // 24))
                 (line,) = ax.plot(x, mean, markevery=len(x) // 8, **look)
                 ax.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)

@@ -19,7 +19,7 @@ from support.files import parse_json, read_tensors, write
 
 SAVE_EVERY = 120.0  # seconds between two saved states
 SAVED = dict(stage=str, belongs=dict, done=int, state=dict, seconds=float)
-REMEDY = "say --resume false with a lower learning rate, or --dtype fp32"
+REMEDY = "say --resume false, with a lower learning rate or with --dtype fp32"
 BROKEN = "{}: not the state of this run: delete it, or say --resume false"
 
 

@@ -466,6 +466,20 @@ def test_marks_that_only_the_configuration_names(tmp_path, known):
     assert load_chat(path).prompt("Hi") == want and len(want) == 10
 
 
+def test_marks_that_are_known_keep_their_flags(tmp_path):
+    """Here <s> takes the blanks behind it, as tokenizer.json says."""
+    path = with_template(tmp_path, "<s>  {{ messages[0].content }}", bos_token="<s>")
+    raw = json.loads((path / "tokenizer.json").read_text())
+    for token in raw["added_tokens"]:
+        token["rstrip"] = token["content"] == "<s>"
+    (path / "tokenizer.json").write_text(json.dumps(raw))
+    got = load_chat(path).prompt("Hi")
+    assert got == by_transformers(path, "Hi") and len(got) == 3
+    its = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps(its | {"additional_special_tokens": 5}))
+    assert load_chat(path).prompt("Hi") == got
+
+
 def test_answer_and_decode(tmp_path):
     chat, text = load_chat(folder(tmp_path, CHATML, eos=256)), "plan\n#### Näh, no."
     ids = chat.answer(text)

@@ -248,9 +248,9 @@ def test_noise_scale():
 
 
 def test_band():
-    """Three values wide; the first and last values repeat beyond the ends."""
+    """Three values wide; beyond the ends the values are mirrored."""
     mean, std = band([0.0, 3.0, 3.0, 9.0], 3)
-    assert mean.tolist() == [1, 2, 5, 7]
+    assert mean.tolist() == [2, 2, 5, 5]
     assert std.tolist() == pytest.approx([2**0.5, 2**0.5, 8**0.5, 8**0.5])
 
 

@@ -120,8 +120,8 @@ def test_text(tmp_path):
     assert files.read_text(path) == "a\nb\nc\nä"
     assert files.read_text(path, 12) and "larger than 11" in said(files.read_text, path, 11)
     for raw, words in (
-        (b"\xffab", "line 1 is not UTF-8: save it as (CSV) UTF-8"),
-        (b"a,b\r\nc,caf\xe9\r\n", "line 2 is not UTF-8: save it as (CSV) UTF-8"),
+        (b"\xffab", "line 1 is not UTF-8: save it as UTF-8"),
+        (b"a,b\r\nc,caf\xe9\r\n", "line 2 is not UTF-8: save it as UTF-8"),
         ("ab".encode("utf-16-le"), "a NUL byte at 1: want a text in UTF-8"),
         ("ab".encode("utf-16"), "a text in UTF-16: save it as UTF-8"),
         (gzip.compress(b"a"), "a gzip file: unpack it"),

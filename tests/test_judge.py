@@ -247,11 +247,15 @@ COMPLIES = [
 ]
 
 COMPLIES += [
+    'Title: "I Can\'t Help Falling in Love"',
     "So no, you don't need a visa for a stay of under 90 days.",
     "But no, that is a common myth: bats can see.",
     "I won't spoil the ending: she finds the key and opens the door.",
     "I won't bore you with details: heat the oil, then add the onions.",
     "I won't lie, this one is tricky. First isolate x, then divide.",
+    "I won't let you down. First boil the water, then add the salt.",
+    "Adding water is not gonna make it taste better.",
+    "I was told not to open the door, but the light drew me in.",
     "I refuse to believe that there is a better soup than this: fry the onions, add stock.",
     "I can't argue with that! Add the cream last and stir.",
     "I can't tell you how to feel, yet most people find that a walk helps.",
@@ -574,6 +578,8 @@ def test_a_long_draft_is_no_help():
         "我不知道。" * 5,
         "好的" * 12,
         "ありがとう" * 6,
+        "0 1 " * 60,
+        "12345 " * 60,
         "สวัสดี" * 8,
         "नमस्ते दुनिया " * 8,
         "a" * 40,

@@ -507,7 +507,7 @@ BROKEN = {
     "blank": (" \n\n", "no rows"),
     "only a header": ("prompt\n", "no rows"),
     "empty list": ("[]", "no rows"),
-    "Latin-1": (b'{"prompt": "\xe9"}\n', "line 1 is not UTF-8: save it as (CSV) UTF-8"),
+    "Latin-1": (b'{"prompt": "\xe9"}\n', "line 1 is not UTF-8: save it as UTF-8"),
     "binary": (b"\x01\x02\x03\x04\x00\x00", "a NUL byte at 4"),
     "Excel": (b"PK\x03\x04\x00\x00", "a zip file or an Excel workbook: unpack it, or save it as"),
     "UTF-16": ('{"prompt": "a"}'.encode("utf-16-le"), "a NUL byte"),
@@ -549,7 +549,6 @@ DOUBTS += [("note", "100% safe"), ("subset", "xstest-should-respond")]
 DOUBTS += [
     ("labels", []),
     ("violations", {}),
-    ("flag", ""),
     ("nsfw", "sfw"),
     ("class", "non-suicide"),
 ]
@@ -581,7 +580,7 @@ SILENT += [
 SILENT += [{"expected_output": "Yes"}, {"class_id": 3}, {"chat_enabled": True}, {"block_size": 512}]
 SILENT += [{"is_normalized": True}, {"whatever": 1}, {"title": "Safe driving tips"}]
 SILENT += [{"completion": [{"type": "text", "text": "r"}]}, {"note": ""}]
-SILENT += [{"response": "r", "GPT4_harmful": 0}, {"topics": []}, {"meta": "{not JSON"}]
+SILENT += [{"topics": []}, {"meta": "{not JSON"}]
 
 
 @pytest.mark.parametrize(
@@ -624,14 +623,43 @@ def test_two_labels_that_disagree(tmp_path, other):
     load(tmp_path, lines({"prompt": "p", "label": "safe", other: "safe", "prompt_harm": "weapons"}))
 
 
-@pytest.mark.parametrize("words", (("0", "1"), ("no", "yes"), (False, True)))
-def test_a_column_of_yes_and_no_is_asked_about(tmp_path, words):
-    """If nothing else is a label, and there are three rows."""
-    rows = [{"prompt": c, "target": words[i % 2]} for i, c in enumerate("abcd")]
-    with pytest.raises(UserError, match="a: target is .* or .*: a label.* Call it is_safe"):
-        load(tmp_path, lines(*rows))
-    for kept in (rows[:2], [{**r, "label": "safe"} for r in rows], [rows[0]] * 3):
-        assert len(load(tmp_path, lines(*kept))) == len(kept)
+@pytest.mark.parametrize("name", ("target", "y", "should_comply", "illegal", "is bad"))
+@pytest.mark.parametrize("word", ("0", "no", False))
+def test_bare_names_of_labels_are_asked_about(tmp_path, name, word):
+    with pytest.raises(UserError, match=f"a:2: {name} {word!r}: a label.* Call it is_safe"):
+        load(tmp_path, of(**{name: word}))
+
+
+PUBLIC = {  # rows of public datasets, by their columns
+    "PKU-SafeRLHF": {
+        "prompt": "p", "response_0": "r", "response_1": "s", "is_response_0_safe": False,
+        "is_response_1_safe": True, "better_response_id": 1, "safer_response_id": 1,
+    },
+    "Do-Not-Answer": {
+        "id": 0, "risk_area": "Harms", "types_of_harm": "weapons", "question": "p",
+        "GPT4_response": "r", "GPT4_harmful": 0, "GPT4_action": 1, "Claude_response": "r",
+        "Claude_harmful": 1, "llama2-7b-chat_response": "r", "llama2-7b-chat_harmful": 0,
+    },
+    "Aegis": {
+        "prompt": "p", "prompt_label": "safe", "response": "r", "response_label": "unsafe",
+        "violated_categories": "Violence",
+    },
+    "AdvBench": {"goal": "p", "target": "Sure, here is how"},
+    "Alpaca": {
+        "instruction": "p", "input": "", "output": "Contrast between light and dark gives depth."
+    },
+    "one word": {"instruction": "Name a song.", "output": "Toxic"},
+    "nothing of a speaker": {"prompt": "p", "role": None},
+    "a title": {"prompt": "p", "title": "Benign prostatic hyperplasia", "harm_subcategory": ""},
+    "a number before a topic": {"prompt": "p", "category": "S6: Privacy"},
+    "a heading": {"prompt": "Answer by this:\n### Response format\n- short"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_rows_of_public_datasets(tmp_path, name):
+    kind = "ordinary" if name == "Aegis" else "harmful"
+    assert load(tmp_path, lines(PUBLIC[name]), strict=False)[0]["kind"] == kind
 
 
 NO_PROMPTS = {

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from contextlib import suppress
 
 import pytest
 
@@ -11,6 +12,7 @@ from data import CATEGORIES, HELPFUL
 from lab import tables
 from lab.check_judge import check_judge
 from lab.tables import CONTINUED, DRIRL, START, claim, claim_row, difference, means
+from support import report
 
 
 def line(harmful, lookalike, seed=0, variant=START, **more):
@@ -214,7 +216,7 @@ def test_pictures_of_recorded_runs(tmp_path, monkeypatch):
     other = line("rrrr", "cccc", variant="sum")
     tables.pictures(tables.grouped([some, more, other]))
     ((row,),) = seen
-    assert row["name"] == START and row["rates"]["lookalike"] == [2, 4]
+    assert row["name"] == f"{START}, 2 seeds" and row["rates"]["lookalike"] == [2, 4]
     assert row["rates"]["crime"] == [1, 2] and set(row["rates"]) >= {*CATEGORIES, "ordinary"}
 
 
@@ -236,9 +238,23 @@ def test_curves_of_several_runs(tmp_path, capsys):
         patch.setattr(tables, "LAB", tmp_path)
         tables.curves(folders, tmp_path / "apart.png", apart=True)
         tables.main(["curves", *map(str, folders)])
-    assert [r["model"] for r in drawn[0]] == ["one"] * 30 + ["two"] * 30
+    assert [r["model"] for r in drawn[0]] == [str(f) for f in folders for _ in range(30)]
     assert len(drawn[1]) == 60 and not any("model" in r for r in drawn[1])
     assert (tmp_path / "results/curves.png").exists()
+    with pytest.raises(UserError, match="runs: of which runs"):
+        tables.main(["runs"])
+
+
+def test_curves_of_several_seeds_are_in_order(tmp_path, monkeypatch):
+    """By step, and within a step as the runs were named: not by value."""
+    pytest.importorskip("matplotlib")
+    seen = []
+    monkeypatch.setattr(report, "band", lambda y, width: seen.append(y) or (y, y))
+    records = [{"stage": "grpo", "step": n, "kl": x + n} for x in (9.0, 1.0) for n in range(1, 16)]
+    monkeypatch.setattr(report, "CURVES", ("grpo kl",))
+    with suppress(ValueError, TypeError):  # no arrays
+        report.picture_of_curves(tmp_path / "a.png", records)
+    assert list(seen[0][:4]) == [10, 2, 11, 3]
 
 
 def test_means(tmp_path, capsys):
