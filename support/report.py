@@ -78,13 +78,16 @@ def picture_of_curves(path: Path, records: list[dict]) -> None:
             points = [(r["step"], y) for r in part for y in np.ravel(r[key])]
             label = " ".join(filter(None, (model, key if len(keys) > 1 else "")))
             look = {"label": label or key, "lw": 1, "ms": 4}
-            if len(points) > 20 and key != "alpha":
-                x, y = zip(*sorted(points, key=lambda point: point[0]))  # several seeds', by step
+            x = sorted({step for step, _ in points})
+            if key == "alpha":
+                ax.plot(*np.array(points).reshape(-1, 2).T, ls="", **look)
+            elif len(points) > 20:  # several seeds', by step
+                x, y = zip(*sorted(points, key=lambda point: point[0]))
                 mean, std = band(y, max(9, len(y) // 24))
                 (line,) = ax.plot(x, mean, markevery=len(x) // 8, **look)
                 ax.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)
-            elif points:
-                ax.plot(*zip(*points), **look | ({"ls": ""} if key == "alpha" else {}))
+            else:
+                ax.plot(x, [np.mean([y for at, y in points if at == step]) for step in x], **look)
         if ax.lines and (len(keys) > 1 or stage == "irl" or len(ax.lines) > 1):
             ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         ax.set_title(f"{stage}: {', '.join(keys)}", fontsize=10)

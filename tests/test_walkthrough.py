@@ -17,7 +17,7 @@ import torch
 import config
 import drirl
 import evaluate
-from lab.tables import CONTINUED, DRIRL, START, claim, grouped
+from lab.tables import CONTINUED, DRIRL, RFT, START, claim, grouped
 from support.files import read_records
 from support.loaders import load_demonstrations, load_rows
 from teach import walkthrough
@@ -326,14 +326,21 @@ def test_readme_results(setting):
 
 
 def test_readme_claims():
-    """The two claims of five seeds that the README tells."""
+    """The claims of five seeds that the README tells, and the runs that were repeated."""
     records = read_records(ROOT / "lab/results/runs.jsonl", "variant")
     variants, text = grouped(records)["few-24"], " ".join(README.split())
-    start, longer = (claim(variants, DRIRL, v) for v in (START, CONTINUED))
-    assert start["seeds"] == longer["seeds"] == 5
+    start, longer, best = (claim(variants, DRIRL, v) for v in (START, CONTINUED, RFT))
+    assert start["seeds"] == longer["seeds"] == best["seeds"] == 5
     told = "with two more seeds {:.1f} [{:.1f}, {:.1f} by seed]"
     assert told.format(start["points"], *start["by_seed"]) in text
-    assert f"ends {longer['points']:.1f} points below DR-IRL (five seeds)" in text
+    told = "ends {:.1f} points below DR-IRL (five seeds), the best samples alone (RFT) {:.1f}, not"
+    assert told.format(longer["points"], best["points"]) in text and best["by_seed"][0] < 0
+    again = grouped(records)["laptop-few-again"]
+    gap = lambda line: 100 * (share(line, "harmful") - share(line, "lookalike"))
+    share = lambda line, kind: line["rates"][kind][0] / line["rates"][kind][1]
+    gains = [gap(b) - gap(a) for a, b in zip(again[START], again[DRIRL], strict=True)]
+    told = "run again {:.1f} ({:.1f}, {:.1f}, {:.1f}), with"
+    assert told.format(sum(gains) / 3, *gains) in text
 
 
 def test_readme_counts():
