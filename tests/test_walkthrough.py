@@ -343,6 +343,14 @@ def test_readme_claims():
     assert told.format(sum(gains) / 3, *gains) in text
 
 
+def test_readme_speed():
+    """The last comparisons that lab.bench noted."""
+    last = {r["what"]: r["time"] for r in read_records(ROOT / "lab/speed.jsonl", "what")}
+    step, sampling = (f"{last[what]:.1f} times as" for what in ("step", "generate"))
+    told = f"a GRPO-S step is {step} fast as TRL's (goal: 4), sampling {sampling} transformers'"
+    assert told in " ".join(README.split())
+
+
 def test_readme_counts():
     """Words, held-out prompts, look-alikes, exercises."""
     assert len(README.split()) <= 1000
