@@ -161,7 +161,7 @@ def curves(folders: list[Path], path: Path, apart: bool) -> None:
     """The curves of several runs of train.sh: together, as of several seeds, or each apart."""
     records = []
     for folder in folders:
-        label = {"model": str(folder)} if apart else {}
+        label = {"model": "/".join(folder.parts[-2:])} if apart else {}
         records += [{**r, **label} for r in read_records(folder / "metrics.jsonl")]
     if records and pyplot():
         picture_of_curves(path, records)

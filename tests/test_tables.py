@@ -238,7 +238,9 @@ def test_curves_of_several_runs(tmp_path, capsys):
         patch.setattr(tables, "LAB", tmp_path)
         tables.curves(folders, tmp_path / "apart.png", apart=True)
         tables.main(["curves", *map(str, folders)])
-    assert [r["model"] for r in drawn[0]] == [str(f) for f in folders for _ in range(30)]
+    assert [r["model"] for r in drawn[0]] == [
+        f"{tmp_path.name}/{x}" for x in ("one", "two") for _ in range(30)
+    ]
     assert len(drawn[1]) == 60 and not any("model" in r for r in drawn[1])
     assert (tmp_path / "results/curves.png").exists()
     with pytest.raises(UserError, match="runs: of which runs"):
