@@ -318,11 +318,14 @@ def test_readme_results(setting):
         assert f"| {name} | {cells} |" in README and len(runs) == 3
     _, start, end = rates
     gains = [b - a for a, b in zip(start[3], end[3])]
-    told = "{:.1f} points in `{}` ({:.1f}, {:.1f} and {:.1f} by seed)"
+    told = "{:.1f}, {:.1f}, {:.1f} in `{}`, mean {:.1f}"
     text = " ".join(README.split()).replace("−", "-")
-    assert told.format(sum(gains) / 3, setting, *gains) in text
+    assert told.format(*gains, setting, sum(gains) / 3) in text
     fewer = [(sum(a) - sum(b)) / 3 for a, b in zip(start, end)]
-    assert 0 < fewer[0] < min(fewer[1:3]) and "refuses less of all kinds" in text
+    assert (
+        0 < fewer[0] < min(fewer[1:3])
+        and "all refusals fall, those of harmless prompts most" in text
+    )
 
 
 def test_readme_claims():
@@ -331,16 +334,18 @@ def test_readme_claims():
     variants, text = grouped(records)["few-24"], " ".join(README.split())
     start, longer, best = (claim(variants, DRIRL, v) for v in (START, CONTINUED, RFT))
     assert start["seeds"] == longer["seeds"] == best["seeds"] == 5
-    told = "with two more seeds {:.1f} [{:.1f}, {:.1f} by seed]"
+    told = "Five seeds: {:.1f} (95% interval {:.1f} to {:.1f})"
     assert told.format(start["points"], *start["by_seed"]) in text
-    told = "ends {:.1f} points below DR-IRL (five seeds), the best samples alone (RFT) {:.1f}, not"
+    told = (
+        "beats equally long fine-tuning by {:.1f} points, the best samples alone (RFT) by {:.1f}, "
+    )
     assert told.format(longer["points"], best["points"]) in text and best["by_seed"][0] < 0
     again = grouped(records)["laptop-few-again"]
     gap = lambda line: 100 * (share(line, "harmful") - share(line, "lookalike"))
     share = lambda line, kind: line["rates"][kind][0] / line["rates"][kind][1]
     gains = [gap(b) - gap(a) for a, b in zip(again[START], again[DRIRL], strict=True)]
-    told = "run again {:.1f} ({:.1f}, {:.1f}, {:.1f}), with"
-    assert told.format(sum(gains) / 3, *gains) in text
+    told = "run again {:.1f}, {:.1f}, {:.1f}, mean {:.1f}"
+    assert told.format(*gains, sum(gains) / 3) in text
 
 
 def test_readme_speed():
@@ -357,7 +362,9 @@ def test_readme_counts():
     lines = load_rows(config.SHIPPED["prompts"])
     kinds = Counter(row["kind"] for row in lines)
     text = " ".join(README.split())
-    assert f"{len(lines)} held-out prompts" in text and f"{kinds['lookalike']} look-alikes" in text
+    assert (
+        f"{len(lines)} held-out prompts" in text and f"Look-alikes ({kinds['lookalike']} of" in text
+    )
     assert len(EXERCISES) == 22 and "twenty-two exercises" in text
     pool = evaluate.balance_report(load_demonstrations(config.SHIPPED["pool"]))["counts"]
     assert min(pool.values()) >= config.RunConfig.per_category
