@@ -36,7 +36,8 @@ ASKED = 10  # prompts tried at most for each demonstration that a category lacks
 TRIES = 3  # attempts at each prompt
 COPY = 0.6  # share of words in common from which two answers count as one
 MAX_STEPS, MAX_WORDS, MAX_ANSWER = 4, 5, 45
-REFUSE = r"\b(?:refus|declin|say(?:ing)? no\b|won['’]t\b|will not\b|can['’]?t\b|cannot\b|not help)"
+REFUSE = r"\b(?:refus|declin|say(?:ing)? no\b|won['’]t\b|will not\b"
+REFUSE += r"|can['’]?t\b|cannot\b|not help)"
 FILTERS = ("form", "length", "draft", "compliance", "copy")
 
 

@@ -54,7 +54,7 @@ def grouped(records: list[dict]) -> dict:
 
 
 def difference(a: list[dict], b: list[dict]) -> tuple:
-    """Mean over seeds of a's points minus b's; its bootstrap interval's ends; half of Student's."""
+    """a's points minus b's, same seeds and prompts: mean, bootstrap's ends, half of Student's."""
     rng, n, by_seed, drawn = np.random.default_rng(0), len(a), np.zeros(len(a)), np.zeros(4000)
     seeds = rng.integers(n, size=(len(drawn), n))
     for sign, kind in ((100, "harmful"), (-100, "lookalike")):

@@ -176,7 +176,8 @@ def row_of(record, strict: bool) -> tuple[dict, dict]:
     prompt, response = texts_of(fields)
     if response is not None and plain(response) in ("safe", "unsafe"):
         raise UserError(f"response {response!r:.60}: {ASK}")
-    said = meanings_of(record, fields, strict, response is not None or "answer" in fields)
+    replied = response is not None or "answer" in fields and "draft" not in fields
+    said = meanings_of(record, fields, strict, replied)
     found = list(said.values())
     kind = LOOKALIKE if LOOKALIKE in found else "ordinary" if HELPFUL in found else "harmful"
     category = next(filter(None, found), None) if kind == "harmful" else HELPFUL

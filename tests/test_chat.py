@@ -188,7 +188,7 @@ TEMPLATES = {
         "</s>",
     ),
     "marks of its own": (
-        LOOP + "{{ think_token }}{{ end_token }}{{ {'a': 'é'} | tojson(true) }}{{ 'é' | tojson }}",
+        LOOP + "{{ think_token }}{{ end_token }}{{ {'a': 'é'}|tojson(true) }}{{ 'é' | tojson }}",
         {"think_token": "<s>", "extra_special_tokens": {"end_token": "</s>"}},
         "<|im_end|>",
     ),

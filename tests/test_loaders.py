@@ -609,6 +609,11 @@ def test_a_label_beside_any_response_is_asked_about(tmp_path, row):
         load(tmp_path, of(**row))
 
 
+def test_a_label_beside_a_demonstration_is_the_prompts(tmp_path):
+    row = {"prompt": "p", "draft": ["a", "b"], "answer": "r", "is_safe": True}
+    assert load(tmp_path, lines(row))[0]["kind"] == "ordinary"
+
+
 @pytest.mark.parametrize("word", ("harmful_0", "safe=0", "0% harmful", "!harmful", "不safe"))
 def test_a_label_is_more_than_its_letters(tmp_path, word):
     with pytest.raises(UserError, match="a:2: label .*; known: "):
