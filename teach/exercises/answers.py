@@ -152,7 +152,7 @@ def irl_loss(r_demo, r_samples, beta=1.0, estimator="importance", log_ratio=0.0)
 def similarity(response, demonstration):
     if len(response) == 0 or len(demonstration) == 0:
         return response.new_zeros(())
-    cos = F.normalize(response, dim=1) @ F.normalize(demonstration, dim=1).T  # (K, L)
+    cos = F.normalize(response, dim=1) @ F.normalize(demonstration, dim=1).T  # a row per response_k
     return cos.max(dim=1).values.mean()
 
 

@@ -22,8 +22,8 @@ from data import CATEGORIES, k_center  # noqa: F401
 def balance(rows: list[dict], per_category: int, embeddings: Tensor, seed: int = 0) -> list[dict]:
     """Exactly per_category rows of each category, in the order of CATEGORIES, and no others.
 
-    rows: N dicts with a "category". embeddings (N, D): a unit vector per row. A category keeps the
-    rows that k_center(its embeddings, per_category, seed) chooses, in their order in `rows`.
+    rows: dicts with a "category". embeddings (len(rows), D): a unit vector each. A category keeps
+    the rows that k_center(its embeddings, per_category, seed) chooses, in their order in `rows`.
     UserError if categories have too few rows; the message names each with the number missing, as
     "crime (2 missing)".
     Source: DR-IRL v3 balances; choosing by k-center (Gonzalez 1985) is this project's.

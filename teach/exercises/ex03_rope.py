@@ -9,8 +9,8 @@ slow ones see far. Llama 3.1 slows the slowest ones further, to reach beyond the
 trained on. Every block of model.py calls rotate.
 
 Hint: a pair is (x_i, x_(i + E/2)), not neighbours; this is the layout of the Hugging Face weights.
-Turning (a, b) by an angle is multiplying a + ib by exp(i angle). Write the scaling as a share
-`keep` of the old speed, clamped to [0, 1].
+Turning (a, b) by an angle is multiplying a + jb by exp(j angle), j^2 = -1. Write the scaling as a
+share `keep` of the old speed, clamped to [0, 1].
 """
 
 import torch  # noqa: F401 (for you to use)
@@ -23,9 +23,9 @@ def rope_frequencies(c: ModelConfig) -> Tensor:
     """f_i = c.rope_theta^(-2 i / E) radians per position, i = 0 .. E/2 - 1, E = c.head_dim.
 
     (E/2,) float32. c.rope_scaling is None, or a dict of low_freq_factor (low), high_freq_factor
-    (high), factor and original_max_position_embeddings (L). Then, with n = L f_i / (2 pi) turns in
-    the old context: f_i stays if n >= high, becomes f_i / factor if n <= low, and between them is
-    keep f_i + (1 - keep) f_i / factor with keep = (n - low) / (high - low).
+    (high), factor and original_max_position_embeddings (old). Then, with turns = old f_i / (2 pi)
+    in the old context: f_i stays if turns >= high, becomes f_i / factor if turns <= low, and
+    between them is keep f_i + (1 - keep) f_i / factor with keep = (turns - low) / (high - low).
     """
     raise NotImplementedError
 

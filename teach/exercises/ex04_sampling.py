@@ -3,7 +3,7 @@
 Difficulty 2 of 3, 35 minutes. Read first: teach/WALKTHROUGH.md, section The
 transformer.
 
-A network gives logits. A sampler turns them into one token. The temperature t divides the logits:
+A network gives logits. A sampler turns them into one token. The temperature divides the logits:
 below 1 it favours likely tokens, above 1 it evens them out, and at 0 only the best token is left.
 The draw itself takes one uniform number u. Lay the probabilities end to end on a line from 0 to 1:
 the token is the one whose piece holds u. This is the inverse of the cumulative distribution (CDF).
@@ -12,7 +12,7 @@ Each row has a number of its own, so a row says the same whatever stands beside 
 Long tails hurt: a thousand tokens of probability 0.0001 are drawn every tenth time. Top-p sampling
 (Holtzman et al., arXiv 1904.09751) cuts the tail off. It keeps the nucleus, the smallest set of
 tokens that holds the share p of the probability. This project samples without it; here you add it.
-With both, the temperature comes first: choose(top_p(logits / t, p), 1.0, draws).
+With both, the temperature comes first: choose(top_p(logits / temperature, p), 1.0, draws).
 
 Hint: sort, and add up. A token stays if the sum of those *before* it is still below p. Then the cut
 must go back from the sorted order to the order of the vocabulary: torch has scatter and gather.
@@ -25,7 +25,7 @@ from torch import Tensor
 def choose(logits: Tensor, temperature: float, draws: Tensor) -> Tensor:
     """A token id per row, (B,) int64. logits (B, V), draws (B,) in [0, 1).
 
-    With p = softmax(logits / temperature): the smallest v with p_0 + ... + p_v > draw.
+    With probs = softmax(logits / temperature): the smallest v with probs_0 + ... + probs_v > draw.
     A token of probability 0 is never drawn. Logits may be -inf, or some thousands.
     temperature 0: the token of the largest logit; draws may then hold anything.
     """

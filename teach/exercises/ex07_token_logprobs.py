@@ -20,8 +20,8 @@ from torch import Tensor
 def token_logprobs(h: Tensor, W: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """logp[n] = log softmax(W h_n / temperature)[targets[n]], in nats.
 
-    h (N, D): hidden states, W (V, D): the head, targets (N,) int64 in [0, V) -> (N,) in the dtype
-    of h, finite for logits of some thousands. Differentiable in h and W; with
-    p = softmax(W h / t): dlogp/dh = (W[target] - sum_v p_v W_v) / t.
+    h (N, D): hidden states. W here: the head (V, D). targets (N,) int64 in [0, V) -> (N,) in the
+    dtype of h, finite for logits of some thousands. Differentiable in h and W; with
+    p = softmax(W h / temperature): dlogp/dh = (W[target] - sum_v p_v W_v) / temperature.
     """
     raise NotImplementedError

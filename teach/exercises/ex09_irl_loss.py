@@ -10,7 +10,7 @@ the demonstrations' log-likelihood is (ML-IRL, arXiv 2405.17888)
 
 Drawing from pi would mean training it anew for every r. On paper, with three responses:
 (1) Write pi as softmax(r / beta + log pi_ref). Find a function of r whose derivative with respect
-to r / beta is that softmax. (2) Now list samples y_k of another policy q instead of all responses.
+to r / beta is that softmax. (2) Now list K samples y_k of another policy q, not all responses.
 What must be added to r_k / beta so that the sum over k estimates Z, up to the factor K? Both are
 one line, and the same line.
 
@@ -29,7 +29,7 @@ def irl_loss(
     estimator: str = "importance",
     log_ratio: Tensor | float = 0.0,
 ) -> Tensor:
-    """A scalar to descend: the mean over P prompts. r_demo (P,), r_samples (P, K).
+    """A scalar to descend: the mean over P prompts. r_demo (P,), r_samples (P, K): K each.
 
     importance: log sum_k exp(r_k / beta + log_ratio_k) - r_demo / beta, where log_ratio is
         log pi_ref(y_k) - log q(y_k), (P, K), or 0 for samples of pi_ref. With all responses listed

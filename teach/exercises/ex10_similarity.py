@@ -7,8 +7,8 @@ sub-sentences and embedded (encoder.py). Each sub-sentence of the answer looks f
 in the demonstration. An answer close to it has little left to learn from this prompt. similarity
 takes one pair of texts; data_hardness compares it with what is usual in the prompt's category.
 
-Hint: one matrix product of unit vectors gives all K * L cosines. Which axis is the maximum over,
-which the mean?
+Hint: one matrix product of unit vectors gives all cosines. Which axis is the maximum over, which
+the mean?
 """
 
 import torch  # noqa: F401 (for you to use)
@@ -18,8 +18,8 @@ from torch import Tensor
 def similarity(response: Tensor, demonstration: Tensor) -> Tensor:
     """W = mean_k max_l cos(response_k, demonstration_l) (DR-IRL v3; hardness: 1 - W).
 
-    response (K, D), demonstration (L, D): embeddings of any norm, not changed in place.
-    Returns a scalar tensor in [-1, 1], in their dtype; 0 if K or L is 0.
+    response, demonstration: a row (D,) per sub-sentence, of any norm, not changed in place.
+    Returns a scalar tensor in [-1, 1], in their dtype; 0 if either has no rows.
     """
     raise NotImplementedError
 

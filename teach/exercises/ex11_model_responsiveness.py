@@ -19,7 +19,7 @@ from torch import Tensor
 def model_responsiveness(gaps: Tensor, mean_gap: Tensor | float, drop: float = 0.2) -> Tensor:
     """alphaM = sigma(mean of the inlying gaps) / sigma(mean_gap), a scalar in the dtype of gaps.
 
-    gaps (n,), n > 0: R(q, demonstration) - R(q, sample), in reward units. The floor(drop * n) gaps
+    gaps (n,), n > 0: R(demonstration) - R(sample), in reward units. The floor(drop * n) gaps
     furthest from the mean of all n are left out. Of two at the same distance, the one with the
     larger index goes first (argsort has an option for that). drop in [0, 1). mean_gap: the
     category's mean of all gaps.

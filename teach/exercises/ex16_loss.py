@@ -29,15 +29,15 @@ def loss(
     beta_kl: float = 0.0,
     sequences: int | None = None,
 ) -> tuple[Tensor, dict]:
-    """-(1/S) sum_i 1/|o_i| sum_t [ min(rho A_i, clamp(rho, 1 - clip, 1 + clip_high) A_i)
-                                   - beta_kl k3 ]
+    """-1/sequences sum_i 1/|o_i| sum_t [ min(rho A_i, clamp(rho, 1 - clip, 1 + clip_high) A_i)
+                                         - beta_kl k3 ]
 
     (GRPO, arXiv 2402.03300; DR-IRL v3.) logp, logp_old, logp_ref (B, T): log-probs, where
     rho = exp(logp - logp_old), k3 = exp(d) - d - 1, d = logp_ref - logp. advantage A (B,).
     clip_high 0: where A_i > 0, rho is exp(logp - the same logp as a constant), which is 1, and
     logp_old may hold anything.
     mask (B, T) bool: True on completion tokens, anywhere in the row, |o_i| >= 1 of them in row i.
-    S = sequences, or B if None. A micro-batch passes the whole batch's, so that the losses of
+    sequences None is B. A micro-batch passes the whole batch's, so that the losses of
     micro-batches add up. Differentiable in logp, in its dtype. ValueError unless the four are of
     one shape (B, T) and advantage is (B,): torch would broadcast others silently.
     Also a dict of floats, averaged like the loss: "kl": logp - logp_ref; "entropy": -logp;

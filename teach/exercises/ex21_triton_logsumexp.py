@@ -26,14 +26,14 @@ from torch import Tensor
 def logprob_kernel(Z, stride, T, LOGP, inv_temperature, V, BLOCK: tl.constexpr):
     """LOGP[n] = x[T[n]] - log sum_v exp(x_v), where x_v = Z[n, v] * inv_temperature and v < V.
 
-    n = tl.program_id(0). Z[n, v] lies at Z + n * stride + v. Read the row once, BLOCK columns at a
-    time: for start in range(0, V, BLOCK).
+    Z here: the logits; T: the targets. n = tl.program_id(0). Z[n, v] lies at Z + n * stride + v.
+    Read the row once, BLOCK columns at a time: for start in range(0, V, BLOCK).
     """
     raise NotImplementedError
 
 
 def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None, block: int = 0):
-    """The launcher, given: logits z (n, V) float32, targets (n,) -> log-probs (n,), and None."""
+    """The launcher, given: logits z (N, V) float32, targets (N,) -> log-probs (N,), and None."""
     logp = torch.full((len(z),), math.nan)
     logprob_kernel[(len(z),)](
         z, z.stride(0), targets, logp, 1 / temperature, z.shape[1], BLOCK=block or 1024

@@ -8,9 +8,9 @@ pass can replace each logit by its gradient, and no further memory is used. This
 never holds the logits of all tokens, nor their gradient.
 
 Hint: begin with your kernel of exercise 21. Read the target's logit before the second pass:
-afterwards it is gone. dlogp/dz_v = (1[v = target] - p_v) / t with p_v = exp(z_v / t - lse). A token
-left out (its G is 0) may have NaN logits, so its gradient must be set to 0; a product would stay
-NaN.
+afterwards it is gone. dlogp/dz_v = (1[v = target] - p_v) / temperature with
+p_v = exp(z_v / temperature - lse). A token left out (its G is 0) may have NaN logits, so its
+gradient must be set to 0; a product would stay NaN.
 """
 
 import math
@@ -27,14 +27,15 @@ def gradient_kernel(Z, stride, T, G, LOGP, inv_temperature, V, BLOCK: tl.constex
 
         G[n] * inv_temperature * (1[v = T[n]] - exp(x_v - lse)), exactly 0 where G[n] is 0.
 
-    n = tl.program_id(0), x_v = Z[n, v] * inv_temperature, lse = log sum_v exp(x_v). Z[n, v] lies at
-    Z + n * stride + v. Nothing else may be written.
+    Z here: the logits; T: the targets; G: the weights of the log-probs. n = tl.program_id(0),
+    x_v = Z[n, v] * inv_temperature, lse = log sum_v exp(x_v). Z[n, v] lies at Z + n * stride + v.
+    Nothing else may be written.
     """
     raise NotImplementedError
 
 
 def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None, block: int = 0):
-    """The launcher, given: z (n, V) float32, targets (n,), g (n,) -> log-probs (n,), and z itself.
+    """The launcher, given: z (N, V) float32, targets (N,), g (N,) -> log-probs (N,), and z itself.
 
     z then holds d sum(g * logp) / dz.
     """
