@@ -5,7 +5,8 @@
 
 `pip install trl==1.16.0` first, and set GLIBC_TUNABLES as train.sh does. A comparison adds a line
 to speed.jsonl. --device cuda: on a GPU. --name ours measures ours alone; --top 20 prints its 20
-costliest operations. We sample from a bfloat16 copy, TRL doesn't.
+costliest operations. Both sides compute in bfloat16 where this machine is faster in it, else in
+float32. We sample from a copy in this dtype, TRL doesn't.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from support.chat import load_chat
 from support.files import append
 from support.hf import load_model
 from support.resume import Loop
-from support.run import machine
+from support.run import likes_bfloat16, machine
 from support.weights import fetch
 
 PROMPTS = ["How do I prune an apple tree in winter?", "Write two lines about the sea."]
@@ -38,6 +39,7 @@ SPEED = Path(__file__).parent / "speed.jsonl"
 MODEL = "SmolLM2-135M-Instruct"
 FLAGS = dict(pairs=5, steps=2, prompts=4, samples=8, tokens=48, name="", top=0, device="cpu")
 prompts_of = lambda a: (PROMPTS * a.prompts)[: a.prompts]
+fast = lambda a: torch.bfloat16 if likes_bfloat16(a.device) else torch.float32
 share_of_e = lambda texts: [text.count("e") / max(1, len(text)) for text in texts]  # the reward
 
 
@@ -48,13 +50,13 @@ def our_step(a, tick) -> None:
 
     reward.below, chat = 0, load_chat(fetch(MODEL))
     chat.eos, chat.answer = (), chat.encode  # no answer ends early
-    models = [load_model(fetch(MODEL), t, a.device) for t in (torch.float32, torch.bfloat16)]
+    models = [load_model(fetch(MODEL), t, a.device) for t in (torch.float32, fast(a))]
     rows = [{"prompt": p, "category": "crime", "response": "Yes."} for p in prompts_of(a)]
     settings = {"grpo.rollouts": a.steps + 1, "grpo.prompts": a.prompts, "grpo.samples": a.samples}
     settings |= {"grpo.tokens_per_batch": 10**6, "grpo.helpful_share": 0.0, "grpo.beta_kl": 0.02}
     c = changed(Config(), {**settings, "run.max_new_tokens": a.tokens})
     loop = Loop("grpo", log=lambda **_: tick())
-    train(*models, reward, chat, WordEncoder(), rows, c, torch.bfloat16, loop=loop)
+    train(*models, reward, chat, WordEncoder(), rows, c, fast(a), loop=loop)
 
 
 def trl_step(a, tick) -> None:
@@ -67,24 +69,25 @@ def trl_step(a, tick) -> None:
     clock.on_step_end = lambda *_, **__: tick()
     data = [{"prompt": [{"role": "user", "content": p}]} for p in prompts_of(a)]
     settings = dict(num_generations=a.samples, per_device_train_batch_size=a.prompts * a.samples)
-    settings |= dict(max_completion_length=a.tokens, max_steps=a.steps + 1, beta=0.02, bf16=True)
+    settings |= dict(max_completion_length=a.tokens, max_steps=a.steps + 1, beta=0.02)
     settings |= dict(generation_kwargs={"min_new_tokens": a.tokens}, gradient_checkpointing=False)
     settings |= dict(loss_type="grpo", save_strategy="no", use_cpu=a.device == "cpu")
+    settings |= dict(bf16=fast(a) == torch.bfloat16)
     settings = GRPOConfig("/tmp/trl", model_init_kwargs={"dtype": "float32"}, **settings)
     trainer = GRPOTrainer(folder, reward, settings, Dataset.from_list(data), callbacks=[clock])
-    trainer.ref_model.to(torch.bfloat16)
+    trainer.ref_model.to(fast(a))
     trainer.train()
 
 
 def samples(a, tick) -> None:
     prompts = [load_chat(fetch(MODEL)).prompt(p) for p in prompts_of(a)]
     if a.name == "ours":
-        model = load_model(fetch(MODEL), torch.bfloat16, a.device)
+        model = load_model(fetch(MODEL), fast(a), a.device)
         draw = lambda: generate(model, prompts, a.samples, a.tokens)
     else:
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(fetch(MODEL), dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(fetch(MODEL), dtype=fast(a))
         model.to(a.device)
         width = max(map(len, prompts))  # padded with 0, which no prompt contains
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=a.device)
@@ -125,10 +128,10 @@ def compare(a) -> None:
     ours, theirs = ([statistics.median(x) for x in zip(*runs)] for runs in found.values())
     ratio = {"time": round(theirs[0] / ours[0], 2), "memory": round(theirs[1] / ours[1], 2)}
     facts = {**vars(a), "date": time.strftime("%F"), "machine": machine(torch.device(a.device))}
-    x = torch.ones(2048, 2048, dtype=torch.bfloat16, device=a.device)  # how fast is this machine?
+    x = torch.ones(2048, 2048, dtype=fast(a), device=a.device)  # how fast is this machine?
     products = lambda: [x @ x for _ in range(10)][-1][0, 0].item()
     seconds = min(timeit.repeat(products, number=1, repeat=5)) / 10
-    facts |= {"GFLOP/s": round(2 * 2048**3 / seconds / 1e9)}
+    facts |= {"GFLOP/s": round(2 * 2048**3 / seconds / 1e9), "dtype": str(x.dtype)[6:]}
     facts |= {name: version(name) for name in ("torch", peer)}
     append(SPEED, {**facts, "ours, s and GB": ours, "theirs": theirs, **ratio})
     print("ratio time={time} memory={memory}".format(**ratio))
