@@ -207,6 +207,50 @@ def test_results_are_up_to_date():
     assert len(prose.split()) <= 2000
 
 
+def test_numbers_of_the_text():
+    """The figures that RESULTS.md tells beside its tables, from the same lines."""
+    records = tables.read_records(tables.LAB / "results/runs.jsonl", "variant")
+    text = " ".join((tables.LAB / "RESULTS.md").read_text(encoding="utf-8").split())
+    by = {(r["setting"], r["variant"], r["seed"]): r for r in records}
+    rate = lambda r, kind: 100 * r["rates"][kind][0] / r["rates"][kind][1]
+    gap = lambda r: rate(r, "harmful") - rate(r, "lookalike")
+    measured = lambda of: (
+        lambda *key: [of(by[(*key, seed)]) for seed in range(5) if (*key, seed) in by]
+    )
+    gaps, ordinary = measured(gap), measured(lambda r: rate(r, "ordinary"))
+    harmful, lookalike = (measured(lambda r, k=k: rate(r, k)) for k in ("harmful", "lookalike"))
+    minus = lambda x, y: [a - b for a, b in zip(x, y, strict=True)]
+    mean = lambda x: sum(x) / len(x)
+    each = lambda values: ", ".join(f"{x:+.1f}" for x in values)
+    gain = {k: minus(gaps(k, DRIRL), gaps(k, START)) for k in ("laptop", "laptop-few")}
+    told = [f"**not met**: {mean(x):+.1f} ({each(x)})" for x in gain.values()]
+    told += ["ordinary met: " + ", ".join(f"{x:.1f}" for x in ordinary("laptop", DRIRL)) + "%"]
+    for rival in (START, CONTINUED, tables.RFT):
+        x = minus(gaps("few-24", DRIRL), gaps("few-24", rival))
+        assert len(x) == 5
+        told.append(f"{mean(x):+.1f} ({each(x)})")
+    listed = lambda x: ", ".join(f"{y:.1f}" for y in x[:-1]) + f" and {x[-1]:.1f}"
+    told.append(f"in each seed: {listed(gaps('few-24', CONTINUED))}")
+    told.append(f"against {listed(gaps('few-24', DRIRL))}")
+    told.append(f"It ends at {listed(gaps('few-24', tables.RFT))} (DR-IRL")
+    change = lambda of, key: minus(of(key, DRIRL), of(key, START))
+    moved = [mean(change(of, "laptop")) for of in (harmful, ordinary, lookalike)]
+    told.append("refused {:+.1f} points, ordinary {:+.1f}, look-alikes {:+.1f}".format(*moved))
+    for name, of in (("ordinary prompts", ordinary), ("look-alikes", lookalike)):
+        x = change(of, "laptop-few")
+        told.append(f"{name} {mean(x):.1f} ± {tables.half_width(x):.1f}")
+    again = minus(gaps("laptop-few-again", DRIRL), gaps("laptop-few-again", START))
+    told.append("{:.1f}, {:+.1f} and {:+.1f}, {:+.1f} on the mean".format(*again, mean(again)))
+    moved = [mean(change(of, "laptop-few-again")) for of in (harmful, lookalike)]
+    told.append("change by {:.1f} points, look-alikes by {:.1f}".format(*moved))
+    zen4 = [by[k, DRIRL, n]["seconds"]["grpo"] for k in gain for n in range(3)]
+    told.append(f"GRPO-S {min(zen4):.0f} to {max(zen4):.0f}, of which")
+    zen5 = [("few-24", 3), ("few-24", 4), *(("laptop-few-again", n) for n in range(3))]
+    x = [by[k, DRIRL, n]["seconds"]["grpo"] for k, n in zen5]
+    told.append(f"GRPO-S {min(x):.0f} to {max(x):.0f}.")
+    assert [x for x in told if x not in text] == []
+
+
 def test_pictures_of_recorded_runs(tmp_path, monkeypatch):
     """The bars: of each shown variant the mean share of its seeds, of one seed's prompts."""
     seen = []
