@@ -55,7 +55,8 @@ def picture_of_refusals(path: Path, results: list[dict]) -> None:
 
 CURVES = ("sft loss", "irl gap_demo_minus_others")  # stage and fields of the records
 CURVES += ("grpo harmful_right held_harmful_right", "grpo helpful_right held_helpful_right")
-CURVES += ("grpo margin", "grpo harmful_reward helpful_reward", "grpo kl entropy")
+CURVES += ("grpo harmful_reward helpful_reward held_harmful_reward held_helpful_reward",)
+CURVES += ("grpo margin", "grpo kl entropy")
 CURVES += ("grpo clipped_low clipped_high", "grpo cosine", "grpo alpha")
 
 
@@ -90,7 +91,7 @@ def picture_of_curves(path: Path, records: list[dict]) -> None:
                 ax.plot(x, [np.mean([y for at, y in points if at == step]) for step in x], **look)
         if ax.lines and (len(keys) > 1 or stage == "irl" or len(ax.lines) > 1):
             ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-        ax.set_title(f"{stage}: {', '.join(keys)}", fontsize=10)
+        ax.set_title(f"{stage}: {', '.join(keys[:2])}", fontsize=10)
         ax.set_xlabel("step")
     save_figure(fig, path)
 
