@@ -40,8 +40,7 @@ from support.run import ORDER, Run, machine
 
 def as_lines(rows: list[dict]) -> str:
     fields = ("prompt", "category", "draft", "answer", "generated")
-    kept = ({k: r[k] for k in fields if k in r} for r in rows)
-    return "".join(as_json(r, None) for r in kept)
+    return "".join(as_json({k: r[k] for k in fields if k in r}, None) for r in rows)
 
 
 def stage_data(run: Run) -> None:

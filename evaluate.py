@@ -56,8 +56,7 @@ def evaluate(model, chat, rows: list[dict], max_new_tokens: int, name: str = "mo
 
 def verdicts(answers: list[dict]) -> dict:
     """{kind: "rrpc..."}: a letter for each prompt's verdict."""
-    letters = lambda kind: "".join(a["verdict"][0] for a in answers if a["kind"] == kind)
-    return {kind: letters(kind) for kind in KINDS}
+    return {k: "".join(a["verdict"][0] for a in answers if a["kind"] == k) for k in KINDS}
 
 
 def rates(answers: list[dict]) -> dict:

@@ -36,14 +36,14 @@ CLIP |= {"layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"}  # what a text_conf
 
 def pooling(folder: Path) -> str:
     """mean or cls (the first token), as files of sentence-transformers say; mean without them."""
-    path, at = inside(folder, "modules.json"), "1_Pooling"
+    path, at = inside(folder, "modules.json"), ""
     for module in read_json(path, list) if path.exists() else ():
         kind = str(module.get("type") if isinstance(module, dict) else module).split(".")[-1]
         if kind not in ("Transformer", "Pooling", "Normalize"):
             raise UserError(f"{path}: unsupported module {kind!r:.99} after the encoder")
         at = str(module.get("path")) if kind == "Pooling" and isinstance(module, dict) else at
-    path = inside(inside(folder, at), "config.json")
-    raw = {"pooling_mode_mean_tokens": True, **(read_json(path) if path.exists() else {})}
+    path = inside(inside(folder, at or "1_Pooling"), "config.json")
+    raw = {"pooling_mode_mean_tokens": True, **(read_json(path) if at or path.exists() else {})}
     on = [name[13:] for name, value in raw.items() if name.startswith("pooling_mode_") and value]
     mode = str(raw.get("pooling_mode") or " + ".join(on))
     mode = mode.removesuffix("_tokens").removesuffix("_token")

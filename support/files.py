@@ -84,7 +84,7 @@ def read_text(path: Path, limit: int = MAX_JSON) -> str:
             raise ValueError(f"larger than {limit} bytes: not the file meant, or one to split")
         check_start(raw[:99])
         if b"\0" in raw:
-            raise ValueError(f"a NUL byte at {raw.index(0)}: want a text in UTF-8")
+            raise ValueError(f"a NUL byte at {raw.index(0)}: no text; export it as text in UTF-8")
         try:
             text = raw.decode("utf-8-sig")
         except UnicodeDecodeError as e:
@@ -135,8 +135,10 @@ def read_folder(folder: Path, kind: str, *names: str) -> dict:
     if not folder.is_dir():
         raise UserError(f"{no} no such folder; download it first: hf download NAME --local-dir DIR")
     if (adapter := inside(folder, "adapter_config.json")).exists():
-        base = read_json(adapter).get("base_model_name_or_path", "unnamed")
-        raise UserError(f"{no} a LoRA adapter; merge it into its base model {base!r:.80} first")
+        kind, base = map(read_json(adapter).get, ("peft_type", "base_model_name_or_path"))
+        raise UserError(
+            f"{no} an adapter ({kind!s:.20}); merge it into its base {base!r:.80}, or take that"
+        )
     if not any(inside(folder, name).exists() for name in (WEIGHTS, INDEX)):
         for pattern, what in OTHERS.items():
             for path in folder.glob(pattern):

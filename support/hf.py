@@ -144,7 +144,7 @@ def save_model(model: Transformer, folder: str | Path, dtype: torch.dtype | None
     new = {files.WEIGHTS: save, files.INDEX: None}  # no shards now
     for name in COPIED if source and source.resolve() != folder.resolve() else ():
         new[name] = inside(source, name).read_bytes() if (source / name).exists() else None
-    raw = {k: x for k, x in model.config.raw.items() if k != "quantization_config"}
+    raw = {k: x for k, x in model.config.raw.items() if not k.startswith("quantization")}
     kind = str(next(iter(state.values())).dtype).removeprefix("torch.")
     raw["dtype" if "dtype" in raw else "torch_dtype"] = kind
     new["config.json"] = files.as_json(raw)

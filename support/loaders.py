@@ -149,7 +149,7 @@ def texts_of(fields: dict) -> tuple[str, str | None]:
     prompt, replies = turns[at][1], turns[at + 1 : at + 2]
     if DIALOGUE.match(prompt.lower()):
         raise UserError(f"{name}: a dialogue with its marks; want the user's words alone")
-    if plain(prompt) == plain(name) or re.fullmatch(r"[-=:|+ ]+", prompt):
+    if plain(prompt) == plain(name) or re.fullmatch(r"[-=:|+ ]+|#NAME\?|#REF!|#VALUE!", prompt):
         raise UserError(f"{name} {prompt!r:.60}: a header or a rule, no prompt")
     named, said = fields.get("response", ("", ""))
     turn = said[0] if isinstance(said, list) and said else None
@@ -216,7 +216,7 @@ def load_rows(path: str | Path, strict: bool = True, drafted: bool = False) -> R
         read |= names
         unknown += [where] if len(names) == 1 else []
     if not rows:
-        raise UserError(f"{path}: no rows")
+        raise UserError(f"{path}: no rows; a table needs a header above them")
     if unknown and (label := next((name for name in read if read[name] in labels.LABELS), None)):
         raise UserError(f"{unknown[0]}: no {label}, which other rows have")
     prompts = ", ".join(repr(name) for name in read if read[name] == "prompt")

@@ -140,12 +140,12 @@ def test_folder_errors(bert, name):
 def test_no_folder(bert, tmp_path):
     (bert / "tokenizer.json").unlink()
     (tmp_path / "lora").mkdir()
-    base = {"base_model_name_or_path": "BAAI/bge-small-en-v1.5"}
+    base = {"base_model_name_or_path": "BAAI/bge-small-en-v1.5", "peft_type": "LORA"}
     (tmp_path / "lora/adapter_config.json").write_text(json.dumps(base))
     for folder, why in (
         (bert, "it has no tokenizer.json"),
         (tmp_path / "nowhere", "no such folder; download it first: hf download"),
-        (tmp_path / "lora", "a LoRA adapter; merge it into its base model 'BAAI/bge-small"),
+        (tmp_path / "lora", "an adapter \\(LORA\\); merge it into its base 'BAAI/bge-small"),
     ):
         with pytest.raises(UserError, match=f"{folder} is no encoder folder: {why}"):
             load_encoder(folder)
@@ -264,6 +264,9 @@ def test_other_pooling_is_refused(bert, name):
 
 def test_other_modules_are_refused(bert):
     modules_file(bert, "Transformer", "Pooling")
+    with pytest.raises(UserError, match="cannot read .*/1_Pooling/config.json: No such file"):
+        load_encoder(bert)
+    pooling_file(bert, pooling_mode="mean")
     load_encoder(bert)
     modules_file(bert, "Transformer", "Pooling", "Dense", "Normalize")
     with pytest.raises(UserError, match=f"{bert}/modules.json: unsupported module 'Dense'"):

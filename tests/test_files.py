@@ -122,7 +122,7 @@ def test_text(tmp_path):
     for raw, words in (
         (b"\xffab", "line 1 is not UTF-8: save it as UTF-8"),
         (b"a,b\r\nc,caf\xe9\r\n", "line 2 is not UTF-8: save it as UTF-8"),
-        ("ab".encode("utf-16-le"), "a NUL byte at 1: want a text in UTF-8"),
+        ("ab".encode("utf-16-le"), "a NUL byte at 1: no text; export it as text in UTF-8"),
         ("ab".encode("utf-16"), "a text in UTF-16: save it as UTF-8"),
         (gzip.compress(b"a"), "a gzip file: unpack it"),
         (b"\xd0\xcf\x11\xe0\xa1", "an old Excel workbook: save it as CSV"),

@@ -345,7 +345,9 @@ def both(*changes):
 
 
 def adapter(base):
-    return text("adapter_config.json", json.dumps({"base_model_name_or_path": base}))
+    return text(
+        "adapter_config.json", json.dumps({"base_model_name_or_path": base, "peft_type": "LORA"})
+    )
 
 
 def lost(*names):
@@ -461,10 +463,10 @@ BAD = {  # what is done to a good folder, words of the message
     "index without a map": (index("{}"), MAP),
     "index no JSON": (index("{"), f"{INDEX} as JSON"),
     # folders of something else
-    "LoRA": (both(adapter("x/y"), lost("config.json", WEIGHTS)), "folder: a LoRA adapter;"),
-    "LoRA beside a model": (adapter("x/y"), "merge it into its base model 'x/y' first"),
-    "LoRA of nothing": (adapter(None), "a LoRA adapter; merge it"),
-    "LoRA with a long base": (adapter("a\nb" * 10**5), r"base model 'a\nba\nba"),
+    "LoRA": (both(adapter("x/y"), lost("config.json", WEIGHTS)), "folder: an adapter (LORA);"),
+    "LoRA beside a model": (adapter("x/y"), "merge it into its base 'x/y', or take that"),
+    "LoRA of nothing": (adapter(None), "an adapter (LORA); merge it"),
+    "LoRA with a long base": (adapter("a\nb" * 10**5), r"base 'a\nba\nba"),
     "pickled": (moved("pytorch_model.bin"), "'pytorch_model.bin' is pickled; convert it to safet"),
     "pickled shards": (moved("pytorch_model-00001-of-00001.bin"), "00001.bin' is pickled"),
     "GGUF": (both(moved("tiny-q4.gguf"), lost("config.json")), "'tiny-q4.gguf' is GGUF; convert"),
@@ -554,7 +556,7 @@ def test_float_weights_that_were_quantised(folder, tmp_path):
     """A merge of QLoRA leaves its settings behind: they go when the model is saved."""
     plain = load_model(folder)
     its = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    edit(quantization_config=its)(folder)
+    edit(quantization_config=its, quantization={"bits": 4})(folder)  # the second is MLX's
     save_model(load_model(folder), tmp_path / "saved")
     assert "quant" not in (tmp_path / "saved/config.json").read_text()
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")

@@ -506,6 +506,8 @@ BROKEN = {
     "empty": ("", "no rows"),
     "blank": (" \n\n", "no rows"),
     "only a header": ("prompt\n", "no rows"),
+    "a failed download": ("Entry not found\n", "no rows; a table needs a header above them"),
+    "Excel's error": ("prompt,kind\n#NAME?,harmful\n", "a header or a rule, no prompt"),
     "empty list": ("[]", "no rows"),
     "Latin-1": (b'{"prompt": "\xe9"}\n', "line 1 is not UTF-8: save it as UTF-8"),
     "binary": (b"\x01\x02\x03\x04\x00\x00", "a NUL byte at 4"),
