@@ -248,6 +248,21 @@ def test_numbers_of_the_text():
     zen5 = [("few-24", 3), ("few-24", 4), *(("laptop-few-again", n) for n in range(3))]
     x = [by[k, DRIRL, n]["seconds"]["grpo"] for k, n in zen5]
     told.append(f"GRPO-S {min(x):.0f} to {max(x):.0f}.")
+    last, first = (change(of, "laptop-again")[0] for of in (harmful, lookalike))
+    told.append(f"refused more often by {last:.1f} points, look-alikes less often by {-first:.1f}")
+    gains = minus(gaps("laptop-again", DRIRL), gaps("laptop-again", START)) + gain["laptop"]
+    told.append("float32: {:+.1f}. The same seed in bfloat16 gave {:+.1f}".format(*gains))
+    s = by["laptop-again", DRIRL, 0]["seconds"]
+    told.append(f"SFT {s['sft']:.0f} s, IRL {s['irl']:.0f}, GRPO-S {s['grpo']:.0f}")
+    marks = tables.read_records(tables.LAB / "results/sense.jsonl", "readers")
+    pair = lambda mark, model: " and ".join(
+        str(sum(r["model"] == model and r["readers"][k] == mark for r in marks)) for k in (0, 1)
+    )
+    models = "base", "SFT warm start", "DR-IRL from it"
+    found = [*(pair(mark, model) for mark in ("nonsense", "sense") for model in models)]
+    told.append("Nonsense: base {}, warm start {}, DR-IRL {}. Sense: {}, {}, {}.".format(*found))
+    same = sum(len(set(r["readers"])) == 1 for r in marks)
+    told.append(f"gave {same} of {len(marks)} answers the same mark")
     assert [x for x in told if x not in text] == []
 
 

@@ -343,6 +343,14 @@ def test_readme_claims():
     gains = [gap(b) - gap(a) for a, b in zip(again[START], again[DRIRL], strict=True)]
     told = "run again {:.1f}, {:.1f}, {:.1f}, mean {:.1f}"
     assert told.format(*gains, sum(gains) / 3) in text
+    recent = grouped(records)["laptop-again"]
+    assert f"(seed 0 again: {gap(recent[DRIRL][0]) - gap(recent[START][0]):.1f})" in text
+    told, marks = "base {} or {}, warm start {} or {}, DR-IRL {} or {}.", []
+    for model in ("base", "SFT warm start", "DR-IRL from it"):
+        rows = read_records(ROOT / "lab/results/sense.jsonl", "readers")
+        rows = [r["readers"] for r in rows if r["model"] == model]
+        marks += [sum(r[k] == "nonsense" for r in rows) for k in (0, 1)]
+    assert len(rows) == 60 and told.format(*marks) in text
     for a, b in zip(variants[START], variants[DRIRL], strict=True):
         assert a["seed"] == b["seed"]
         later += [gap(b) - gap(a)] if a["seed"] > 2 else []
