@@ -147,10 +147,10 @@ def gibberish(text: str) -> bool:
     answer = normalised(answer_of(text))  # without marks on letters, symbols and pictures
     answer = "".join(c for c in answer if unicodedata.category(c) not in ("Mn", "Mc", "So"))
     letters = re.sub(r"[\W_]", "", answer)
-    prose = re.sub(r"(?ms)```.*?```|^([^\w\s])\1{4,}$", "", answer)  # no code, no ruled lines
-    words = re.sub(r"(?m)^\W*(?:step |tip )?\d+[.):]|\d{9,}|[\W_]", "", prose)  # no counters
+    words = re.sub(r"(?m)^\W*(?:step |tip )?\d+[.):]\s|\d{9,}|[\W_]", "", answer)  # no counters
     windows = [words[i : i + 12] for i in range(len(words) - 11)]
     loops = len(windows) >= 8 and len(set(windows)) <= len(windows) / 2
+    prose = re.sub(r"(?ms)```.*?```|^([^\w\s])\1{4,}$", "", answer)  # no code, no ruled lines
     salad = "".join(re.findall(r"(?:[^\w\s]\s*){4,}", prose))
     signs = re.sub(r"[\s.,;:!?'\"()=+-]", "", salad)
     return not letters or loops or len(signs) > 0.3 * len(answer)
