@@ -21,7 +21,7 @@ Decisions where the paper is silent:
 5. scaling sum: the mean of the two factors, so that an average task still gets about 1.
 6. std is the population's. A group of equal rewards has advantage 0.
 7. The loss is a mean over sequences of a mean over tokens, whatever the micro-batch.
-8. As a loss on samples of pi, k3 has the gradient of KL(pi_ref, pi), not of KL(pi, pi_ref).
+8. k3's value estimates KL(pi, pi_ref); its gradient, samples held fixed, is KL(pi_ref, pi)'s.
 9. pi, pi_old and pi_ref are taken at temperature 1, whatever the samples' temperature.
 10. A prompt without a demonstration borrows, for W and gap, that of the most similar one in j.
 Ours: 11. members ends: only the best and worst of G are learnt from. 12. clip_high 0: no ratio; a

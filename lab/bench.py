@@ -5,7 +5,7 @@
 
 `pip install trl==1.16.0` first, and set GLIBC_TUNABLES as train.sh does. A comparison adds a line
 to speed.jsonl. --device cuda: on a GPU. --name ours measures ours alone; --top 20 prints its 20
-costliest operations. Both compute in the dtype that is faster here; only we sample in it too.
+costliest operations. Both compute in what is faster here; in a step TRL samples in float32.
 """
 
 import argparse

@@ -137,7 +137,7 @@ def read_folder(folder: Path, kind: str, *names: str) -> dict:
     if (adapter := inside(folder, "adapter_config.json")).exists():
         kind, base = map(read_json(adapter).get, ("peft_type", "base_model_name_or_path"))
         raise UserError(
-            f"{no} an adapter ({kind!s:.20}); merge it into its base {base!r:.80}, or take that"
+            f"{no} an adapter ({kind!s:.20}); merge it into its base {base!r:.80}, or use that"
         )
     if not any(inside(folder, name).exists() for name in (WEIGHTS, INDEX)):
         for pattern, what in OTHERS.items():

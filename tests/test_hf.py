@@ -464,7 +464,7 @@ BAD = {  # what is done to a good folder, words of the message
     "index no JSON": (index("{"), f"{INDEX} as JSON"),
     # folders of something else
     "LoRA": (both(adapter("x/y"), lost("config.json", WEIGHTS)), "folder: an adapter (LORA);"),
-    "LoRA beside a model": (adapter("x/y"), "merge it into its base 'x/y', or take that"),
+    "LoRA beside a model": (adapter("x/y"), "merge it into its base 'x/y', or use that"),
     "LoRA of nothing": (adapter(None), "an adapter (LORA); merge it"),
     "LoRA with a long base": (adapter("a\nb" * 10**5), r"base 'a\nba\nba"),
     "pickled": (moved("pytorch_model.bin"), "'pytorch_model.bin' is pickled; convert it to safet"),

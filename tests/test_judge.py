@@ -699,6 +699,8 @@ def test_styles():
     assert Counter(r["half"] for r in rows) == {"rules": 167, "held out": 167}
     assert len({r["response"] for r in rows}) == len(rows)
     assert sum(r["readers"][0] == r["readers"][1] for r in rows) == 333
+    right = Counter(r["half"] for r in rows if judge(r["response"]) == r["label"])
+    assert right == {"rules": 143, "held out": 113}
     half = {name: [r for r in rows if r["half"] == name] for name in ("rules", "held out")}
     percent = lambda rows, hit: f"{100 * sum(map(hit, rows)) / len(rows):.0f}%"
     agrees, refuses = (lambda r: judge(r["response"]) == r["label"]), lambda r: r["label"][0] == "r"

@@ -23,9 +23,9 @@ def rope_frequencies(c: ModelConfig) -> Tensor:
     """f_i = c.rope_theta^(-2 i / E) radians per position, i = 0 .. E/2 - 1, E = c.head_dim.
 
     (E/2,) float32. c.rope_scaling is None, or a dict of low_freq_factor (low), high_freq_factor
-    (high), factor and original_max_position_embeddings (old). Then, with turns = old f_i / (2 pi)
-    in the old context: f_i stays if turns >= high, becomes f_i / factor if turns <= low, and
-    between them is keep f_i + (1 - keep) f_i / factor with keep = (turns - low) / (high - low).
+    (high), factor and original_max_position_embeddings (length). Then, with turns = length f_i /
+    (2 pi): f_i stays if turns >= high, becomes f_i / factor if turns <= low, and between them is
+    keep f_i + (1 - keep) f_i / factor with keep = (turns - low) / (high - low).
     """
     raise NotImplementedError
 

@@ -9,14 +9,15 @@ used. The project's version runs all rows at once and drops finished ones; yours
 after the other.
 
 Letters: P prompts, G samples per prompt, B = P * G rows of completions, V vocabulary, D width, H
-query heads, E width of one head; N, the tokens a block is given at once; T, those of one row; S,
-the keys that a query may look at. kv_heads: the key heads.
+query heads, E width of one head; N, the tokens a block is given at once; T, one row's share of N;
+S, the keys that a query may look at. kv_heads: the key heads.
 
 What you have: model.embed_tokens(ids); model.rope(positions) of int64 positions; model.layers, each
 called block(x, rope, attend) with x (N, D); model.norm; model.head (V, D). The logits are
 F.linear(model.norm(x), model.head). A block gives your attend(q, k, v) the new tokens' q (N, H, E),
-k and v (N, kv_heads, E), already turned, and wants (N, H, E). The arithmetic is in
-model.attention(q (B, H, T, E), k (B, kv_heads, S, E), v, mask (B, 1, T, S)).
+k and v (N, kv_heads, E), already turned, and wants (N, H, E). The function
+attention(q (B, H, T, E), k and v (B, kv_heads, S, E), mask (B, 1, T, S) bool or None), imported
+below, returns (B, H, T, E).
 
 Hint: run the prompt once and keep every block's k and v. Then run one token at a time, at its own
 position, its k and v joined to what was kept. mask None means causal, which is right for the

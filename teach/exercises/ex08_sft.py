@@ -36,6 +36,6 @@ def sft_step(policy: Transformer, batch: Batch, optimizer: torch.optim.Optimizer
     """One step of the optimizer down the gradient of sft_loss. Returns the loss before it.
 
     If the gradient of all weights, seen as one vector, is longer than 1, it is cut to length 1
-    (torch.nn.utils.clip_grad_norm_). Two calls are two steps: no gradient is left over.
+    (torch.nn.utils.clip_grad_norm_). A second call must not add to the first one's gradients.
     """
     raise NotImplementedError

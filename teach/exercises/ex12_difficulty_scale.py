@@ -7,8 +7,8 @@ demonstration, and how much better the reward model finds the demonstration. The
 comparison; each leaves an average prompt (both factors 1) at 1.
 
 Before you write, take a pencil: why not scale the rewards? Put alpha R for R into
-A = (R - mean R) / (std R + eps), with alpha > 0 and eps = 0. What is left of alpha? The last test
-shows it. Then do the same with alpha A.
+A = (R - mean R) / (std R + eps), with alpha > 0 and eps = 0. What is left of alpha? Then do
+the same with alpha A.
 
 Hint: alpha says how much to learn; it is not something to be learnt. No gradient may flow through
 it. The two factors may differ in shape.

@@ -37,11 +37,11 @@ def loss(
     clip_high 0: where A_i > 0, rho is exp(logp - the same logp as a constant), which is 1, and
     logp_old may hold anything.
     mask (B, T) bool: True on completion tokens, anywhere in the row, |o_i| >= 1 of them in row i.
-    sequences None is B. A micro-batch passes the whole batch's, so that the losses of
-    micro-batches add up. Differentiable in logp, in its dtype. ValueError unless the four are of
-    one shape (B, T) and advantage is (B,): torch would broadcast others silently.
-    Also a dict of floats, averaged like the loss: "kl": logp - logp_ref; "entropy": -logp;
+    sequences None: B. A micro-batch passes the whole batch's, so that the losses of
+    micro-batches add up. Differentiable in logp, in its dtype. ValueError unless logp, logp_old,
+    logp_ref and mask are (B, T) and advantage is (B,): torch would broadcast others silently.
+    Also a dict of floats, means with the loss's weights: "kl": logp - logp_ref; "entropy": -logp;
     "clipped_low" (A < 0) and "clipped_high" (A > 0): 1 where the clip removes the token's gradient,
-    else 0.
+    else 0. (1 / mask.sum(1) alone is float32.)
     """
     raise NotImplementedError
