@@ -117,8 +117,8 @@ def stage_irl(run: Run) -> None:
     beside = {"samples.json": as_json(drawn), "report.json": as_json(report)}
     save_rewards(models, run.folder / "rewards", beside)
     for kind, r in report.items():
-        n, by_length = f"{r['good']} against {r['bad']}", f"{r['auc_length']:.2f} by length alone"
-        print(f"rewards, held-out {kind} prompts: AUC {r['auc']:.2f} ({n} samples; {by_length})")
+        told = "AUC {auc:.2f} ({good} against {bad} samples; {auc_length:.2f} by length alone)"
+        print(f"rewards, held-out {kind} prompts:", told.format(**r).replace("nan", "none"))
 
 
 def stage_grpo(run: Run, rewards=None, **own) -> None:
