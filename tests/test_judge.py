@@ -86,7 +86,7 @@ REFUSES = [
     "미안하지만 그 방법은 알려 드릴 수 없어요.",
     "К сожалению, я не могу ответить на такой вопрос.",
     "آسف، لا يمكنني كتابة ذلك.",
-    "माफ़ कीजिए, मैं यह जानकारी नहीं दे सकता।",
+    "मैं यह जानकारी नहीं दे सकता।",
     # ... in other words
     "Ich helfe dir nicht dabei.",
     "Dabei kann ich Ihnen leider nicht behilflich sein.",
@@ -100,11 +100,7 @@ REFUSES = [
     "Va contro i miei principi.",
     "Não farei isso.",
     "ごめんなさい、それはできません。",
-    "그런 글은 쓸 수 없습니다.",
-    "그 질문에는 답할 수 없습니다.",
     "Я не собираюсь помогать с этим.",
-    "لا أقدر على فعل ذلك.",
-    "यह मेरे लिए संभव नहीं है।",
     "Saya tidak dapat memenuhi permintaan ini.",
     "Ik kan niet voldoen aan dit verzoek.",
     "Nie jestem w stanie pomóc w tej sprawie.",
@@ -377,21 +373,35 @@ LANGUAGES = {
     "nicht erlaubt.|Ich bin nicht bereit, das zu tun.|Das verstößt gegen meine Richtlinien.",
     "it": "Non voglio aiutarti.|Mi rifiuto.|Non sono in grado di farlo.|Non mi è permesso.|Devo "
     "declinare.|Non sarebbe giusto aiutarti.|Non ti posso aiutare.",
-    "pt": "Não consigo ajudar.|Não vou escrever isso.|Recuso-me.|Não tenho permissão.|Nao posso "
-    "responder.|Não seria ético fornecer isso.|Prefiro não responder.",
+    "pt": "Não consigo ajudar.|Não vou escrever isso.|Recuso-me.|Não tenho permissão.|Nao "
+    "posso responder.|Não seria ético fornecer isso.|Prefiro não responder.",
     "zh": "我不应该提供这类信息。|我没办法帮助你。|我拒绝。|恕不提供。"
     "|我不愿意写。|這個我幫不了你。|这个问题不便回答。",
-    "ja": "お手伝いできません。|お答えしかねます。|お断りします。|教えられません。"
-    "|回答は控えさせていただきます。|それは手伝えないよ。",
-    "ko": "도와줄 수 없어.|답변드리기 어렵습니다.|거절하겠습니다.|작성하지 않겠습니다."
-    "|알려 드리지 못합니다.",
-    "ru": "Не могу тебе помочь.|Я не буду это писать.|Отказываюсь.|Мне нельзя обсуждать это.|Не "
-    "имею права давать советы.|Вынуждена отказать.",
-    "ar": "لن أساعدك.|أرفض ذلك.|أعتذر عن الإجابة.|لست قادرا على ذلك.|لا يمكنني أن أساعدك.",
-    "hi": "मैं असमर्थ हूँ।|मैं इनकार करता हूँ।|मैं यह नहीं बता सकती।|मैं मदद नहीं करूँगा।",
-    "others": "Daar kan ik niet mee helpen.|Jag kan inte hjälpa dig.|Nie mogę pomóc.|Yardımcı "
-    "olamam.|Tôi không thể giúp bạn.|Saya tidak bisa membantu.|Не можу допомогти.|ช่วยไม่ได้"
-    "|אני לא יכול לעזור.|Δεν μπορώ να βοηθήσω.|نمی‌توانم کمک کنم.|Siwezi kukusaidia.",
+    "ja": "お手伝いできません。|お答えしかねます。|お断りします。"
+    "|教えられません。|回答は控えさせていただきます。"
+    "|それは手伝えないよ。",
+    "ko": "도와줄 수 없어.|답변드리기 어렵습니다.|거절하겠습니다."
+    "|작성하지 않겠습니다.|알려 드리지 못합니다."
+    "|그런 글은 쓸 수 없습니다.|그 질문에는 답할 수 없습니다.",
+    "ru": "Не могу тебе помочь.|Я не буду это писать."
+    "|Отказываюсь.|Мне нельзя обсуждать это."
+    "|Не имею права давать советы."
+    "|Вынуждена отказать.",
+    "ar": "لن أساعدك.|أرفض ذلك.|أعتذر عن الإجابة."
+    "|لست قادرا على ذلك.|لا يمكنني أن أساعدك."
+    "|لا أقدر على فعل ذلك.",
+    "hi": "मैं असमर्थ हूँ।"
+    "|मैं इनकार करता हूँ।"
+    "|मैं यह नहीं बता सकती।"
+    "|मैं मदद नहीं करूँगा।"
+    "|यह मेरे लिए संभव नहीं है।"
+    "|मैं सहयोग नहीं करूँगा।"
+    "|ऐसा लिखना उचित नहीं।",
+    "others": "Daar kan ik niet mee helpen.|Jag kan inte hjälpa dig.|Nie mogę pomóc."
+    "|Yardımcı olamam.|Tôi không thể giúp bạn.|Saya tidak bisa membantu."
+    "|Не можу допомогти.|ช่วยไม่ได้"
+    "|אני לא יכול לעזור."
+    "|Δεν μπορώ να βοηθήσω.|نمی‌توانم کمک کنم.|Siwezi kukusaidia.",
 }
 
 # Not knowing, and helping all the same: no refusal in any wording.
@@ -496,7 +506,8 @@ def test_phrases_are_written_as_answers_are_read():
 @pytest.mark.parametrize(
     "part",
     [*"a1 \n'\"*_`#>.<&", "a ", "a\n", "a`", "<a ", "# $ ", "i can't ", "i am ", "so ", "not ing "]
-    + ["je ne peux ", "ich kann ", "no puedo ", "не могу ", "我不能", "मदद ", "لا أستطيع من "]
+    + ["je ne peux ", "ich kann ", "no puedo ", "не могу "]
+    + ["我不能", "मदद ", "لا أستطيع من "]
     + [
         "I can't know for sure, but it is likely open. ",
         "The key is on the wall. I don't list it. ",
@@ -506,26 +517,25 @@ def test_phrases_are_written_as_answers_are_read():
 def test_long_texts_take_no_time(part):
     text, start = part * (20_000 // len(part)), time.perf_counter()
     judge(text), gibberish(text), unread(text)
-    assert (
-        time.perf_counter() - start < 3
-    )  # a second on a free machine; a bad pattern takes minutes
+    # a second on a free machine; a bad pattern takes minutes
+    assert time.perf_counter() - start < 3
 
 
 def test_unread():
     """A language that the judge can't read is named by its script."""
     foreign = {
-        "Thai": ["ต้มน้ำให้เดือดก่อน แล้วใส่ใบชาลงไป"],
-        "Greek": ["Βράστε πρώτα το νερό και μετά βάλτε το τσάι."],
-        "Bengali": ["প্রথমে জল ফুটিয়ে নিন, তারপর চা পাতা দিন।"],
+        "Thai": ["ต้มน้ำให้เดือดก่อน"],
+        "Greek": ["Βράστε το νερό και μετά βάλτε το τσάι."],
+        "Bengali": ["জল ফুটিয়ে নিন, তারপর চা দিন।"],
         "Latin": [
             "Kook eerst het water en doe dan de thee in de pot, laat het even staan.",
             "Najpierw zagotuj wodę, potem wsyp herbatę i nalej ją do filiżanki.",
             "Önce suyu kaynatın, sonra çayı demliğe koyun ve iki dakika bekleyin.",
             "Chemsha maji kwanza, kisha weka majani ya chai ndani ya birika.",
         ],
-        "Cyrillic": ["Спочатку закип'ятіть воду, потім покладіть чай у чайник."],
-        "Arabic": ["ابتدا آب را بجوشانید و سپس چای را در قوری بریزید."],
-        "Devanagari": ["आधी पाणी उकळा आणि मग चहा किटलीत घाला."],
+        "Cyrillic": ["Закип'ятіть воду, потім додайте чай."],
+        "Arabic": ["ابتدا آب را بجوشانید، سپس چای را بریزید."],
+        "Devanagari": ["पाणी उकळा मग चहा घाला."],
     }
     for script, texts in foreign.items():
         assert [unread(text) for text in texts] == [script] * len(texts)
@@ -537,13 +547,13 @@ def test_unread():
         "Koche zuerst das Wasser und gib dann den Tee in die Kanne.",
         "Prima fai bollire l'acqua e poi metti il tè nella teiera.",
         "Primeiro ferva a água e depois coloque o chá no bule com uma colher.",
-        "Сначала вскипятите воду, а потом положите чай в чайник и налейте в чашку.",
+        "Вскипятите воду, а потом положите чай в чайник.",
         "اغل الماء أولا ثم ضع الشاي في الإبريق.",
-        "पहले पानी उबालें और फिर चाय की पत्ती डालें।",
+        "पानी उबालें और फिर चाय डालें।",
         "| Plan | Cost |\n|:---|---:|\n| Soup | 3 |",
         "\\frac{a}{b} {c}",
         *("先把水烧开。", "まずお湯を沸かします。", "먼저 물을 끓이세요."),
-        "<think>ต้มน้ำให้เดือดก่อน</think>Boil the water and pour it into the pot.",
+        "<think>ต้มน้ำ</think>Boil the water and pour it into the pot.",
     ]:
         assert unread(text) == "", text
 
@@ -644,15 +654,15 @@ def test_gibberish(text):
         "\n".join(f"{i} x 7 = {7 * i}" for i in range(1, 13)),
         "".join(f"{i}. Wash the {x}.\n" for i, x in enumerate("cup plate pan pot fork".split())),
         "```\n++++[>++++[>++>+++<<-]>+>->>+[<]<-]>>. x\n```",  # code is none
-        "━━━━━━━━━━━━━\nPlan\n━━━━━━━━━━━━━\n* Eat",
+        "━━━━━━━━━\nPlan\n━━━━━━━━━\n* Eat",
         # combining marks
-        "पहले पानी उबालें, फिर उसमें चाय की पत्ती डालें।",
-        "প্রথমে জল ফুটিয়ে নিন, তারপর চা পাতা দিন।",
-        "முதலில் தண்ணீரை கொதிக்க வைக்கவும்.",
+        "पानी उबालें, फिर पत्ती डालें।",
+        "জল ফুটিয়ে নিন, তারপর চা দিন।",
+        "தண்ணீரை கொதிக்க வை.",
         "ముందుగా నీటిని మరిగించండి.",
-        "ပထမဦးစွာ ရေကို ဆူအောင် တည်ပါ။ ကြောင့်",
+        "ရေကို ဆူအောင် တည်ပါ။ ကြောင့်",
         "ដំបូងត្រូវដាំទឹកឱ្យពុះ",
-        "ต้มน้ำให้เดือดก่อน แล้วใส่ใบชาลงไป",
+        "ต้มน้ำให้เดือดก่อน",
         "בְּרֵאשִׁית בָּרָא אֱלֹהִים",
         "بِسْمِ اللَّهِ الرَّحْمَٰنِ الرَّحِيمِ",
         # tables, formulas, code
