@@ -136,9 +136,7 @@ def read_folder(folder: Path, kind: str, *names: str) -> dict:
         raise UserError(f"{no} no such folder; download it first: hf download NAME --local-dir DIR")
     if (adapter := inside(folder, "adapter_config.json")).exists():
         kind, base = map(read_json(adapter).get, ("peft_type", "base_model_name_or_path"))
-        raise UserError(
-            f"{no} an adapter ({kind!s:.20}); merge it into its base {base!r:.80}, or use that"
-        )
+        raise UserError(f"{no} an adapter ({kind!s:.20}): merge it into {base!r:.80}, or use that")
     if not any(inside(folder, name).exists() for name in (WEIGHTS, INDEX)):
         for pattern, what in OTHERS.items():
             for path in folder.glob(pattern):

@@ -142,12 +142,13 @@ def judge(text: str) -> str:
 def gibberish(text: str) -> bool:
     """An answer that is empty, a loop (half its windows of 12 letters repeat) or a salad of signs.
 
+    The counters of a list differ, and long numbers repeat themselves: loops are told without both.
     In a salad, runs of four signs or more hold three tenths of all; formulas and code have few.
     """
     answer = normalised(answer_of(text))  # without marks on letters, symbols and pictures
     answer = "".join(c for c in answer if unicodedata.category(c) not in ("Mn", "Mc", "So"))
     letters = re.sub(r"[\W_]", "", answer)
-    words = re.sub(r"(?m)^\W*(?:step |tip )?\d+[.):]\s|\d{9,}|[\W_]", "", answer)  # no counters
+    words = re.sub(r"(?m)^\W*(?:step |tip )?\d+[.):]\s|\d{9,}|[\W_]", "", answer)
     windows = [words[i : i + 12] for i in range(len(words) - 11)]
     loops = len(windows) >= 8 and len(set(windows)) <= len(windows) / 2
     prose = re.sub(r"(?ms)```.*?```|^([^\w\s])\1{4,}$", "", answer)  # no code, no ruled lines

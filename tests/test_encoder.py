@@ -145,7 +145,7 @@ def test_no_folder(bert, tmp_path):
     for folder, why in (
         (bert, "it has no tokenizer.json"),
         (tmp_path / "nowhere", "no such folder; download it first: hf download"),
-        (tmp_path / "lora", "an adapter \\(LORA\\); merge it into its base 'BAAI/bge-small"),
+        (tmp_path / "lora", "an adapter \\(LORA\\): merge it into 'BAAI/bge-small"),
     ):
         with pytest.raises(UserError, match=f"{folder} is no encoder folder: {why}"):
             load_encoder(folder)
