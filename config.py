@@ -98,7 +98,6 @@ class GRPOConfig:
     anchor: int = setting(0, "demonstrations in each update, with advantage 1", low=0)
     blocks: int = setting(0, "top blocks trained; 0: the whole model", low=0)
     lr: float = setting(1e-6, "learning rate; 5% warm-up, and linear to zero")
-    average: float = setting(0.0, "most decay of a pass's mean weights; 0: none", low=0, high=1)
     helpful_share: float = setting(0.5, "share of harmless prompts", low=0, high=1)
     clip: float = setting(0.2, "bad samples: no gradient once pi / pi_old is below 1 - clip")
     clip_high: float = setting(0.2, "good samples: no gradient above 1 + this; 0: as in SFT", low=0)
@@ -108,8 +107,7 @@ class GRPOConfig:
         "product", "alpha; spread: the product ** 8", choices="none data model product sum spread"
     )
     std_eps: float = setting(1e-4, "eps beside a group's reward std", low=0)
-    tokens_per_batch: int = setting(4096, "tokens of a forward pass; the result stays the same")
-    recompute: bool = setting(False, "gradient checkpointing: less memory, more time")
+    tokens_per_batch: int = setting(4096, "tokens of a forward pass: fewer take less memory")
     shard: bool = setting(False, "under torchrun: FSDP2, each process keeps part of the policy")
 
     @property

@@ -26,7 +26,8 @@ Decisions where the paper is silent:
 10. A prompt without a demonstration borrows, for W and gap, that of the most similar one in j.
 Ours: 11. members ends: only the best and worst of G are learnt from. 12. clip_high 0: no ratio; a
 good sample's gradient is A grad log pi, as in SFT. 13. anchor: demonstrations join each update with
-advantage 1. 14. passes: each restarts from pi_old, in another order; their weights are averaged.
+advantage 1. 14. Of several updates a running mean of the weights is kept (Loop.average). passes:
+each restarts from pi_old, in another order; the policy is the mean of what they end with.
 
 A group's advantages sum to 0, so a loss near 0 is correct: with all members, no anchors and rho 1.
 """
@@ -178,7 +179,7 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
     g, names, sums = c.grpo, ("margin", "loss", *INFO), torch.zeros(len(INFO) + 2).double()
     for m in micro:
         with autocast(policy.device, dtype):
-            x = run_blocks(policy, m.batch, m.x, frozen, recompute=g.recompute)
+            x = run_blocks(policy, m.batch, m.x, frozen)
             logp = completion_logps(policy, x, m.batch)
         old = logp.detach() if m.logp_old is None else m.logp_old
         a, n = A.flatten()[m.rows], torch.inf if m.filler else S  # a filler weighs nothing
@@ -259,7 +260,7 @@ def train(
             set_lr(optimizer, g.lr, (n * U + k + 0.5) / (U * g.rollouts))
             S = int(learnt[list(updates[u])].sum())  # sequences, in all processes
             record |= update(policy, batches[u], A, S, frozen, c, dtype, loop)
-            loop.average(g.average, i, k, U, g.passes)
+            loop.average(i, k, U, g.passes)
             if step + 1 == g.rollouts * steps:
                 record |= look(roll, held, c.run.seed)
             loop.end(step, whole=(step + 1) % steps == 0, **record)

@@ -9,7 +9,6 @@ import os
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 import kernels
 from model import Transformer, attention
@@ -154,18 +153,12 @@ def autocast(device: torch.device, dtype: torch.dtype):
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def run_blocks(model, batch, x=None, start=0, stop=None, recompute=False) -> Tensor:
-    """Hidden states (N, D) after blocks start .. stop - 1; x: those before, None: embeddings.
-
-    recompute: gradient checkpointing; a block keeps its input and runs again in the backward pass.
-    """
+def run_blocks(model, batch, x=None, start=0, stop=None) -> Tensor:
+    """Hidden states (N, D) after blocks start .. stop - 1; x: those before, None: embeddings."""
     x = model.embed_tokens(batch.ids) if x is None else x
     rope = model.rope(batch.positions)
     for block in model.layers[start:stop]:
-        if recompute:
-            x = checkpoint(block, x, rope, batch.attend, use_reentrant=False)
-        else:
-            x = block(x, rope, batch.attend)
+        x = block(x, rope, batch.attend)
     return x
 
 

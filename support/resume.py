@@ -113,17 +113,15 @@ class Loop:
             state[p] = {key: x.clone() for key, x in moments.items()}
 
     @torch.no_grad()
-    def average(self, most: float, i: int, k: int, updates: int, passes: int) -> None:
-        """mean <- decay mean + (1 - decay) weights after update k of pass i.
-
-        decay: the smaller of `most` and (k + 1) / (k + 10); of 64 updates it reaches 0.88.
+    def average(self, i: int, k: int, updates: int, passes: int) -> None:
+        """mean <- decay mean + (1 - decay) weights, decay (k + 1) / (k + 10), after update k of
+        pass i.
 
         A pass ends with this mean as its weights; after the last pass they are the mean of all.
         """
-        for p, state in self.optimizer.state.items() if most else ():
-            decay = min(most, (k + 1) / (k + 10))
+        for p, state in self.optimizer.state.items() if updates > 1 else ():
             if state:  # AdamW takes a state with anything in it for its own
-                state["mean"] = state.get("mean", p).lerp(p, 1 - decay)
+                state["mean"] = state.get("mean", p).lerp(p, 1 - (k + 1) / (k + 10))
         if k + 1 < updates:
             return
         for p, state in self.optimizer.state.items():

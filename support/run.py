@@ -26,7 +26,7 @@ from support.resume import Loop, refuse_differences
 
 ORDER = ("data", "sft", "irl", "grpo", "baseline", "eval")
 FREE = {"run.recipe", "run.run", "run.resume", "run.rival"}  # may differ when it goes on
-FREE |= {"grpo.tokens_per_batch", "grpo.recompute"}
+FREE |= {"grpo.tokens_per_batch"}
 HELD = 64  # open prompts, half of them harmless, that GRPO-S only looks at
 CODE = ("*.py", "kernels/*.py", "support/*.*", "corpus/open.jsonl")  # what results depend on
 

@@ -20,6 +20,7 @@ from support.chat import load_chat
 from support.files import read_json, write
 from support.hf import read_config, save_model
 from support.loaders import load_demonstrations
+from support.resume import Loop
 
 SFT = SFTConfig(steps=350, lr=5e-3, batch=8, helpful_share=1.0)
 CONFIG = json.loads("""{"architectures": ["LlamaForCausalLM"], "model_type": "llama",
@@ -50,7 +51,7 @@ def make(folder: Path, demonstrations: list[dict], benign: list[dict], seed: int
     model = Transformer(read_config(config, path))
     for p in (p for p in model.parameters() if p.ndim == 2):
         torch.nn.init.normal_(p, std=0.02)
-    sft.train(model, load_chat(folder), benign, SFT, torch.float32, seed)
+    sft.train(model, load_chat(folder), benign, SFT, torch.float32, seed, Loop("base"))
     save_model(model, folder)
 
 

@@ -59,15 +59,14 @@ def network(device):
     return model.to(device)
 
 
-@pytest.mark.parametrize("recompute", (False, True))
-def test_scores(recompute):
+def test_scores():
     """Logits of whole sequences; log-probs of completions behind shared prompts; gradients."""
 
     def make(device):
         model = network(device)
         answers = [[[6, 7], [8, 9, 10, 11]], [[12]], [[13, 14, 15]]]
         batch = Batch(PROMPTS, answers, device)
-        x = run_blocks(model, batch, recompute=recompute)
+        x = run_blocks(model, batch)
         logps = completion_logps(model, x, batch, 0.7)
         logps.sum().backward()
         logits = model(torch.tensor(PROMPTS[:1], device=device)).detach()
@@ -139,7 +138,7 @@ FIGURES = ("loss", "kl", "grad_norm", "clipped_low", "length", "reward_std", "si
     "more",
     (
         {},
-        {"grpo.recompute": True, "grpo.tokens_per_batch": 40},
+        {"grpo.tokens_per_batch": 40},
         {"grpo.blocks": 1, "grpo.scaling": "none"},
     ),
     ids=str,

@@ -325,7 +325,7 @@ def test_other_settings_or_input_are_refused_and_other_code_is_warned_of(tmp_pat
     run_of(tmp_path).refuse_others()
     said = capsys.readouterr().out
     assert said.startswith("warning: ") and "sft: done by other code" in said
-    free = {"grpo_recompute": True, "grpo_tokens_per_batch": 9, "run_rival": True}
+    free = {"grpo_tokens_per_batch": 9, "run_rival": True}
     run_of(tmp_path, run_recipe="laptop", **free).refuse_others()
     rows(tmp_path / "p.jsonl", {"prompt": "Hello?"})
     for other, words in (

@@ -488,15 +488,18 @@ def one_weight():
 
 
 def test_average():
-    """Means of the weights 1, 2 and 4, by hand: decays 1/10, 2/11 and, of 3/12, at most 0.2."""
-    for most, want in ((0.2, 0.2 * (2 / 11 * 1 + 9 / 11 * 2) + 0.8 * 4), (0.0, 4.0)):
-        weight, state, loop, move = one_weight()
-        for k, value in enumerate((1.0, 2.0, 4.0)):
-            loop.start_pass(0, k, 1)
-            move(value)
-            loop.average(most, 0, k, 3, 1)
-            assert weight.item() == (pytest.approx(want) if k == 2 else value)
-        assert "mean" not in state[weight]
+    """Means of the weights 1, 2 and 4, by hand: decays 1/10, 2/11 and 3/12."""
+    weight, state, loop, move = one_weight()
+    for k, value in enumerate((1.0, 2.0, 4.0)):
+        loop.start_pass(0, k, 1)
+        move(value)
+        loop.average(0, k, 3, 1)
+        want = pytest.approx(1 / 4 * (2 / 11 * 1 + 9 / 11 * 2) + 3 / 4 * 4)
+        assert weight.item() == (want if k == 2 else value)
+    assert "mean" not in state[weight]
+    move(8.0)
+    loop.average(0, 0, 1, 1)
+    assert weight.item() == 8 and "mean" not in state[weight]
 
 
 def test_passes():
@@ -509,9 +512,9 @@ def test_passes():
             loop.start_pass(i, k, 3)
             if k == 0:
                 assert weight.item() == 7 and all(begun[k] == x for k, x in state[weight].items())
-            move(end + 1 - k)
+            move(end)
             assert state[weight]["step"] == 2 + k
-            loop.average(0.0, i, k, 2, 3)
+            loop.average(i, k, 2, 3)
     assert weight.item() == pytest.approx(5) and not loop.begun and not loop.ends
 
 
