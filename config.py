@@ -98,6 +98,9 @@ class GRPOConfig:
     anchor: int = setting(0, "demonstrations in each update, with advantage 1", low=0)
     blocks: int = setting(0, "top blocks trained; 0: the whole model", low=0)
     lr: float = setting(1e-6, "learning rate; 5% warm-up, and linear to zero")
+    extrapolate: float = setting(
+        0.0, "share of a rollout's way that the weights go further: ExPO", low=0, high=10
+    )
     helpful_share: float = setting(0.5, "share of harmless prompts", low=0, high=1)
     clip: float = setting(0.2, "bad samples: no gradient once pi / pi_old is below 1 - clip")
     clip_high: float = setting(0.2, "good samples: no gradient above 1 + this; 0: as in SFT", low=0)
@@ -174,7 +177,8 @@ def check(c: Config, name=lambda key, flag: flag) -> None:
             raise UserError(f"{what} {value}: want {rule['low']} to {rule['high']}")
     if c.irl.joint_epochs + c.irl.epochs == 0:
         raise UserError("--irl-joint-epochs 0 and --irl-epochs 0 leave the rewards unfitted")
-    if c.grpo.passes > 1 and c.grpo.updates < 2:
-        raise UserError("--grpo-passes above 1 want --grpo-batch below --grpo-prompts")
+    if (c.grpo.passes > 1 or c.grpo.extrapolate) and c.grpo.updates < 2:
+        what = "--grpo-passes above 1 and --grpo-extrapolate"
+        raise UserError(f"{what} want --grpo-batch below --grpo-prompts")
     if c.grpo.batch and c.grpo.prompts % c.grpo.batch:
         raise UserError(f"--grpo-batch {c.grpo.batch}: want a divisor of --grpo-prompts")

@@ -28,6 +28,7 @@ Ours: 11. members ends: only the best and worst of G are learnt from. 12. clip_h
 good sample's gradient is A grad log pi, as in SFT. 13. anchor: demonstrations join each update with
 advantage 1. 14. Of several updates a running mean of the weights is kept (Loop.average). passes:
 each restarts from pi_old, in another order; the policy is the mean of what they end with.
+15. extrapolate: it then goes further from pi_old (ExPO, arXiv 2404.16792).
 
 A group's advantages sum to 0, so a loss near 0 is correct: with all members, no anchors and rho 1.
 """
@@ -256,11 +257,11 @@ def train(
         batches = [ready(models, m, learnt, frozen, dtype) for m in micro]
         for step, u in enumerate(order, n * steps):
             i, k = divmod(step - n * steps, U)  # update k of pass i
-            loop.start_pass(i, k, g.passes)
+            loop.start_pass(i, k, U)
             set_lr(optimizer, g.lr, (n * U + k + 0.5) / (U * g.rollouts))
             S = int(learnt[list(updates[u])].sum())  # sequences, in all processes
             record |= update(policy, batches[u], A, S, frozen, c, dtype, loop)
-            loop.average(i, k, U, g.passes)
+            loop.average(i, k, U, g.passes, g.extrapolate)
             if step + 1 == g.rollouts * steps:
                 record |= look(roll, held, c.run.seed)
             loop.end(step, whole=(step + 1) % steps == 0, **record)

@@ -100,12 +100,12 @@ class Loop:
         self.optimizer.zero_grad()  # to None: AdamW leaves alone what this loss did not reach
 
     @torch.no_grad()
-    def start_pass(self, i: int, k: int, passes: int) -> None:
+    def start_pass(self, i: int, k: int, updates: int) -> None:
         """At its update k = 0 pass i gets the weights and moments that pass 0 began with."""
-        if k:
+        if k or updates == 1:
             return
         self.gradient, state = None, self.optimizer.state
-        if i == 0 and passes > 1:
+        if i == 0:
             moments = lambda p: {key: x.clone() for key, x in state.get(p, {}).items()}
             self.begun = [(p, p.clone(), moments(p)) for p in self.learnt.values()]
         for p, weights, moments in self.begun if i else ():
@@ -113,13 +113,16 @@ class Loop:
             state[p] = {key: x.clone() for key, x in moments.items()}
 
     @torch.no_grad()
-    def average(self, i: int, k: int, updates: int, passes: int) -> None:
-        """mean <- decay mean + (1 - decay) weights, decay (k + 1) / (k + 10), after update k of
-        pass i.
+    def average(self, i: int, k: int, updates: int, passes: int, further: float = 0.0) -> None:
+        """After update k of pass i, unless it has one alone: what it ends with.
 
-        A pass ends with this mean as its weights; after the last pass they are the mean of all.
+        A pass ends with a running mean of its weights: mean <- decay mean + (1 - decay) weights,
+        decay (k + 1) / (k + 10). After the last, weights = m + further (m - start): m is the mean
+        over the passes, start what they began with.
         """
-        for p, state in self.optimizer.state.items() if updates > 1 else ():
+        if updates == 1:
+            return
+        for p, state in self.optimizer.state.items():
             if state:  # AdamW takes a state with anything in it for its own
                 state["mean"] = state.get("mean", p).lerp(p, 1 - (k + 1) / (k + 10))
         if k + 1 < updates:
@@ -127,11 +130,10 @@ class Loop:
         for p, state in self.optimizer.state.items():
             p.copy_(state.pop("mean", p))
         learnt = list(self.learnt.values())
-        if passes > 1:
-            self.ends = [a.lerp(p, 1 / (i + 1)) for a, p in zip(self.ends or learnt, learnt)]
+        self.ends = [a.lerp(p, 1 / (i + 1)) for a, p in zip(self.ends or learnt, learnt)]
         if i + 1 == passes:
-            for p, x in zip(learnt, self.ends):
-                p.copy_(x)
+            for (p, start, _), m in zip(self.begun, self.ends):
+                p.copy_(start.lerp(m, 1 + further))
             self.begun, self.ends = [], []
 
     def update(self, step: int, loss: torch.Tensor, parameters, /, **record) -> None:

@@ -53,7 +53,7 @@ def test_numbers_have_a_range(key, f):
     sound = {"irl.epochs": 1, "irl.joint_epochs": 1}
     for value in (f.type(low), f.type(high)):
         size = {"grpo.prompts": value} if key == "grpo.batch" and value else {}
-        size |= {"grpo.batch": 1} if key == "grpo.passes" else {}
+        size |= {"grpo.batch": 1} if key in ("grpo.passes", "grpo.extrapolate") else {}
         check(changed(Config(), {**sound, **size, key: value}))
     for value in (f.type(low - 1), f.type(high + 1)):
         refused(key, value, f"{value}: want {low} to {high}")
@@ -85,7 +85,8 @@ def test_texts_and_switches():
     [
         ({"irl.epochs": 0, "irl.joint_epochs": 0}, "leave the rewards unfitted"),
         ({"grpo.batch": 5}, "--grpo-batch 5: want a divisor of --grpo-prompts"),
-        ({"grpo.passes": 2}, "--grpo-passes above 1 want --grpo-batch below --grpo-prompts"),
+        ({"grpo.passes": 2}, "--grpo-extrapolate want --grpo-batch below --grpo-prompts"),
+        ({"grpo.extrapolate": 0.5}, "--grpo-passes above 1 and --grpo-extrapolate want"),
     ],
 )
 def test_settings_that_make_no_sense_together(values, words):

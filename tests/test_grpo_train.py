@@ -359,9 +359,14 @@ def test_passes_begin_anew_in_other_orders(monkeypatch):
     more = {"rollouts": 1, "batch": 2, "passes": 2, "lr": 0.05, "clip_high": 0.2}
     mean, _, records = run(**more)
     assert records[2]["kl"] == pytest.approx(0, abs=1e-6) and abs(records[1]["kl"]) > 1e-4
+    weight = lambda policy: policy.layers[1].mlp.down_proj.weight
+    further, *_ = run(**more, extrapolate=0.5)  # half the way from the start once more
+    want = weight(mean) + 0.5 * (weight(mean) - weight(tiny()))
+    assert torch.allclose(weight(further), want, rtol=0, atol=1e-6)
+    assert not torch.allclose(weight(mean), want, rtol=0, atol=1e-3)
     monkeypatch.setattr(Loop, "average", lambda *_: None)
     last, *_ = run(**more)
-    assert not torch.equal(last.layers[1].mlp.down_proj.weight, mean.layers[1].mlp.down_proj.weight)
+    assert not torch.equal(weight(last), weight(mean))
 
 
 def test_cosine_of_gradients(monkeypatch):

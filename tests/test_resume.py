@@ -491,7 +491,7 @@ def test_average():
     """Means of the weights 1, 2 and 4, by hand: decays 1/10, 2/11 and 3/12."""
     weight, state, loop, move = one_weight()
     for k, value in enumerate((1.0, 2.0, 4.0)):
-        loop.start_pass(0, k, 1)
+        loop.start_pass(0, k, 3)
         move(value)
         loop.average(0, k, 3, 1)
         want = pytest.approx(1 / 4 * (2 / 11 * 1 + 9 / 11 * 2) + 3 / 4 * 4)
@@ -503,19 +503,22 @@ def test_average():
 
 
 def test_passes():
-    """Each begins with the weight 7 and the moments there were; they end at 1, 4, 10: mean 5."""
+    """Each begins with the weight 7 and the moments there were; they end at 1, 4, 10: mean 5.
+
+    Half the way from 7 to 5 further is 4.
+    """
     weight, state, loop, move = one_weight()
     move(7.0)
     begun = {k: x.clone() for k, x in state[weight].items()}
     for i, end in enumerate((1.0, 4.0, 10.0)):
         for k in range(2):
-            loop.start_pass(i, k, 3)
+            loop.start_pass(i, k, 2)
             if k == 0:
                 assert weight.item() == 7 and all(begun[k] == x for k, x in state[weight].items())
             move(end)
             assert state[weight]["step"] == 2 + k
-            loop.average(i, k, 2, 3)
-    assert weight.item() == pytest.approx(5) and not loop.begun and not loop.ends
+            loop.average(i, k, 2, 3, 0.5)
+    assert weight.item() == pytest.approx(4) and not loop.begun and not loop.ends
 
 
 def test_a_state_is_saved_after_whole_steps_alone(tmp_path):
