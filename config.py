@@ -93,14 +93,12 @@ class GRPOConfig:
     prompts: int = setting(64, "P, prompts of a rollout")
     samples: int = setting(8, "G, samples per prompt, which are compared", low=2)
     passes: int = setting(1, "passes over a rollout, all from the same weights; then averaged")
-    batch: int = setting(0, "prompts of an update, a divisor of P; 0: the whole rollout", low=0)
+    batch: int = setting(0, "prompts of an update, a divisor of P: averaged weights; 0: P", low=0)
     members: str = setting("all", "samples learnt from; ends: best and worst", choices="all ends")
     anchor: int = setting(0, "demonstrations in each update, with advantage 1", low=0)
     blocks: int = setting(0, "top blocks trained; 0: the whole model", low=0)
     lr: float = setting(1e-6, "learning rate; 5% warm-up, and linear to zero")
-    extrapolate: float = setting(
-        0.0, "share of a rollout's way that the weights go further: ExPO", low=0, high=10
-    )
+    extrapolate: float = setting(0.0, "ExPO: weights go this share of their way further", low=0)
     helpful_share: float = setting(0.5, "share of harmless prompts", low=0, high=1)
     clip: float = setting(0.2, "bad samples: no gradient once pi / pi_old is below 1 - clip")
     clip_high: float = setting(0.2, "good samples: no gradient above 1 + this; 0: as in SFT", low=0)
@@ -178,7 +176,7 @@ def check(c: Config, name=lambda key, flag: flag) -> None:
     if c.irl.joint_epochs + c.irl.epochs == 0:
         raise UserError("--irl-joint-epochs 0 and --irl-epochs 0 leave the rewards unfitted")
     if (c.grpo.passes > 1 or c.grpo.extrapolate) and c.grpo.updates < 2:
-        what = "--grpo-passes above 1 and --grpo-extrapolate"
-        raise UserError(f"{what} want --grpo-batch below --grpo-prompts")
+        what = "--grpo-passes above 1, or --grpo-extrapolate,"
+        raise UserError(f"{what} wants --grpo-batch below --grpo-prompts")
     if c.grpo.batch and c.grpo.prompts % c.grpo.batch:
         raise UserError(f"--grpo-batch {c.grpo.batch}: want a divisor of --grpo-prompts")

@@ -26,8 +26,8 @@ Decisions where the paper is silent:
 10. A prompt without a demonstration borrows, for W and gap, that of the most similar one in j.
 Ours: 11. members ends: only the best and worst of G are learnt from. 12. clip_high 0: no ratio; a
 good sample's gradient is A grad log pi, as in SFT. 13. anchor: demonstrations join each update with
-advantage 1. 14. Of several updates a running mean of the weights is kept (Loop.average). passes:
-each restarts from pi_old, in another order; the policy is the mean of what they end with.
+advantage 1. 14. With several updates a pass ends with a running mean of its weights. passes: each
+restarts from pi_old, in another order; the policy is the mean of what they end with (Loop.average).
 15. extrapolate: it then goes further from pi_old (ExPO, arXiv 2404.16792).
 
 A group's advantages sum to 0, so a loss near 0 is correct: with all members, no anchors and rho 1.
@@ -257,7 +257,7 @@ def train(
         batches = [ready(models, m, learnt, frozen, dtype) for m in micro]
         for step, u in enumerate(order, n * steps):
             i, k = divmod(step - n * steps, U)  # update k of pass i
-            loop.start_pass(i, k, U)
+            loop.start_pass(i, k, U, g.passes)
             set_lr(optimizer, g.lr, (n * U + k + 0.5) / (U * g.rollouts))
             S = int(learnt[list(updates[u])].sum())  # sequences, in all processes
             record |= update(policy, batches[u], A, S, frozen, c, dtype, loop)

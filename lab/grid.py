@@ -40,6 +40,7 @@ SETTINGS = {  # the recipe laptop with these
 }
 ON_POLICY = {"grpo.rollouts": 24, "grpo.prompts": 32, "grpo.batch": 0, "grpo.members": "all"}
 ON_POLICY |= {"grpo.anchor": 0, "grpo.clip_high": 0.2, "grpo.lr": 5e-5, "grpo.passes": 1}
+ON_POLICY |= {"grpo.extrapolate": 0.0}
 FOLDERS = {"grpo": "policy", "judged": "policy"}  # of stages not named like it
 ADVANTAGES = {RFT: rivals.best, "RFT (random)": rivals.random, "best alone": rivals.good}
 VARIANTS = {  # name: (stages after those of the start, settings)

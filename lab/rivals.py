@@ -6,7 +6,8 @@ preference optimization; Rafailov et al., arXiv 2305.18290) takes the best, y_w,
 
 loss = -log sigma(beta ((log pi - log pi_ref)(y_w) - (log pi - log pi_ref)(y_l)))
 
-Settings were chosen for GRPO-S alone: RFT has the same, DPO its own.
+Settings were chosen for GRPO-S alone: RFT has the same, DPO its own. Neither DPO nor more SFT takes
+means of weights or goes further (--grpo-extrapolate).
 """
 
 import time

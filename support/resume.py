@@ -100,25 +100,25 @@ class Loop:
         self.optimizer.zero_grad()  # to None: AdamW leaves alone what this loss did not reach
 
     @torch.no_grad()
-    def start_pass(self, i: int, k: int, updates: int) -> None:
-        """At its update k = 0 pass i gets the weights and moments that pass 0 began with."""
+    def start_pass(self, i: int, k: int, updates: int, passes: int) -> None:
+        """Pass i gets, at its update k = 0, the weights that pass 0 began with, and new moments."""
         if k or updates == 1:
             return
-        self.gradient, state = None, self.optimizer.state
-        if i == 0:
-            moments = lambda p: {key: x.clone() for key, x in state.get(p, {}).items()}
-            self.begun = [(p, p.clone(), moments(p)) for p in self.learnt.values()]
-        for p, weights, moments in self.begun if i else ():
-            p.copy_(weights)
-            state[p] = {key: x.clone() for key, x in moments.items()}
+        self.gradient, learnt = None, list(self.learnt.values())
+        self.begun = self.begun if i else [p.clone() for p in learnt]
+        for p, start in zip(learnt, self.begun):
+            p.copy_(start)
+        if passes > 1:
+            self.optimizer.state.clear()
 
     @torch.no_grad()
     def average(self, i: int, k: int, updates: int, passes: int, further: float = 0.0) -> None:
-        """After update k of pass i, unless it has one alone: what it ends with.
+        """After update k of pass i. A pass of several updates ends with their running mean:
 
-        A pass ends with a running mean of its weights: mean <- decay mean + (1 - decay) weights,
-        decay (k + 1) / (k + 10). After the last, weights = m + further (m - start): m is the mean
-        over the passes, start what they began with.
+        mean <- decay mean + (1 - decay) weights, decay = (k + 1) / (k + 10)
+        weights = m + further (m - start) after the last pass
+
+        m: the mean over the passes. start: what they began with.
         """
         if updates == 1:
             return
@@ -132,7 +132,7 @@ class Loop:
         learnt = list(self.learnt.values())
         self.ends = [a.lerp(p, 1 / (i + 1)) for a, p in zip(self.ends or learnt, learnt)]
         if i + 1 == passes:
-            for (p, start, _), m in zip(self.begun, self.ends):
+            for p, start, m in zip(learnt, self.begun, self.ends):
                 p.copy_(start.lerp(m, 1 + further))
             self.begun, self.ends = [], []
 

@@ -85,8 +85,8 @@ def test_texts_and_switches():
     [
         ({"irl.epochs": 0, "irl.joint_epochs": 0}, "leave the rewards unfitted"),
         ({"grpo.batch": 5}, "--grpo-batch 5: want a divisor of --grpo-prompts"),
-        ({"grpo.passes": 2}, "--grpo-extrapolate want --grpo-batch below --grpo-prompts"),
-        ({"grpo.extrapolate": 0.5}, "--grpo-passes above 1 and --grpo-extrapolate want"),
+        ({"grpo.passes": 2}, "--grpo-extrapolate, wants --grpo-batch below --grpo-prompts"),
+        ({"grpo.extrapolate": 0.5}, "--grpo-passes above 1, or --grpo-extrapolate, wants"),
     ],
 )
 def test_settings_that_make_no_sense_together(values, words):

@@ -25,13 +25,13 @@ from support.resume import Loop
 
 SMALL = {"run.max_new_tokens": 6, "grpo.prompts": 6, "grpo.samples": 3, "grpo.rollouts": 3}
 SMALL |= {"grpo.passes": 2, "grpo.batch": 3, "grpo.members": "ends", "grpo.lr": 1e-3}
-SMALL |= {"grpo.anchor": 1, "grpo.clip_high": 0.0}
+SMALL |= {"grpo.anchor": 1, "grpo.clip_high": 0.0, "grpo.extrapolate": 0.5}
 SMALL |= {"grpo.helpful_share": 0.4, "grpo.beta_kl": 0.1, "grpo.std_eps": 0.5}
 CASES = {
     "blocks": {"grpo.blocks": 1},
     "whole model": {},
     "one group a pass": {"grpo.tokens_per_batch": 40},
-    "one update": {"grpo.batch": 0, "grpo.members": "all", "grpo.anchor": 0},
+    "one update": {"grpo.batch": 0, "grpo.passes": 1, "grpo.members": "all", "grpo.anchor": 0},
     "sharded": {"grpo.shard": True},
     "sharded, in parts": {"grpo.blocks": 1, "grpo.shard": True, "grpo.tokens_per_batch": 40},
     "sharded, float32": {"grpo.shard": True},

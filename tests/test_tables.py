@@ -222,9 +222,14 @@ def test_numbers_of_the_text():
     minus = lambda x, y: [a - b for a, b in zip(x, y, strict=True)]
     mean = lambda x: sum(x) / len(x)
     each = lambda values: ", ".join(f"{x:+.1f}" for x in values)
-    gain = {k: minus(gaps(k, DRIRL), gaps(k, START)) for k in ("laptop", "laptop-few")}
-    told = [f"**not met**: {mean(x):+.1f} ({each(x)})" for x in gain.values()]
-    told += ["ordinary met: " + ", ".join(f"{x:.1f}" for x in ordinary("laptop", DRIRL)) + "%"]
+    # claimed: at least this in each seed, and this on the mean
+    claimed = {"laptop-first": (0, 0), "laptop-few-first": (5, 10), "laptop": (0, 3)}
+    gain, told = {k: minus(gaps(k, DRIRL), gaps(k, START)) for k in claimed}, []
+    for (least, on_the_mean), x in zip(claimed.values(), gain.values()):
+        met = "met" if min(x) >= least and mean(x) >= on_the_mean else "not met"
+        told.append(f"**{met}**: {mean(x):+.1f} ({each(x)})")
+    for k in ("laptop-first", "laptop"):
+        told.append("ordinary met: " + ", ".join(f"{x:.1f}" for x in ordinary(k, DRIRL)) + "%")
     for rival in (START, CONTINUED, tables.RFT):
         x = minus(gaps("few-24", DRIRL), gaps("few-24", rival))
         assert len(x) == 5
@@ -234,10 +239,11 @@ def test_numbers_of_the_text():
     told.append(f"against {listed(gaps('few-24', DRIRL))}")
     told.append(f"It ends at {listed(gaps('few-24', tables.RFT))} (DR-IRL")
     change = lambda of, key: minus(of(key, DRIRL), of(key, START))
-    moved = [mean(change(of, "laptop")) for of in (harmful, ordinary, lookalike)]
-    told.append("refused {:+.1f} points, ordinary {:+.1f}, look-alikes {:+.1f}".format(*moved))
+    for k in ("laptop-first", "laptop"):
+        moved = [mean(change(of, k)) for of in (harmful, ordinary, lookalike)]
+        told.append("refused {:+.1f} points, ordinary {:+.1f}, look-alikes {:+.1f}".format(*moved))
     for name, of in (("ordinary prompts", ordinary), ("look-alikes", lookalike)):
-        x = change(of, "laptop-few")
+        x = change(of, "laptop-few-first")
         told.append(f"{name} {mean(x):.1f} ± {tables.half_width(x):.1f}")
     again = minus(gaps("laptop-few-again", DRIRL), gaps("laptop-few-again", START))
     told.append("{:.1f}, {:+.1f} and {:+.1f}, {:+.1f} on the mean".format(*again, mean(again)))
@@ -248,11 +254,11 @@ def test_numbers_of_the_text():
     zen5 = [("few-24", 3), ("few-24", 4), *(("laptop-few-again", n) for n in range(3))]
     x = [by[k, DRIRL, n]["seconds"]["grpo"] for k, n in zen5]
     told.append(f"GRPO-S {min(x):.0f} to {max(x):.0f}.")
-    last, first = (change(of, "laptop-again")[0] for of in (harmful, lookalike))
+    last, first = (change(of, "laptop-fp32")[0] for of in (harmful, lookalike))
     told.append(f"refused more often by {last:.1f} points, look-alikes less often by {-first:.1f}")
-    gains = minus(gaps("laptop-again", DRIRL), gaps("laptop-again", START)) + gain["laptop"]
+    gains = minus(gaps("laptop-fp32", DRIRL), gaps("laptop-fp32", START)) + gain["laptop-first"]
     told.append("float32: {:+.1f}. The same seed in bfloat16 gave {:+.1f}".format(*gains))
-    s = by["laptop-again", DRIRL, 0]["seconds"]
+    s = by["laptop-fp32", DRIRL, 0]["seconds"]
     told.append(f"SFT {s['sft']:.0f} s, IRL {s['irl']:.0f}, GRPO-S {s['grpo']:.0f}")
     marks = tables.read_records(tables.LAB / "results/sense.jsonl", "readers")
     pair = lambda mark, model: " and ".join(
