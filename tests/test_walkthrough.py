@@ -304,7 +304,9 @@ def test_readme_tables():
 
 
 # laptop-few has not run with extrapolation yet
-@pytest.mark.parametrize("name, setting", [("laptop", "laptop"), ("laptop-few", "laptop-few-again")])
+@pytest.mark.parametrize(
+    "name, setting", [("laptop", "laptop"), ("laptop-few", "laptop-few-again")]
+)
 def test_readme_results(name, setting):
     """What the README tells of the recorded runs is what their lines say."""
     lines = (ROOT / "lab/results/runs.jsonl").read_text(encoding="utf-8").splitlines()
@@ -342,7 +344,7 @@ def test_readme_claims():
         runs = grouped(records)[name]
         gains[name] = [gap(b) - gap(a) for a, b in zip(runs[START], runs[DRIRL], strict=True)]
     first, few, gains = gains.values()
-    told = "In earlier runs without extrapolation: {:.1f}, {:.1f}, {:.1f}; {:.1f}, {:.1f}, {:.1f}."
+    told = "Earlier, without ExPO: {:.1f}, {:.1f}, {:.1f} and {:.1f}, {:.1f}, {:.1f} (predicted"
     assert told.format(*first, *few) in text
     told, marks = "base {} or {}, warm start {} or {}, DR-IRL {} or {}.", []
     for model in ("base", "SFT warm start", "DR-IRL from it"):
