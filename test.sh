@@ -4,8 +4,9 @@ set -euo pipefail
 NEED="pytest xdist transformers ruff jinja2 jupytext" source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 "$PYTHON" -m ruff format --check --quiet .
 "$PYTHON" -m ruff check --quiet .
-if [ $# = 0 ]; then # two processes of a thread each: 4.5 minutes instead of 8 on two Zen 4 cores
-    export OMP_NUM_THREADS=1
-    set -- -n 2 --dist worksteal
+if [ $# != 0 ]; then
+    exec "$PYTHON" -m pytest -q "$@"
 fi
-"$PYTHON" -m pytest -q "$@"
+# two processes of a thread each: 4.5 minutes instead of 8 on two Zen 4 cores
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -n 2 --dist worksteal
+echo "not run, as they need a GPU: $("$PYTHON" -m pytest -q --collect-only -m gpu | tail -n 1)"
