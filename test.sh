@@ -7,6 +7,6 @@ NEED="pytest xdist transformers ruff jinja2 jupytext" source "$(dirname "${BASH_
 if [ $# != 0 ]; then
     exec "$PYTHON" -m pytest -q "$@"
 fi
-# two processes of a thread each: 4.5 minutes instead of 8 on two Zen 4 cores
+# two processes of a thread each: 5 minutes instead of 8 on two Zen 4 cores
 OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -n 2 --dist worksteal
 echo "not run, as they need a GPU: $("$PYTHON" -m pytest -q --collect-only -m gpu | tail -n 1)"
