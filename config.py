@@ -93,7 +93,7 @@ class GRPOConfig:
     prompts: int = setting(64, "P, prompts of a rollout")
     samples: int = setting(8, "G, samples per prompt, which are compared", low=2)
     passes: int = setting(1, "passes over a rollout, all from the same weights; then averaged")
-    batch: int = setting(0, "prompts of an update, a divisor of P: averaged weights; 0: P", low=0)
+    batch: int = setting(0, "prompts of an update, dividing P (weights: averaged); 0: all P", low=0)
     members: str = setting("all", "samples learnt from; ends: best and worst", choices="all ends")
     anchor: int = setting(0, "demonstrations in each update, with advantage 1", low=0)
     blocks: int = setting(0, "top blocks trained; 0: the whole model", low=0)
@@ -108,7 +108,7 @@ class GRPOConfig:
         "product", "alpha; spread: the product ** 8", choices="none data model product sum spread"
     )
     std_eps: float = setting(1e-4, "eps beside a group's reward std", low=0)
-    tokens_per_batch: int = setting(4096, "tokens of a forward pass: fewer take less memory")
+    tokens_per_batch: int = setting(4096, "tokens of a forward pass: memory alone depends on it")
     shard: bool = setting(False, "under torchrun: FSDP2, each process keeps part of the policy")
 
     @property

@@ -311,6 +311,23 @@ def test_micro_batches_do_not_change_training(more):
                 assert r[key] == pytest.approx(want[key], rel=1e-10, abs=1e-10), key
 
 
+@pytest.mark.parametrize("blocks", (0, 1))
+def test_training_in_bfloat16(blocks):
+    """As the stages train: a float32 policy under autocast, a bfloat16 reference.
+
+    The weights stay float32 and learn what bfloat16 can't hold; at first pi is all but pi_ref.
+    """
+    policy, reference, records = tiny(), tiny().bfloat16().requires_grad_(False), []
+    c = changed(Config(), {**SMALL, "grpo.blocks": blocks, "grpo.beta_kl": 0.1})
+    fixed = (reference, Share(reference, 1), Letters(), WordEncoder(16), ROWS, c, torch.bfloat16)
+    grpo_s.train(policy, *fixed, loop=Loop("grpo", log=lambda **r: records.append(r)))
+    assert abs(records[0]["kl"]) < 0.01 and all(r["grad_norm"] > 0 for r in records)
+    pairs = zip(policy.parameters(), tiny().parameters())
+    moved = [p for p, before in pairs if not torch.equal(p, before)]
+    assert moved and not any(torch.equal(p, p.bfloat16().float()) for p in moved)
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+
+
 def test_learning_rates(monkeypatch):
     """Linear to zero over the rollouts, each update at the middle of its share; passes alike."""
     seen = []
