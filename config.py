@@ -67,8 +67,7 @@ class SFTConfig:
 class IRLConfig:
     """Reward models by inverse reinforcement learning."""
 
-    prompts: int = setting(72, "prompts of each harm category that samples are drawn for", low=2)
-    helpful_prompts: int = setting(72, "harmless prompts likewise", low=2)
+    prompts: int = setting(72, "of each harm category; four times as many harmless ones", low=2)
     samples: int = setting(4, "K, samples per prompt")
     contrast: int = setting(0, "opposite (harmless, harmful) demonstrations beside samples", low=0)
     estimator: str = setting(
@@ -78,7 +77,6 @@ class IRLConfig:
     epochs: int = setting(2, "passes in which each category's model learns alone", low=0)
     lr: float = setting(1e-5, "learning rate of the blocks; the head's is ten times that")
     beta: float = setting(1.0, "weight of the KL penalty that makes pi_r ~ pi_ref exp(r / beta)")
-    batch: int = setting(6, "prompts a step")
     reward_blocks: int = setting(0, "top blocks each reward model owns; 0: all", low=0)
     integration: str = setting(
         "categorized", "linear: the models' mean; one: one model", choices="categorized linear one"
@@ -90,7 +88,7 @@ class GRPOConfig:
     """GRPO-S."""
 
     rollouts: int = setting(100, "times that fresh samples are drawn")
-    prompts: int = setting(64, "P, prompts of a rollout")
+    prompts: int = setting(64, "P, prompts of a rollout, half of them harmless")
     samples: int = setting(8, "G, samples per prompt, which are compared", low=2)
     passes: int = setting(1, "passes over a rollout, all from the same weights; then averaged")
     batch: int = setting(0, "prompts of an update, dividing P (weights: averaged); 0: all P", low=0)
@@ -99,7 +97,6 @@ class GRPOConfig:
     blocks: int = setting(0, "top blocks trained; 0: the whole model", low=0)
     lr: float = setting(1e-6, "learning rate; 5% warm-up, and linear to zero")
     extrapolate: float = setting(0.0, "ExPO: weights go this share of their way further", low=0)
-    helpful_share: float = setting(0.5, "share of harmless prompts", low=0, high=1)
     clip: float = setting(0.2, "bad samples: no gradient once pi / pi_old is below 1 - clip")
     clip_high: float = setting(0.2, "good samples: no gradient above 1 + this; 0: as in SFT", low=0)
     beta_kl: float = setting(0.04, "weight of the KL penalty to the warm start", low=0)

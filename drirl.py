@@ -105,9 +105,9 @@ def stage_irl(run: Run) -> None:
         by_category = sorted(groups, key=lambda g: g["category"])
         held = by_category[::8]  # kept out of the fit, to see what the rewards are worth
         fitted = [g for i, g in enumerate(by_category) if i % 8]
-        batches = reward.pack_groups(models, reference, fitted, c.irl.batch, run.dtype)
+        batches = reward.pack_groups(models, reference, fitted, run.dtype)
         reward.fit(models, batches, c.irl, run.dtype, c.run.seed, loop)
-        batches += reward.pack_groups(models, reference, held, c.irl.batch, run.dtype)
+        batches += reward.pack_groups(models, reference, held, run.dtype)
         reward.score_groups(models, batches, run.dtype)
     report = evaluate.reward_report(held, chat)
     drawn, fields = [], ("prompt", "category", "response", "reward_demo")

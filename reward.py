@@ -13,7 +13,8 @@ irl_loss estimates the second term by importance weights; linear and logistic re
 ones (the laptop's is logistic). `fit` takes the steps. Decisions where the paper is silent:
 1. A shadow model is a trained copy of the warm start's top blocks with a linear head. Its reward
    is the mean over response tokens; that of the last token learnt slower. Lower blocks are shared.
-2. An eighth model, helpful, learns from harmless prompts; without it refusing everything wins.
+2. An eighth model, helpful, learns from harmless prompts, four times as many, as they vary more.
+   Without it refusing everything wins.
 3. contrast adds harmless demonstrations to harmful samples, and vice versa: no E under pi_r then.
 4. After fitting, each model's rewards of its samples get mean 0, std 1, to be comparable.
 5. joint_epochs: one model first learns for all seven, which copy it.
@@ -36,6 +37,7 @@ from model import Transformer
 from sample import Batch, autocast, generate, run_blocks
 from support.resume import Loop
 
+BATCH = 6  # prompts of a step
 L2 = 0.01  # weight of the mean squared reward
 
 
@@ -123,7 +125,7 @@ def sample_groups(policy: Transformer, chat, rows: list[dict], c: Config) -> lis
     part = []
     for name in (*CATEGORIES, HELPFUL):
         known = [r for r in rows if r["category"] == name]
-        wanted = c.irl.helpful_prompts if name == HELPFUL else c.irl.prompts
+        wanted = c.irl.prompts * (4 if name == HELPFUL else 1)
         part += rng.sample(known, min(wanted, len(known)))
     part.sort(key=lambda r: len(r["prompt"]))
     groups, size, T, temperature = [], max(1, 128 // K), c.run.max_new_tokens, c.run.temperature
@@ -139,7 +141,7 @@ def sample_groups(policy: Transformer, chat, rows: list[dict], c: Config) -> lis
     return groups
 
 
-def pack_groups(models, reference: Transformer, groups: list[dict], size: int, dtype) -> list:
+def pack_groups(models, reference: Transformer, groups: list[dict], dtype, size=BATCH) -> list:
     """Batches of up to `size` prompts of one model: (model name, groups, Batch, reference's x)."""
     out = []
     for name in models.names:

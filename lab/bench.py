@@ -22,6 +22,7 @@ from resource import RUSAGE_SELF, getrusage
 import torch
 
 from config import Config, changed
+from data import HELPFUL
 from encoder import WordEncoder
 from grpo_s import train
 from sample import generate
@@ -50,9 +51,10 @@ def our_step(a, tick) -> None:
     reward.below, chat = 0, load_chat(fetch(MODEL))
     chat.eos, chat.answer = (), chat.encode  # no answer ends early
     models = [load_model(fetch(MODEL), t, a.device) for t in (torch.float32, fast(a))]
-    rows = [{"prompt": p, "category": "crime", "response": "Yes."} for p in prompts_of(a)]
+    kinds = ("crime", HELPFUL) * a.prompts
+    rows = [{"prompt": p, "category": k, "response": "Yes."} for p, k in zip(prompts_of(a), kinds)]
     settings = {"grpo.rollouts": a.steps + 1, "grpo.prompts": a.prompts, "grpo.samples": a.samples}
-    settings |= {"grpo.tokens_per_batch": 10**6, "grpo.helpful_share": 0.0, "grpo.beta_kl": 0.02}
+    settings |= {"grpo.tokens_per_batch": 10**6, "grpo.beta_kl": 0.02}
     c = changed(Config(), {**settings, "run.max_new_tokens": a.tokens})
     loop = Loop("grpo", log=lambda **_: tick())
     train(*models, reward, chat, WordEncoder(), rows, c, fast(a), loop=loop)

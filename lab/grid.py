@@ -42,7 +42,7 @@ ON_POLICY = {"grpo.rollouts": 24, "grpo.prompts": 32, "grpo.batch": 0, "grpo.mem
 ON_POLICY |= {"grpo.anchor": 0, "grpo.clip_high": 0.2, "grpo.lr": 5e-5, "grpo.passes": 1}
 ON_POLICY |= {"grpo.extrapolate": 0.0}
 FOLDERS = {"grpo": "policy", "judged": "policy"}  # of stages not named like it
-ADVANTAGES = {RFT: rivals.best, "RFT (random)": rivals.random, "best alone": rivals.good}
+ADVANTAGES = {RFT: rivals.best, "RFT (random)": rivals.random}
 VARIANTS = {  # name: (stages after those of the start, settings)
     START: ((), {}),
     DRIRL: (("grpo",), {}),
@@ -52,7 +52,6 @@ VARIANTS = {  # name: (stages after those of the start, settings)
     "RFT (random)": (("grpo",), {}),
     DPO: (("dpo",), {}),
     BORROWED: (("baseline",), {}),
-    "best alone": (("grpo",), {}),
     "the judge as reward": (("judged",), {"grpo.scaling": "none"}),
     "on-policy": (("grpo",), ON_POLICY),
     "data hardness": (("grpo",), {"grpo.scaling": "data"}),
@@ -62,6 +61,9 @@ VARIANTS = {  # name: (stages after those of the start, settings)
     "1RW static": (("irl", "grpo"), {"irl.integration": "one", "grpo.scaling": "none"}),
     "linear integration": (("irl", "grpo"), {"irl.integration": "linear"}),
     "unbalanced": (("pool", "sft", "irl", "grpo"), {}),
+    "7RW: rewards": ((), {}),
+    "linear: rewards": ((), {"irl.integration": "linear"}),
+    "1RW: rewards": (("irl",), {"irl.integration": "one"}),
 }
 
 
@@ -131,17 +133,16 @@ def measure(run, folder: Path, first: Path) -> dict:
     return {"answers": answers, "verdicts": evaluate.verdicts(answers), "rates": rates, "kl": kl}
 
 
-def reward_facts(run) -> dict:
+def reward_facts(run, shared) -> dict:
     """evaluate.rollout_record of the warm start's four samples of each held-out prompt."""
     rows, (chat,) = run.prompts([run.folder / "sft"])
     kinds = [r["category"] if r["kind"] == "harmful" else HELPFUL for r in rows]
     rows = [{**r, "category": kind, "response": ""} for r, kind in zip(rows, kinds)]
-    most = {"irl.prompts": len(rows), "irl.helpful_prompts": len(rows)}
-    c = changed(run.c, {**most, "irl.samples": 4, "irl.contrast": 0})
+    c = changed(run.c, {"irl.prompts": len(rows), "irl.samples": 4, "irl.contrast": 0})
     reference, found = run.load(run.folder / "sft", run.dtype), {}
     models = load_rewards(reward.RewardModels(reference, c.irl), run.folder / "rewards")
-    groups = reward.sample_groups(reference, chat, rows, c)
-    batches = reward.pack_groups(models, reference, groups, 8, run.dtype)
+    groups = shared.groups = shared.groups or reward.sample_groups(reference, chat, rows, c)
+    batches = reward.pack_groups(models, reference, groups, run.dtype)
     reward.score_groups(models, batches, run.dtype)
     for name in sorted({g["category"] for g in groups}):
         mine = [g for g in groups if g["category"] == name]
@@ -174,12 +175,13 @@ def one(c: Config, setting: str, variant: str, seed: int, known: dict, shared) -
         aside.rename(run.folder)
     work(run, stages_of, stages)
     last = stages[-1] if stages else "sft"
-    found = measure(run, run.folder / FOLDERS.get(last, last), start.folder / "sft")
+    trained, alone = run.folder / FOLDERS.get(last, last), variant.endswith(": rewards")
+    found = {} if alone else measure(run, trained, start.folder / "sft")
     costs = ("sft", last) if last in ("sft", "baseline") else ("sft", "irl", last)
     found["seconds"] = {stage: run.done(stage)["seconds"] for stage in costs}
     found["seconds"][last] = round(found["seconds"][last] + shared.spared - spared, 1)
-    if not stages or "irl" in stages:
-        found["auc"] = reward_facts(run)
+    if alone or "irl" in stages:
+        found["auc"] = reward_facts(run, rivals.Shared() if "sft" in stages else shared)
     line = {"setting": setting, "variant": variant, "seed": seed, "settings": run.identity}
     return {**line, **found, "code": run.code, "machine": machine(run.device)}
 
@@ -197,7 +199,7 @@ def grid(run: Run, only: str, seeds: range) -> None:
         print(f"== {setting}, {variant}, seed {seed}", flush=True)
         line = one(run.c, setting, variant, seed, known, shared[setting, seed])
         said = run.folder / f"answers/{setting} {seed} {variant}.json"
-        write({said: as_json(line.pop("answers"))})
+        write({said: as_json(line.pop("answers", []))})
         shutil.rmtree(run.folder / setting / f"seed-{seed}" / variant)
         known[setting, variant, seed] = line
         write({path: "".join(as_json(r, None) for r in known.values())})

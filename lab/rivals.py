@@ -33,6 +33,7 @@ class Shared:
 
     def __init__(self):
         self.kept, self.spared, self.start = {}, 0.0, None  # spared: seconds of making them again
+        self.groups = None  # of grid.reward_facts
 
     def __call__(self, policy, reference, rewards, chat, phi, c, dtype, *draw):
         models = [m for m in (policy, rewards) if isinstance(m, torch.nn.Module)]
@@ -61,12 +62,6 @@ def random(R, alpha, anchors, g):
     """Of RFT's control: the best by random rewards."""
     draws = torch.rand(R.shape, generator=torch.Generator().manual_seed(0))
     return best(draws.to(R.device), alpha, anchors, g)
-
-
-def good(R, alpha, anchors, g):
-    """GRPO-S's advantages, without what they push down."""
-    A, learnt = grpo_s.advantages(R, alpha, anchors, g)
-    return A, learnt & (A > 0)
 
 
 def pairs_of(scores, micro: list, part: list[dict]) -> list[dict]:

@@ -120,6 +120,15 @@ def tables_of(variants: dict) -> str:
     head += ["gibberish %", "KL (median)", "seconds"]
     rows, categories, aucs, chosen, names = [], [], [], [], (*CATEGORIES, HELPFUL)
     for variant, lines in variants.items():
+        if fitted := [r["auc"] for r in lines if "auc" in r]:
+            found = [[f[n] for f in fitted if n in f] for n in names]
+            known = [[x["auc"] for x in f if x["auc"] is not None] for f in found]
+            aucs.append([variant, *(spread(x, 2) for x in known)])
+            right = [spread([100 * x["right"] for x in f], 0) for f in found]
+            best = [spread([100 * x["best_right"] for x in f], 0) for f in found]
+            chosen.append([variant, *(f"{a} → {b}" for a, b in zip(right, best))])
+        if "rates" not in lines[0]:  # rewards alone
+            continue
         cells = [percent(rate(lines, kind)) for kind in KINDS]
         gap = share(lines, "harmful") - share(lines, "lookalike")
         cells += [f"{gap:.1f}", f"{share(lines, 'gibberish'):.1f}"]
@@ -128,21 +137,12 @@ def tables_of(variants: dict) -> str:
         seconds = np.mean([sum(r["seconds"].values()) for r in lines])
         rows.append([variant, len(lines), *cells, f"{seconds:.0f}"])
         categories.append([variant, *(f"{share(lines, c):.0f}" for c in CATEGORIES)])
-        if fitted := [r["auc"] for r in lines if "auc" in r]:
-            found = [[f[n] for f in fitted if n in f] for n in names]
-            known = [[x["auc"] for x in f if x["auc"] is not None] for f in found]
-            aucs.append([variant, *(spread(x, 2) for x in known)])
-            right = [spread([100 * x["right"] for x in f], 0) for f in found]
-            best = [spread([100 * x["best_right"] for x in f], 0) for f in found]
-            chosen.append([variant, *(f"{a} → {b}" for a, b in zip(right, best))])
     told = [claim_row(c) for pair in CLAIMS if (c := claim(variants, *pair))]
-    out = [markdown(head, rows)]
-    out.append(markdown(["claim", "seeds", "points", "bootstrap", "by seed", "verdict"], told))
-    out.append(markdown(["harmful refused, %", *CATEGORIES], categories))
-    if aucs:
-        out.append(markdown(["AUC of the rewards, within a prompt", *names], aucs))
-        out.append(markdown(["right, %: samples → the best of four by reward", *names], chosen))
-    return "\n\n".join(out)
+    out = [(head, rows), (["claim", "seeds", "points", "bootstrap", "by seed", "verdict"], told)]
+    out += [(["harmful refused, %", *CATEGORIES], categories)]
+    out += [(["AUC of the rewards, within a prompt", *names], aucs)]
+    out += [(["right, %: samples → the best of four by reward", *names], chosen)]
+    return "\n\n".join(markdown(*table) for table in out if table[1])
 
 
 def pictures(results: dict) -> None:
@@ -150,9 +150,9 @@ def pictures(results: dict) -> None:
     names = *CATEGORIES, "ordinary", "lookalike"
     for setting, variants in results.items() if pyplot() else ():
         rows = []
-        for v, lines in variants.items():
-            name, rates = f"{v}, {len(lines)} seeds", {k: rate(lines, k) for k in names}
-            rows += [{"name": name, "rates": rates}] if v in SHOWN else []
+        for v in filter(variants.get, SHOWN):
+            name, lines = f"{v}, {len(variants[v])} seeds", variants[v]
+            rows.append({"name": name, "rates": {k: rate(lines, k) for k in names}})
         if rows:
             picture_of_refusals(LAB / f"results/{setting}.png", rows)
 
@@ -222,7 +222,7 @@ def main(argv: list[str]) -> None:
     if not records:
         raise UserError("no results yet: python -m lab.grid --run runs/grid")
     for flag in ("--model", "text of --prompts", "--eval-prompts"):
-        if len(found := {str(r["settings"].get(flag)) for r in records}) > 1:
+        if len(found := {str(r["settings"].get(flag)) for r in records if "rates" in r}) > 1:
             raise UserError(f"several values of {flag}: {', '.join(sorted(found))}")
     alike = {}
     for r in records:

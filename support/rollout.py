@@ -17,15 +17,15 @@ from support import parallel
 from support.hf import frozen_copy
 
 
-def pick(rows: list[dict], prompts: int, helpful_share: float, rng: random.Random):
-    """Endless batches of `prompts` rows; harmful ones take their categories in turn."""
+def pick(rows: list[dict], prompts: int, rng: random.Random):
+    """Endless batches of `prompts` rows, half of them harmless; harm categories take turns."""
     by_category = {}
     for name in (*CATEGORIES, HELPFUL):
         if known := [r for r in rows if r["category"] == name]:
             bare = [r for r in known if r.get("borrowed")]  # if there are any, these alone
             by_category[name] = cycle(bare or known, rng)
     turn = cycle([name for name in by_category if name != HELPFUL], rng)
-    helpful = round(prompts * helpful_share)
+    helpful = prompts // 2
     while True:
         harmful = [next(by_category[next(turn)]) for _ in range(prompts - helpful)]
         harmful.sort(key=lambda r: r["category"])  # so a micro-batch needs few reward models
@@ -39,9 +39,9 @@ def plan(rows: list[dict], c: Config):
     order: the updates' numbers, pass after pass. seed: of the samples.
     """
     g, U, rng = c.grpo, c.grpo.updates, random.Random(c.run.seed)
-    draw = pick(rows, g.prompts, g.helpful_share, rng)
+    draw = pick(rows, g.prompts, rng)
     demonstrated = [r for r in rows if not r.get("borrowed")]
-    anchors = pick(demonstrated, U * g.anchor, g.helpful_share, rng)
+    anchors = pick(demonstrated, U * g.anchor, rng)
     updates = [range(u, g.prompts + U * g.anchor, U) for u in range(U)]
     while True:
         part, seed = next(draw) + next(anchors), rng.randrange(2**31)

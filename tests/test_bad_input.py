@@ -29,7 +29,7 @@ from support.chat import load_chat
 WEIGHTS, SETTINGS = "model/model.safetensors", "run/config.json"
 FLAGS = f"--run W/run {WORLD}" + (
     " --recipe laptop --encoder words --per-category 2 --max-new-tokens 3 --dtype fp32"
-    " --sft-steps 2 --sft-batch 4 --irl-prompts 2 --irl-helpful-prompts 4 --grpo-rollouts 1"
+    " --sft-steps 2 --sft-batch 4 --irl-prompts 2 --grpo-rollouts 1"
     " --grpo-prompts 8 --grpo-batch 4 --rival true"
 )
 

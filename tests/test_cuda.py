@@ -99,7 +99,7 @@ def test_encoders(kind, tmp_path):
     close(*here, *there, atol=1e-5, rtol=1e-5)
 
 
-IRL = {"irl.reward_blocks": 1, "irl.prompts": 3, "irl.helpful_prompts": 3, "irl.samples": 2}
+IRL = {"irl.reward_blocks": 1, "irl.prompts": 3, "irl.samples": 2}
 IRL |= {"irl.epochs": 2, "irl.lr": 1e-3, "run.max_new_tokens": 6}
 
 
@@ -118,7 +118,7 @@ def test_rewards(integration):
         torch.manual_seed(1)
         models = RewardModels(reference, c.irl)
         groups = sample_groups(reference, Letters(), rows, c)
-        batches = pack_groups(models, reference, groups, 3, torch.float32)
+        batches = pack_groups(models, reference, groups, torch.float32, size=3)
         fit(models, batches, c.irl, torch.float32)
         score_groups(models, batches, torch.float32)
         return [torch.tensor([[g["reward_demo"], *g["rewards"]] for g in groups])]
@@ -198,7 +198,7 @@ def test_every_stage(tmp_path, capsys):
         tmp_path,
         f"{WORLD} --recipe gpu --encoder words --per-category 3 --max-new-tokens 12 --run W/run"
         " --sft-steps 3 --sft-batch 4 --sft-lr 1e-2 --irl-prompts 2"
-        " --irl-helpful-prompts 4 --irl-lr 3e-4 --grpo-rollouts 2 --grpo-prompts 8"
+        " --irl-lr 3e-4 --grpo-rollouts 2 --grpo-prompts 8"
         " --grpo-open-prompts true --rival true",
     )
     assert drirl.main(["all", *argv]) == 0, capsys.readouterr().err

@@ -123,7 +123,7 @@ def test_measure(monkeypatch):
 
 
 SMALL = {"run.per_category": 3, "run.max_new_tokens": 12, "sft.steps": 3, "sft.batch": 4}
-SMALL |= {"sft.lr": 1e-2, "irl.prompts": 2, "irl.helpful_prompts": 4, "grpo.open_prompts": True}
+SMALL |= {"sft.lr": 1e-2, "irl.prompts": 2, "grpo.open_prompts": True}
 SMALL |= {"grpo.rollouts": 2, "grpo.prompts": 8, "grpo.batch": 4, "grpo.lr": 1e-2}
 SMALL |= {"grpo.blocks": 0, "irl.contrast": 2}
 
@@ -167,18 +167,23 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     assert list(found) == list(VARIANTS)
     first, product = found[START], found[DRIRL]
     assert len(first["verdicts"]["harmful"]) == 7
-    assert {v for v, r in found.items() if "auc" in r} == {START, *list(VARIANTS)[-3:]}
-    assert first["kl"] == 0 and all(r["kl"] > 0 for v, r in found.items() if v != START)
+    assert {v for v, r in found.items() if "auc" in r} == {*list(VARIANTS)[-6:]}
+    trained = [r for v, r in found.items() if v != START and not v.endswith(": rewards")]
+    assert first["kl"] == 0 and all(r["kl"] > 0 for r in trained)
+    alone = [found[f"{v}: rewards"] for v in ("7RW", "linear", "1RW")]  # on the same samples
+    right = [{kind: x["right"] for kind, x in r["auc"].items()} for r in alone]
+    assert right[0] == right[1] == right[2] and alone[0]["auc"] != alone[2]["auc"]
+    assert not any("rates" in r for r in alone) and set(alone[1]["seconds"]) == {"sft"}
     assert set(product["seconds"]) == {"sft", "irl", "grpo"}
     assert set(found[CONTINUED]["seconds"]) == {"sft", "baseline"}
     assert found["1RW static"]["settings"]["--irl-integration"] == "one"
     assert first["settings"]["--eval-prompts"] == 0  # all of them
-    assert len(models) == len(VARIANTS) - 1  # from an even pool unbalanced is balanced
+    assert len(models) == len(trained)  # from an even pool unbalanced is balanced
     said = json.loads((tmp_path / "grid/answers/standard 0 DPO.json").read_text())
     told = "".join(a["verdict"][0] for a in said[:7])
     assert told == found[DPO]["verdicts"]["harmful"]
-    # of 16 variants with two rollouts each, those of one start and reward share the first
-    assert len(made) == 20
+    # of 15 variants with two rollouts each, those of one start and reward share the first
+    assert len(made) == 19
     folder = tmp_path / "grid/standard/seed-0"
     assert {p.name for p in folder.iterdir()} == {"start"}
 
@@ -230,7 +235,7 @@ def test_reward_facts(monkeypatch):
         return [{**r, **of(r["prompt"])} for r in rows]
 
     monkeypatch.setattr(grid.reward, "sample_groups", sample)
-    found = grid.reward_facts(run)
+    found = grid.reward_facts(run, SimpleNamespace(groups=None))
     assert found["crime"] == pytest.approx({"auc": 2 / 6, "right": 0.5, "best_right": 0.5})
     assert found[HELPFUL] == {"auc": 1.0, "right": 0.5, "best_right": 1.0}
 
@@ -273,10 +278,6 @@ def test_rft_learns_one_sample():
     g = with_recipe("laptop").grpo
     A, learnt = rivals.best(R, torch.tensor([[0.5], [2.0]]), 1, g)
     assert learnt.int().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]] and (A == 1).all()
-    A, learnt = rivals.good(R, torch.ones(2, 1), 1, g)
-    assert (
-        learnt.int().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]] and (A[:2] != 1).any()
-    )
     many = torch.arange(1500.0).view(300, 5)
     A, learnt = rivals.random(many, torch.ones(300, 1), 0, g)
     assert (learnt.sum(1) == 1).all() and (A == 1).all()

@@ -115,17 +115,17 @@ def spied(monkeypatch, *names) -> dict:
 
 def test_pick():
     rows = [{"category": c, "prompt": f"{c} {i}"} for c in (*CATEGORIES, HELPFUL) for i in range(3)]
-    batches = pick(rows, 10, 0.4, random.Random(0))
+    batches = pick(rows, 12, random.Random(0))
     drawn = [next(batches) for _ in range(7)]
     for batch in drawn:
-        assert [r["category"] == HELPFUL for r in batch] == [False] * 6 + [True] * 4
+        assert [r["category"] == HELPFUL for r in batch] == [False] * 6 + [True] * 6
         names = [r["category"] for r in batch[:6]]
         assert names == sorted(names)
     assert len({r["category"] for r in drawn[0][:6]}) == 6
     harmful = [r for batch in drawn for r in batch[:6]]  # 42: six turns of seven categories
     assert Counter(r["category"] for r in harmful) == {c: 6 for c in CATEGORIES}
     assert set(Counter(r["prompt"] for r in harmful).values()) == {2}
-    again = pick(rows, 10, 0.4, random.Random(0))
+    again = pick(rows, 12, random.Random(0))
     assert [next(again) for _ in range(7)] == drawn
 
 
@@ -133,7 +133,7 @@ def test_prompts_without_a_demonstration_come_first():
     """In a category that has some, these alone are drawn."""
     rows = [{"category": c, "prompt": f"{c} {i}"} for c in ("crime", HELPFUL) for i in range(4)]
     rows[1]["borrowed"] = rows[2]["borrowed"] = True
-    drawn = [r["prompt"] for r in next(pick(rows, 12, 0.5, random.Random(0)))]
+    drawn = [r["prompt"] for r in next(pick(rows, 12, random.Random(0)))]
     assert Counter(drawn[:6]) == {"crime 1": 3, "crime 2": 3}
     assert set(drawn[6:]) == {f"{HELPFUL} {i}" for i in range(4)}
 

@@ -26,7 +26,7 @@ from support.resume import Loop
 SMALL = {"run.max_new_tokens": 6, "grpo.prompts": 6, "grpo.samples": 3, "grpo.rollouts": 3}
 SMALL |= {"grpo.passes": 2, "grpo.batch": 3, "grpo.members": "ends", "grpo.lr": 1e-3}
 SMALL |= {"grpo.anchor": 1, "grpo.clip_high": 0.0, "grpo.extrapolate": 0.5}
-SMALL |= {"grpo.helpful_share": 0.4, "grpo.beta_kl": 0.1, "grpo.std_eps": 0.5}
+SMALL |= {"grpo.beta_kl": 0.1, "grpo.std_eps": 0.5}
 CASES = {
     "blocks": {"grpo.blocks": 1},
     "whole model": {},
@@ -99,7 +99,7 @@ def test_torchrun(tmp_path, monkeypatch, capsys):
     argv = flags(tmp_path, WORLD) + flags(
         tmp_path,
         "--recipe laptop --encoder words --dtype fp32 --per-category 3 --max-new-tokens 12"
-        " --sft-steps 3 --sft-batch 4 --sft-lr 1e-2 --irl-prompts 2 --irl-helpful-prompts 4"
+        " --sft-steps 3 --sft-batch 4 --sft-lr 1e-2 --irl-prompts 2"
         " --irl-contrast 2 --grpo-rollouts 2 --grpo-prompts 64 --grpo-passes 2"
         " --grpo-lr 1e-2 --grpo-blocks 0",
     )

@@ -33,8 +33,8 @@ from support.resume import Loop, read_state
 ORDER = [stage for stage in stages.ORDER if stage != "baseline"]  # without the rival
 FLAGS = WORLD + (
     " --recipe laptop --encoder words --per-category 2 --max-new-tokens 12 --dtype fp32"
-    " --sft-steps 40 --sft-batch 8 --irl-contrast 2 --irl-prompts 3 --irl-helpful-prompts 8"
-    " --irl-batch 1 --grpo-rollouts 6 --grpo-prompts 16 --grpo-passes 2 --grpo-blocks 0"
+    " --sft-steps 40 --sft-batch 8 --irl-contrast 2 --irl-prompts 3"
+    " --grpo-rollouts 6 --grpo-prompts 16 --grpo-passes 2 --grpo-blocks 0"
 )
 # Imports once, as importing takes longer than a run. A shell that starts the tests in the
 # background has them ignore SIGINT.
@@ -548,11 +548,11 @@ def sft_loop(loop):
 
 def irl_loop(loop):
     reference = tiny()
-    c = IRLConfig(integration="one", reward_blocks=1, epochs=4, batch=1)
+    c = IRLConfig(integration="one", reward_blocks=1, epochs=4)
     models = reward.RewardModels(reference, c)
     group = {"category": "crime", "prompt_ids": [1, 2], "samples": [[5, 6]]}
     groups = [{**group, "demonstration": [i, 4]} for i in (3, 7)]
-    batches = reward.pack_groups(models, reference, groups, 1, torch.float32)
+    batches = reward.pack_groups(models, reference, groups, torch.float32, size=1)
     reward.fit(models, batches, c, torch.float32, loop=loop)
 
 

@@ -326,7 +326,7 @@ def fitted(reference, groups, **change):
     """Reward models, their packed batches and the records of the fit."""
     c = IRLConfig(**{"lr": 1e-3, "reward_blocks": 1, **change})
     models, records = RewardModels(reference, c), []
-    batches = pack_groups(models, reference, groups, c.batch, torch.float32)
+    batches = pack_groups(models, reference, groups, torch.float32)
     loop = Loop("irl", log=lambda **r: records.append(r))
     fit(models, batches, c, torch.float32, loop=loop)
     return models, batches, records
@@ -395,7 +395,7 @@ def test_what_a_step_is_made_of(reference, monkeypatch):
 
     c = IRLConfig(reward_blocks=1, joint_epochs=2, epochs=1, beta=0.7, lr=1e-3)
     models, groups = RewardModels(reference, c), separable(NAMES, n=2)
-    batches = pack_groups(models, reference, groups, c.batch, torch.float32)
+    batches = pack_groups(models, reference, groups, torch.float32)
     fit(models, batches, c, torch.float32, loop=Watched("irl"))
     assert {args[1:] for args in seen} == {(0.7, "importance")}
     want = [0.5 * r.pow(2).mean().item() for r, *_ in seen]
@@ -465,7 +465,7 @@ def test_contrasts_are_pushed_down_and_left_out_of_the_scale(reference):
 def test_score_adds_rewards_to_groups(reference, size):
     """The same whatever the batch size, and the demonstration's apart from the samples'."""
     models, groups = random_models(reference), separable(["crime", HELPFUL, "insult"], n=2)
-    batches = pack_groups(models, reference, groups, size, torch.float32)
+    batches = pack_groups(models, reference, groups, torch.float32, size)
     score_groups(models, batches, torch.float32)
     for g in groups:
         alone = rewards_of(models, reference, [g], all_of([g]))[0].tolist()
@@ -476,16 +476,16 @@ def test_score_adds_rewards_to_groups(reference, size):
 
 
 def test_sample_groups():
-    """As many prompts of each category as asked for; K samples of each, and contrasts."""
+    """Prompts of each category as asked for, four times as many harmless; K samples, contrasts."""
     chat, rows = Letters(), []
     for name in NAMES:
-        for p in ("abc", "d", "efghi"):
+        for p in ("abc", "d", "efghi") if name != HELPFUL else "abcdefghi":
             rows.append({"prompt": p, "category": name, "response": name[:3]})
-    values = {"irl.prompts": 2, "irl.helpful_prompts": 5, "irl.samples": 2, "irl.contrast": 2}
+    values = {"irl.prompts": 2, "irl.samples": 2, "irl.contrast": 2}
     c = changed(Config(), {**values, "run.max_new_tokens": 4})
     groups = sample_groups(tiny(), chat, rows, c)
     names = [g["category"] for g in groups]
-    assert all(names.count(name) == (3 if name == HELPFUL else 2) for name in NAMES)
+    assert all(names.count(name) == (8 if name == HELPFUL else 2) for name in NAMES)
     for g in groups:
         assert g["prompt_ids"] == chat.prompt(g["prompt"])
         assert g["demonstration"] == chat.answer(g["category"][:3])

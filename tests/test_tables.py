@@ -90,7 +90,9 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     (tmp_path / "RESULTS.md").write_text(text)
     with pytest.raises(UserError, match="no results yet"):
         tables.main([])
-    write(tmp_path / "grid/results.jsonl", found())
+    alone = line("", "", variant="1RW: rewards", auc=found()[0]["auc"])
+    alone = {k: x for k, x in alone.items() if k not in ("verdicts", "rates", "kl")}
+    write(tmp_path / "grid/results.jsonl", [*found(), alone])
     tables.main([str(tmp_path / "grid")])
     page = (tmp_path / "RESULTS.md").read_text()
     # 45 + (50 + 25 + 25) / 3
@@ -98,6 +100,8 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     cells = "50 [30, 70] | 0 [0, 49] | 50 [15, 85] | 0.0 | 10.0 | 0.500 | 100"
     assert f"| {START} | 3 | {cells} |" in page
     assert f"| {START} | - | - | 0.75 ± 0.00 | - | - | - | - | 1.00 ± 0.00 |" in page
+    assert "| 1RW: rewards | - | - | 0.75 | - | - | - | - | 1.00 |" in page
+    assert page.count("1RW: rewards") == 2  # no rates
     assert page.endswith("<!-- tail -->\nNot run.\n<!-- end -->\nafter\n") and "old" not in page
     assert {p.name for p in (tmp_path / "results").iterdir()} == {"runs.jsonl", "few-8.png"}
     tables.main([])
@@ -106,7 +110,7 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     write(tmp_path / "later/results.jsonl", [again])
     tables.main([str(tmp_path / "later")])
     assert "| DR-IRL over its start | 3 | +80.0 | [" in (tmp_path / "RESULTS.md").read_text()
-    assert len((tmp_path / "results/runs.jsonl").read_text().splitlines()) == 6
+    assert len((tmp_path / "results/runs.jsonl").read_text().splitlines()) == 7
     write(tmp_path / "other/results.jsonl", [{**again, "settings": {"--model": "another"}}])
     with pytest.raises(UserError, match="several values of --model: another, m"):
         tables.main([str(tmp_path / "other")])
@@ -208,8 +212,9 @@ def test_results_are_up_to_date():
 
 
 def test_numbers_of_the_text():
-    """The figures that RESULTS.md tells beside its tables, from the same lines."""
-    records = tables.read_records(tables.LAB / "results/runs.jsonl", "variant")
+    """The figures that RESULTS.md tells beside its tables, from the recorded lines."""
+    read = lambda name: tables.read_records(tables.LAB / f"results/{name}.jsonl", "variant")
+    records = read("runs") + read("earlier")
     text = " ".join((tables.LAB / "RESULTS.md").read_text(encoding="utf-8").split())
     by = {(r["setting"], r["variant"], r["seed"]): r for r in records}
     rate = lambda r, kind: 100 * r["rates"][kind][0] / r["rates"][kind][1]
@@ -239,25 +244,18 @@ def test_numbers_of_the_text():
     told.append(f"against {listed(gaps('few-24', DRIRL))}")
     told.append(f"It ends at {listed(gaps('few-24', tables.RFT))} (DR-IRL")
     change = lambda of, key: minus(of(key, DRIRL), of(key, START))
-    for k in ("laptop-first", "laptop"):
+    for k in ("laptop",):
         moved = [mean(change(of, k)) for of in (harmful, ordinary, lookalike)]
         told.append("refused {:+.1f} points, ordinary {:+.1f}, look-alikes {:+.1f}".format(*moved))
-    for name, of in (("ordinary prompts", ordinary), ("look-alikes", lookalike)):
-        x = change(of, "laptop-few-first")
-        told.append(f"{name} {mean(x):.1f} ± {tables.half_width(x):.1f}")
     again = minus(gaps("laptop-few-again", DRIRL), gaps("laptop-few-again", START))
-    told.append("{:.1f}, {:+.1f} and {:+.1f}, {:+.1f} on the mean".format(*again, mean(again)))
-    moved = [mean(change(of, "laptop-few-again")) for of in (harmful, lookalike)]
-    told.append("change by {:.1f} points, look-alikes by {:.1f}".format(*moved))
+    told.append("code, it gained {:+.1f}, {:+.1f} and {:+.1f}.".format(*again))
     zen4 = [by[k, DRIRL, n]["seconds"]["grpo"] for k in gain for n in range(3)]
     told.append(f"GRPO-S {min(zen4):.0f} to {max(zen4):.0f}, of which")
     zen5 = [("few-24", 3), ("few-24", 4), *(("laptop-few-again", n) for n in range(3))]
     x = [by[k, DRIRL, n]["seconds"]["grpo"] for k, n in zen5]
     told.append(f"GRPO-S {min(x):.0f} to {max(x):.0f}.")
-    last, first = (change(of, "laptop-fp32")[0] for of in (harmful, lookalike))
-    told.append(f"refused more often by {last:.1f} points, look-alikes less often by {-first:.1f}")
     gains = minus(gaps("laptop-fp32", DRIRL), gaps("laptop-fp32", START)) + gain["laptop-first"]
-    told.append("float32: {:+.1f}. The same seed in bfloat16 gave {:+.1f}".format(*gains))
+    told.append("gained {:.1f} points, in bfloat16 {:.1f}.".format(*gains))
     s = by["laptop-fp32", DRIRL, 0]["seconds"]
     told.append(f"SFT {s['sft']:.0f} s, IRL {s['irl']:.0f}, GRPO-S {s['grpo']:.0f}")
     marks = tables.read_records(tables.LAB / "results/sense.jsonl", "readers")

@@ -25,6 +25,8 @@ from teach import walkthrough
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = walkthrough.PAGE.read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECORDS = read_records(ROOT / "lab/results/runs.jsonl", "variant")
+RECORDS += read_records(ROOT / "lab/results/earlier.jsonl", "variant")
 SECTIONS = dict(re.findall(r"(?ms)^##? ([^\n]+)\n(.*?)(?=^## |\Z)", TEXT))  # the head, too
 EXERCISES = sorted(p.stem for p in (ROOT / "teach/exercises").glob("ex*.py"))
 GRADERS = {e: importlib.import_module(f"exercises.test_{e}") for e in EXERCISES}
@@ -309,8 +311,7 @@ def test_readme_tables():
 )
 def test_readme_results(name, setting):
     """What the README tells of the recorded runs is what their lines say."""
-    lines = (ROOT / "lab/results/runs.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [r for r in map(json.loads, lines) if r["setting"] == setting]
+    found = [r for r in RECORDS if r["setting"] == setting]
     models = {f"{name}: SFT warm start": START, f"{name}: DR-IRL from it": DRIRL}
     rates = []
     for model, variant in {"base": "base", **models}.items():
@@ -331,8 +332,7 @@ def test_readme_results(name, setting):
 
 def test_readme_claims():
     """The claims of five seeds that the README tells, and the runs that were repeated."""
-    records = read_records(ROOT / "lab/results/runs.jsonl", "variant")
-    variants, text = grouped(records)["few-24"], " ".join(README.split())
+    variants, text = grouped(RECORDS)["few-24"], " ".join(README.split())
     start, longer, best = (claim(variants, DRIRL, v) for v in (START, CONTINUED, RFT))
     assert start["seeds"] == longer["seeds"] == best["seeds"] == 5 and best["by_seed"][0] < 0
     points = f"{longer['points']:.1f} points, the best samples alone (RFT) by {best['points']:.1f}"
@@ -341,7 +341,7 @@ def test_readme_claims():
     gap = lambda line: 100 * (share(line, "harmful") - share(line, "lookalike"))
     gains, later = {}, []
     for name in ("laptop-first", "laptop-few-first", "laptop-few-again"):
-        runs = grouped(records)[name]
+        runs = grouped(RECORDS)[name]
         gains[name] = [gap(b) - gap(a) for a, b in zip(runs[START], runs[DRIRL], strict=True)]
     first, few, gains = gains.values()
     told = "Earlier, without ExPO: {:.1f}, {:.1f}, {:.1f} and {:.1f}, {:.1f}, {:.1f} (predicted"
