@@ -96,14 +96,13 @@ def balance(rows: list[dict], per_category: int, embeddings: Tensor, seed: int =
     return out
 
 
-def centroids(embeddings: Tensor, categories: list[str]) -> Tensor:
-    """(7, D) unit vectors: the mean direction of each category's prompts, embeddings (N, D)."""
-    means = [embeddings[[c == name for c in categories]].mean(0) for name in CATEGORIES]
-    return torch.nn.functional.normalize(torch.stack(means), dim=1)
+def route(embeddings: Tensor, known: Tensor, categories: list[str]) -> list[str]:
+    """The category of the nearest centroid, by cosine, for each prompt; embeddings (N, D).
 
-
-def route(embeddings: Tensor, centres: Tensor) -> list[str]:
-    """The category of the nearest centroid, by cosine, for each prompt; embeddings (N, D)."""
+    A centroid is the mean direction of its category's prompts: known (M, D) with `categories`.
+    """
+    means = [known[[c == name for c in categories]].mean(0) for name in CATEGORIES]
+    centres = torch.nn.functional.normalize(torch.stack(means), dim=1)  # (7, D)
     return [list(CATEGORIES)[i] for i in (embeddings @ centres.T).argmax(1).tolist()]
 
 

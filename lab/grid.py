@@ -134,18 +134,25 @@ def measure(run, folder: Path, first: Path) -> dict:
 
 
 def reward_facts(run, shared) -> dict:
-    """evaluate.rollout_record of the warm start's four samples of each held-out prompt."""
+    """evaluate.rollout_record of the warm start's four samples of each held-out prompt.
+
+    shared: a rivals.Shared, which keeps the samples for other reward models of this warm start.
+    """
     rows, (chat,) = run.prompts([run.folder / "sft"])
     kinds = [r["category"] if r["kind"] == "harmful" else HELPFUL for r in rows]
     rows = [{**r, "category": kind, "response": ""} for r, kind in zip(rows, kinds)]
     c = changed(run.c, {"irl.prompts": len(rows), "irl.samples": 4, "irl.contrast": 0})
     reference, found = run.load(run.folder / "sft", run.dtype), {}
     models = load_rewards(reward.RewardModels(reference, c.irl), run.folder / "rewards")
-    groups = shared.groups = shared.groups or reward.sample_groups(reference, chat, rows, c)
+    key = c.run.temperature, c.run.max_new_tokens
+    if key not in shared.groups:
+        shared.groups[key] = reward.sample_groups(reference, chat, rows, c)
+    groups = shared.groups[key]
     batches = reward.pack_groups(models, reference, groups, run.dtype)
     reward.score_groups(models, batches, run.dtype)
-    for name in sorted({g["category"] for g in groups}):
-        mine = [g for g in groups if g["category"] == name]
+    for name in ("harmful", *sorted({g["category"] for g in groups})):
+        harmful = lambda g: name == "harmful" and g["category"] != HELPFUL
+        mine = [g for g in groups if g["category"] == name or harmful(g)]
         scores = torch.tensor([[*g["rewards"], g["reward_demo"]] for g in mine])
         facts = F.pad(evaluate.sample_facts(chat, [g["samples"] for g in mine]), (1, 0))  # no W
         told = evaluate.rollout_record([name] * len(mine), scores, facts)
@@ -155,7 +162,7 @@ def reward_facts(run, shared) -> dict:
 
 
 def one(c: Config, setting: str, variant: str, seed: int, known: dict, shared) -> dict:
-    """Trains a variant in a copy of its start. Returns its line. known: all lines so far."""
+    """Trains or measures a variant in a copy of its start; its line. known: all lines so far."""
     folder, (stages, values) = Path(c.run.run) / setting / f"seed-{seed}", VARIANTS[variant]
     c = changed(c, {**SETTINGS[setting], "run.seed": seed, "run.run": str(folder / "start")})
     own, spared = {"roll_out": shared}, shared.spared
@@ -174,13 +181,14 @@ def one(c: Config, setting: str, variant: str, seed: int, known: dict, shared) -
         shutil.copytree(start.folder, aside, ignore=again, dirs_exist_ok=True)
         aside.rename(run.folder)
     work(run, stages_of, stages)
-    last = stages[-1] if stages else "sft"
-    trained, alone = run.folder / FOLDERS.get(last, last), variant.endswith(": rewards")
+    alone = variant.endswith(": rewards")
+    last = stages[-1] if stages else "irl" if alone else "sft"
+    trained = run.folder / FOLDERS.get(last, last)
     found = {} if alone else measure(run, trained, start.folder / "sft")
     costs = ("sft", last) if last in ("sft", "baseline") else ("sft", "irl", last)
     found["seconds"] = {stage: run.done(stage)["seconds"] for stage in costs}
     found["seconds"][last] = round(found["seconds"][last] + shared.spared - spared, 1)
-    if alone or "irl" in stages:
+    if alone or "sft" in stages:
         found["auc"] = reward_facts(run, rivals.Shared() if "sft" in stages else shared)
     line = {"setting": setting, "variant": variant, "seed": seed, "settings": run.identity}
     return {**line, **found, "code": run.code, "machine": machine(run.device)}
@@ -199,7 +207,8 @@ def grid(run: Run, only: str, seeds: range) -> None:
         print(f"== {setting}, {variant}, seed {seed}", flush=True)
         line = one(run.c, setting, variant, seed, known, shared[setting, seed])
         said = run.folder / f"answers/{setting} {seed} {variant}.json"
-        write({said: as_json(line.pop("answers", []))})
+        if "answers" in line:
+            write({said: as_json(line.pop("answers"))})
         shutil.rmtree(run.folder / setting / f"seed-{seed}" / variant)
         known[setting, variant, seed] = line
         write({path: "".join(as_json(r, None) for r in known.values())})

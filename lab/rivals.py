@@ -33,7 +33,7 @@ class Shared:
 
     def __init__(self):
         self.kept, self.spared, self.start = {}, 0.0, None  # spared: seconds of making them again
-        self.groups = None  # of grid.reward_facts
+        self.groups = {}  # of grid.reward_facts
 
     def __call__(self, policy, reference, rewards, chat, phi, c, dtype, *draw):
         models = [m for m in (policy, rewards) if isinstance(m, torch.nn.Module)]

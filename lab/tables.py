@@ -118,7 +118,7 @@ def tables_of(variants: dict) -> str:
     """Markdown: all tables of one setting."""
     head = ["variant", "seeds", "refused, %: harmful", *COLUMNS[1:]]
     head += ["gibberish %", "KL (median)", "seconds"]
-    rows, categories, aucs, chosen, names = [], [], [], [], (*CATEGORIES, HELPFUL)
+    rows, categories, aucs, chosen, names = [], [], [], [], ("harmful", *CATEGORIES, HELPFUL)
     for variant, lines in variants.items():
         if fitted := [r["auc"] for r in lines if "auc" in r]:
             found = [[f[n] for f in fitted if n in f] for n in names]
@@ -222,7 +222,8 @@ def main(argv: list[str]) -> None:
     if not records:
         raise UserError("no results yet: python -m lab.grid --run runs/grid")
     for flag in ("--model", "text of --prompts", "--eval-prompts"):
-        if len(found := {str(r["settings"].get(flag)) for r in records if "rates" in r}) > 1:
+        some = [r for r in records if flag != "--eval-prompts" or "rates" in r]
+        if len(found := {str(r["settings"].get(flag)) for r in some}) > 1:
             raise UserError(f"several values of {flag}: {', '.join(sorted(found))}")
     alike = {}
     for r in records:

@@ -1,7 +1,6 @@
 """Text to tokens and back: the tokenizer of a model folder and its chat format."""
 
 import functools
-import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,10 +16,6 @@ CHATML = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 LLAMA3 = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{prompt}<|eot_id|>"
 LLAMA3 += "<|start_header_id|>assistant<|end_header_id|>\n\n"
 FORMATS = {"chatml": (CHATML, "<|im_end|>"), "llama3": (LLAMA3, "<|eot_id|>")}  # text, its end
-# SmolLM2's template, known without jinja2: it is ChatML behind this system turn
-SMOLLM2 = "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"
-SMOLLM2_SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, "
-SMOLLM2_SYSTEM += "trained by Hugging Face<|im_end|>\n"
 
 
 @dataclass
@@ -145,17 +140,15 @@ def auto_format(folder: Path, its: dict, tokenizer: Tokenizer, arguments: str):
     if not template:
         known = [name for name, (_, end) in FORMATS.items() if end in tokenizer.get_vocab()]
         return known_format(folder, (known or ["auto"])[0])
-    if installed():
-        write, end = own_format(path, template, its, arguments), ""
-        if write("Hi") == write("Ho"):
-            raise UserError(f"{path}: the chat template drops the prompt: use --chat-format")
-        with suppress(UserError):  # it need not take answers
-            end = write("Hi", "Certainly.").partition("Certainly.")[2]
-        return write, end
-    if hashlib.sha256(template.encode("utf-8", "replace")).hexdigest() == SMOLLM2:
-        return known_format(folder, SMOLLM2_SYSTEM + CHATML)
-    want = 'pip install "jinja2>=3.1.6", or name the format by --chat-format'
-    raise UserError(f"{path}: reading its chat template needs the package jinja2: {want}")
+    if not installed():
+        want = 'pip install "jinja2>=3.1.6", or name the format by --chat-format'
+        raise UserError(f"{path}: reading its chat template needs the package jinja2: {want}")
+    write, end = own_format(path, template, its, arguments), ""
+    if write("Hi") == write("Ho"):
+        raise UserError(f"{path}: the chat template drops the prompt: use --chat-format")
+    with suppress(UserError):  # it need not take answers
+        end = write("Hi", "Certainly.").partition("Certainly.")[2]
+    return write, end
 
 
 def load_chat(folder, chat_format="auto", arguments=RunConfig.chat_arguments) -> Chat:

@@ -207,12 +207,6 @@ class Run:
         name = self.c.run.encoder or weights.fetch("all-MiniLM-L6-v2")
         return load_encoder(name, self.device)
 
-    def centres(self, phi) -> torch.Tensor:
-        """(7, D): the categories' centroids of the shipped pool's prompts."""
-        known = loaders.load_demonstrations(SHIPPED["pool"])
-        vectors = phi.embed([r["prompt"] for r in known]).cpu()
-        return data.centroids(vectors, [r["category"] for r in known])
-
     def demonstrations(self, path: Path, chat: chats.Chat, categories) -> list[dict]:
         """A file's rows, with some of every category, and none too long for the model."""
         rows = loaders.load_demonstrations(path)

@@ -16,7 +16,7 @@ from conftest import ROOT, TINY_LLAMA, make_model, rows
 import config
 import drirl
 from config import Config, changed
-from data import CATEGORIES, centroids, format_draft
+from data import CATEGORIES, format_draft, route
 from encoder import WordEncoder
 from support.files import as_json, write
 from support.run import Run, likes_bfloat16
@@ -106,7 +106,10 @@ def test_the_data_stage(tmp_path, capsys):
     assert data_stage(tmp_path) == 0 and path.read_bytes() == first
 
 
-def test_the_data_stage_routes_what_has_no_category(tmp_path, capsys):
+def test_the_data_stage_routes_what_has_no_category(tmp_path, capsys, monkeypatch):
+    """By the whole shipped pool's centroids."""
+    seen = []
+    monkeypatch.setattr(drirl.data, "route", lambda *a: seen.append(a) or route(*a))
     pool = [r for mine in by_category(4).values() for r in mine]
     for r in pool[::4]:
         del r["category"]
@@ -118,6 +121,9 @@ def test_the_data_stage_routes_what_has_no_category(tmp_path, capsys):
         "7 prompts had no category" in said and "| after | 3 | 3 | 3 | 3 | 3 | 3 | 3 | 21 |" in said
     )
     assert read_json(tmp_path / "run/data/report.json")["routed"] == 7
+    ((_, known, names),), shipped = seen, [json.loads(line) for line in SHIPPED]
+    assert names == [r["category"] for r in shipped]
+    torch.testing.assert_close(known, WordEncoder().embed([r["prompt"] for r in shipped]))
 
 
 def test_duplicates_are_no_demonstrations(tmp_path, capsys):
@@ -129,12 +135,6 @@ def test_duplicates_are_no_demonstrations(tmp_path, capsys):
     same = [r for r in pool[::3] for _ in range(5)]
     assert data_stage(tmp_path, same, "--per-category", "3") == 2
     assert "insult (2 missing)" in capsys.readouterr().err
-
-
-def test_centroids_are_of_the_whole_shipped_pool(tmp_path):
-    known, phi = [json.loads(line) for line in SHIPPED], WordEncoder()
-    want = centroids(phi.embed([r["prompt"] for r in known]), [r["category"] for r in known])
-    torch.testing.assert_close(run_of(tmp_path).centres(phi), want)
 
 
 @pytest.fixture

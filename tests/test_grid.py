@@ -167,13 +167,13 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     assert list(found) == list(VARIANTS)
     first, product = found[START], found[DRIRL]
     assert len(first["verdicts"]["harmful"]) == 7
-    assert {v for v, r in found.items() if "auc" in r} == {*list(VARIANTS)[-6:]}
+    assert {v for v, r in found.items() if "auc" in r} == {*list(VARIANTS)[-4:]}
     trained = [r for v, r in found.items() if v != START and not v.endswith(": rewards")]
     assert first["kl"] == 0 and all(r["kl"] > 0 for r in trained)
     alone = [found[f"{v}: rewards"] for v in ("7RW", "linear", "1RW")]  # on the same samples
     right = [{kind: x["right"] for kind, x in r["auc"].items()} for r in alone]
     assert right[0] == right[1] == right[2] and alone[0]["auc"] != alone[2]["auc"]
-    assert not any("rates" in r for r in alone) and set(alone[1]["seconds"]) == {"sft"}
+    assert not any("rates" in r for r in alone) and set(alone[1]["seconds"]) == {"sft", "irl"}
     assert set(product["seconds"]) == {"sft", "irl", "grpo"}
     assert set(found[CONTINUED]["seconds"]) == {"sft", "baseline"}
     assert found["1RW static"]["settings"]["--irl-integration"] == "one"
@@ -195,10 +195,10 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(grid, "measure", breaks)
     world[world.index("--run") + 1] = str(tmp_path / "again/grid")
-    again = [*world, "standard/DPO,standard/sum"]
+    again = [*world, "standard/DPO,standard/sum,standard/1RW: rewards"]
     assert [grid.main(again) for _ in range(4)] == [2, 2, 0, 0] and len(calls) == 4
     same = lambda r: {k: v for k, v in r.items() if k not in ("seconds", "settings")}
-    want = [same(found[v]) for v in (DPO, "sum")]
+    want = [same(found[v]) for v in (DPO, "sum", "1RW: rewards")]
     assert [same(r) for r in lines(tmp_path / "again")] == want
     capsys.readouterr()
     assert grid.main([*world, "standard/data hardness", "--temperature", "0.9"]) == 2
@@ -235,8 +235,9 @@ def test_reward_facts(monkeypatch):
         return [{**r, **of(r["prompt"])} for r in rows]
 
     monkeypatch.setattr(grid.reward, "sample_groups", sample)
-    found = grid.reward_facts(run, SimpleNamespace(groups=None))
+    found = grid.reward_facts(run, SimpleNamespace(groups={}))
     assert found["crime"] == pytest.approx({"auc": 2 / 6, "right": 0.5, "best_right": 0.5})
+    assert found["harmful"] == found["crime"]
     assert found[HELPFUL] == {"auc": 1.0, "right": 0.5, "best_right": 1.0}
 
 

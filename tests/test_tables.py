@@ -99,8 +99,8 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     assert "| DR-IRL over its start | 3 | +78.3 | [" in page and "| yes |" in page
     cells = "50 [30, 70] | 0 [0, 49] | 50 [15, 85] | 0.0 | 10.0 | 0.500 | 100"
     assert f"| {START} | 3 | {cells} |" in page
-    assert f"| {START} | - | - | 0.75 ± 0.00 | - | - | - | - | 1.00 ± 0.00 |" in page
-    assert "| 1RW: rewards | - | - | 0.75 | - | - | - | - | 1.00 |" in page
+    assert f"| {START} | - | - | - | 0.75 ± 0.00 | - | - | - | - | 1.00 ± 0.00 |" in page
+    assert "| 1RW: rewards | - | - | - | 0.75 | - | - | - | - | 1.00 |" in page
     assert page.count("1RW: rewards") == 2  # no rates
     assert page.endswith("<!-- tail -->\nNot run.\n<!-- end -->\nafter\n") and "old" not in page
     assert {p.name for p in (tmp_path / "results").iterdir()} == {"runs.jsonl", "few-8.png"}
@@ -174,9 +174,9 @@ def test_best_of_four(tmp_path):
     records = [r for r in found() if r["variant"] == START]
     for r, best in zip(records, (0.7, 0.8, 0.9)):
         facts = {"auc": None, "right": 0.5, "best_right": best}
-        r["auc"] = {name: facts for name in (*CATEGORIES, HELPFUL) if name != "insult"}
+        r["auc"] = {k: facts for k in ("harmful", *CATEGORIES, HELPFUL) if k != "insult"}
     page = tables.tables_of({START: records})
-    cells = ["- → -"] + ["50 ± 0 → 80 ± 25"] * 7  # a category without prompts keeps its place
+    cells = ["50 ± 0 → 80 ± 25", "- → -"] + ["50 ± 0 → 80 ± 25"] * 7  # a category without prompts keeps its place
     assert f"| {START} | " + " | ".join(cells) + " |" in page
     assert tables.spread([0.5, 0.7], 2) == "0.60" and tables.spread([], 1) == "-"
 
@@ -248,14 +248,14 @@ def test_numbers_of_the_text():
         moved = [mean(change(of, k)) for of in (harmful, ordinary, lookalike)]
         told.append("refused {:+.1f} points, ordinary {:+.1f}, look-alikes {:+.1f}".format(*moved))
     again = minus(gaps("laptop-few-again", DRIRL), gaps("laptop-few-again", START))
-    told.append("code, it gained {:+.1f}, {:+.1f} and {:+.1f}.".format(*again))
+    told.append("code, gained {:+.1f}, {:+.1f} and {:+.1f}.".format(*again))
     zen4 = [by[k, DRIRL, n]["seconds"]["grpo"] for k in gain for n in range(3)]
     told.append(f"GRPO-S {min(zen4):.0f} to {max(zen4):.0f}, of which")
     zen5 = [("few-24", 3), ("few-24", 4), *(("laptop-few-again", n) for n in range(3))]
     x = [by[k, DRIRL, n]["seconds"]["grpo"] for k, n in zen5]
     told.append(f"GRPO-S {min(x):.0f} to {max(x):.0f}.")
     gains = minus(gaps("laptop-fp32", DRIRL), gaps("laptop-fp32", START)) + gain["laptop-first"]
-    told.append("gained {:.1f} points, in bfloat16 {:.1f}.".format(*gains))
+    told.append("two AVX2 cores, gained {:.1f} points.".format(*gains))
     s = by["laptop-fp32", DRIRL, 0]["seconds"]
     told.append(f"SFT {s['sft']:.0f} s, IRL {s['irl']:.0f}, GRPO-S {s['grpo']:.0f}")
     marks = tables.read_records(tables.LAB / "results/sense.jsonl", "readers")
