@@ -176,7 +176,9 @@ def test_best_of_four(tmp_path):
         facts = {"auc": None, "right": 0.5, "best_right": best}
         r["auc"] = {k: facts for k in ("harmful", *CATEGORIES, HELPFUL) if k != "insult"}
     page = tables.tables_of({START: records})
-    cells = ["50 ± 0 → 80 ± 25", "- → -"] + ["50 ± 0 → 80 ± 25"] * 7  # a category without prompts keeps its place
+    cells = ["50 ± 0 → 80 ± 25", "- → -"] + [
+        "50 ± 0 → 80 ± 25"
+    ] * 7  # a category without prompts keeps its place
     assert f"| {START} | " + " | ".join(cells) + " |" in page
     assert tables.spread([0.5, 0.7], 2) == "0.60" and tables.spread([], 1) == "-"
 
@@ -228,7 +230,8 @@ def test_numbers_of_the_text():
     mean = lambda x: sum(x) / len(x)
     each = lambda values: ", ".join(f"{x:+.1f}" for x in values)
     # claimed: at least this in each seed, and this on the mean
-    claimed = {"laptop-first": (0, 0), "laptop-few-first": (5, 10), "laptop": (0, 3)}
+    claimed = {"laptop-first": (0, 0), "laptop-few-first": (5, 10)}
+    claimed |= {"laptop": (0, 3), "laptop-few": (0, 8)}
     gain, told = {k: minus(gaps(k, DRIRL), gaps(k, START)) for k in claimed}, []
     for (least, on_the_mean), x in zip(claimed.values(), gain.values()):
         met = "met" if min(x) >= least and mean(x) >= on_the_mean else "not met"
@@ -244,11 +247,13 @@ def test_numbers_of_the_text():
     told.append(f"against {listed(gaps('few-24', DRIRL))}")
     told.append(f"It ends at {listed(gaps('few-24', tables.RFT))} (DR-IRL")
     change = lambda of, key: minus(of(key, DRIRL), of(key, START))
-    for k in ("laptop",):
+    for k in ("laptop", "laptop-few"):
         moved = [mean(change(of, k)) for of in (harmful, ordinary, lookalike)]
         told.append("refused {:+.1f} points, ordinary {:+.1f}, look-alikes {:+.1f}".format(*moved))
     again = minus(gaps("laptop-few-again", DRIRL), gaps("laptop-few-again", START))
     told.append("code, gained {:+.1f}, {:+.1f} and {:+.1f}.".format(*again))
+    less = minus(gain["laptop-few"], again)
+    told.append("gained {:.1f}, {:.1f} and {:.1f} points less".format(*less))
     zen4 = [by[k, DRIRL, n]["seconds"]["grpo"] for k in gain for n in range(3)]
     told.append(f"GRPO-S {min(zen4):.0f} to {max(zen4):.0f}, of which")
     zen5 = [("few-24", 3), ("few-24", 4), *(("laptop-few-again", n) for n in range(3))]
@@ -259,14 +264,14 @@ def test_numbers_of_the_text():
     s = by["laptop-fp32", DRIRL, 0]["seconds"]
     told.append(f"SFT {s['sft']:.0f} s, IRL {s['irl']:.0f}, GRPO-S {s['grpo']:.0f}")
     marks = tables.read_records(tables.LAB / "results/sense.jsonl", "readers")
-    pair = lambda mark, model: " and ".join(
-        str(sum(r["model"] == model and r["readers"][k] == mark for r in marks)) for k in (0, 1)
-    )
     models = "base", "SFT warm start", "DR-IRL from it"
-    found = [*(pair(mark, model) for mark in ("nonsense", "sense") for model in models)]
-    told.append("Nonsense: base {}, warm start {}, DR-IRL {}. Sense: {}, {}, {}.".format(*found))
-    same = sum(len(set(r["readers"])) == 1 for r in marks)
-    told.append(f"gave {same} of {len(marks)} answers the same mark")
+    for k in ("laptop", "laptop-few"):
+        mine, found = [r for r in marks if r["setting"] == k], []
+        for mark, model in ((mark, model) for mark in ("nonsense", "sense") for model in models):
+            some = [r["readers"] for r in mine if r["model"] == model]
+            found.append(" and ".join(str(sum(x[n] == mark for x in some)) for n in (0, 1)))
+        told.append("base {}, warm start {}, DR-IRL {}. Sense: {}, {}, {}.".format(*found))
+        told.append(f"agree on {sum(len(set(r['readers'])) == 1 for r in mine)} of {len(mine)}")
     assert [x for x in told if x not in text] == []
 
 
