@@ -242,10 +242,6 @@ def test_numbers_of_the_text():
         x = minus(gaps("few-24", DRIRL), gaps("few-24", rival))
         assert len(x) == 5
         told.append(f"{mean(x):+.1f} ({each(x)})")
-    listed = lambda x: ", ".join(f"{y:.1f}" for y in x[:-1]) + f" and {x[-1]:.1f}"
-    told.append(f"in each seed: {listed(gaps('few-24', CONTINUED))}")
-    told.append(f"against {listed(gaps('few-24', DRIRL))}")
-    told.append(f"It ends at {listed(gaps('few-24', tables.RFT))} (DR-IRL")
     change = lambda of, key: minus(of(key, DRIRL), of(key, START))
     for k in ("laptop", "laptop-few"):
         moved = [mean(change(of, k)) for of in (harmful, ordinary, lookalike)]
@@ -263,6 +259,20 @@ def test_numbers_of_the_text():
     told.append("two AVX2 cores, gained {:.1f} points.".format(*gains))
     s = by["laptop-fp32", DRIRL, 0]["seconds"]
     told.append(f"SFT {s['sft']:.0f} s, IRL {s['irl']:.0f}, GRPO-S {s['grpo']:.0f}")
+    facts = lambda v, kind, what: [
+        100 * by["few-24", f"{v}: rewards", n]["auc"][kind][what] for n in range(3)
+    ]
+    best = [facts(v, "harmful", "best_right") for v in ("7RW", "linear", "1RW")]
+    rates = "by seven models, {:.1f}% by their mean and {:.1f}% by one (a random sample: {:.1f}%)"
+    chance = mean(facts("1RW", "harmful", "right"))
+    told.append(f"{mean(best[0]):.1f}% " + rates.format(*map(mean, best[1:]), chance))
+    more, gap = minus(best[0], best[2]), mean(best[0]) - mean(best[1])
+    told.append(f"each seed: met ({each(more)}); by 10 points: **not met** ({mean(more):+.1f})")
+    told.append(f"linear: met ({gap:+.1f})")
+    best = [mean(facts(v, HELPFUL, "best_right")) for v in ("7RW", "1RW")]
+    chance = mean(facts("1RW", HELPFUL, "right"))
+    told.append("best is right for {:.1f}%, the one model's for {:.1f}%, less than".format(*best))
+    told.append(f"a random sample ({chance:.1f}%)")
     marks = tables.read_records(tables.LAB / "results/sense.jsonl", "readers")
     models = "base", "SFT warm start", "DR-IRL from it"
     for k in ("laptop", "laptop-few"):
