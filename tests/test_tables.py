@@ -5,6 +5,7 @@ import math
 import re
 from contextlib import suppress
 
+import numpy as np
 import pytest
 
 from config import UserError
@@ -250,6 +251,17 @@ def test_numbers_of_the_text():
     told.append("code, gained {:+.1f}, {:+.1f} and {:+.1f}.".format(*again))
     less = minus(gain["laptop-few"], again)
     told.append("gained {:.1f}, {:.1f} and {:.1f} points less".format(*less))
+    more = mean(gain["laptop"]) - mean(gain["laptop-first"])
+    told.append(f"laptop gained {more:.1f} points more with it than without")
+    ahead = mean(minus(gaps("few-24", START), gaps("few-24", CONTINUED)))
+    told.append(f"It ends {ahead:.1f} points below its own start")
+    logged = tables.read_records(tables.LAB / "results/metrics.jsonl")
+    alphas = [r["alpha"] for r in logged if r.get("alpha")]
+    spread = [np.std(a) for a in alphas]
+    told.append(f"alpha goes from {min(map(min, alphas)):.2f} to {max(map(max, alphas)):.2f}")
+    told.append(f"deviation of {min(spread):.2f} to {max(spread):.2f} in a seed")
+    turns = [math.degrees(math.atan(np.std(a) / np.mean(a))) for a in alphas]
+    told.append(f"by {min(turns):.0f} to {max(turns):.0f} degrees")
     zen4 = [by[k, DRIRL, n]["seconds"]["grpo"] for k in gain for n in range(3)]
     told.append(f"GRPO-S {min(zen4):.0f} to {max(zen4):.0f}, of which")
     zen5 = [("few-24", 3), ("few-24", 4), *(("laptop-few-again", n) for n in range(3))]

@@ -350,14 +350,18 @@ def test_readme_claims():
     told = (
         "Seven reward models choose right samples for {}% of harmful prompts, as does their mean."
     )
-    assert told.format(shares[0]) + f" One model ({shares[2]}%) always" in text
+    assert told.format(shares[0]) + f" One model ({shares[2]}%) leans" in text
     assert shares[0] == shares[1] and len(known) == 3
-    told, marks = "base {} or {}, warm start {} or {}, DR-IRL {} or {} (`laptop`).", []
-    for model in ("base", "SFT warm start", "DR-IRL from it"):
-        rows = read_records(ROOT / "lab/results/sense.jsonl", "readers")
-        rows = [r["readers"] for r in rows if (r["setting"], r["model"]) == ("laptop", model)]
-        marks += [sum(r[k] == "nonsense" for r in rows) for k in (0, 1)]
-    assert len(rows) == 60 and told.format(*marks) in text
+    told, marks = (
+        "`laptop`: base {:g}, warm start {:g}, DR-IRL {:g}; `laptop-few`: {:g}, {:g}, {:g}.",
+        [],
+    )
+    rows = read_records(ROOT / "lab/results/sense.jsonl", "readers")
+    for setting in ("laptop", "laptop-few"):
+        for model in ("base", "SFT warm start", "DR-IRL from it"):
+            mine = [r["readers"] for r in rows if (r["setting"], r["model"]) == (setting, model)]
+            marks.append(sum(mark == "nonsense" for pair in mine for mark in pair) / 2)
+    assert len(mine) == 60 and told.format(*marks) in text
     for a, b in zip(variants[START], variants[DRIRL], strict=True):
         assert a["seed"] == b["seed"]
         later += [gap(b) - gap(a)] if a["seed"] > 2 else []
