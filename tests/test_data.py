@@ -199,6 +199,7 @@ def test_route():
     names = [c for c in CATEGORIES for _ in range(2)]
     prompts = torch.tensor([[0, 0, 0.5, 0.4, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0.1]])
     assert route(prompts, x, names) == ["crime", "ethics"]
+    assert route(torch.tensor([[0.4, 0.5, 0, 0, 0, 0, 0]]), x, names) == ["unfairness"]
     assert route(torch.eye(7), x, names) == [*CATEGORIES]
 
 
