@@ -234,7 +234,7 @@ def test_numbers_of_the_text():
     # claimed: at least this in each seed, and this on the mean
     claimed = {"laptop-first": (0, 0), "laptop-few-first": (5, 10)}
     claimed |= {"laptop": (0, 3), "laptop-few": (0, 8)}
-    gain, told = {k: minus(gaps(k, DRIRL), gaps(k, START)) for k in claimed}, []
+    gain, told = {k: minus(gaps(k, DRIRL)[:3], gaps(k, START)[:3]) for k in claimed}, []
     for (least, on_the_mean), x in zip(claimed.values(), gain.values()):
         met = "met" if min(x) >= least and mean(x) >= on_the_mean else "not met"
         told.append(f"**{met}**: {mean(x):+.1f} ({each(x)})")
@@ -246,10 +246,15 @@ def test_numbers_of_the_text():
         told.append(f"{mean(x):+.1f} ({each(x)})")
     change = lambda of, key: minus(of(key, DRIRL), of(key, START))
     for k in ("laptop", "laptop-few"):
-        moved = [mean(change(of, k)) for of in (harmful, ordinary, lookalike)]
+        moved = [mean(change(of, k)[:3]) for of in (harmful, ordinary, lookalike)]
         told.append("refused {:+.1f} points, ordinary {:+.1f}, look-alikes {:+.1f}".format(*moved))
     again = minus(gaps("laptop-few-again", DRIRL), gaps("laptop-few-again", START))
     told.append("code, gained {:+.1f}, {:+.1f} and {:+.1f}.".format(*again))
+    four = claim(tables.grouped(records)["laptop-few"], DRIRL, START)
+    last = minus(gaps("laptop-few", DRIRL), gaps("laptop-few", START))[3]
+    told += [f"seed 3: {last:+.1f}", "shown: by seed [{:+.1f}, {:+.1f}].".format(*four["by_seed"])]
+    told.append(f"four seeds, {four['points']:+.1f} points, shown")
+    assert four["over_prompts"][0] > 0 and four["by_seed"][0] > 0 and four["seeds"] == 4
     less = minus(gain["laptop-few"], again)
     told.append("gained {:.1f}, {:.1f} and {:.1f} points less".format(*less))
     more = mean(gain["laptop"]) - mean(gain["laptop-first"])

@@ -308,7 +308,7 @@ def test_readme_tables():
 @pytest.mark.parametrize("name", ("laptop", "laptop-few"))
 def test_readme_results(name):
     """What the README tells of the recorded runs is what their lines say."""
-    found = [r for r in RECORDS if r["setting"] == name]
+    found = [r for r in RECORDS if r["setting"] == name and r["seed"] < 3]
     models = {f"{name}: SFT warm start": START, f"{name}: DR-IRL from it": DRIRL}
     rates = []
     for model, variant in {"base": "base", **models}.items():
@@ -332,8 +332,13 @@ def test_readme_claims():
     variants, text = grouped(RECORDS)["few-24"], " ".join(README.split())
     start, longer, best = (claim(variants, DRIRL, v) for v in (START, CONTINUED, RFT))
     assert start["seeds"] == longer["seeds"] == best["seeds"] == 5 and best["by_seed"][0] < 0
+    few = claim(grouped(RECORDS)["laptop-few"], DRIRL, START)
+    told = "with seed 3 {:.1f} (95% interval {:.1f} to {:.1f})".format(
+        few["points"], *few["by_seed"]
+    )
+    assert told in text and few["seeds"] == 4
     points = f"{longer['points']:.1f} points, RFT (the best alone) by {best['points']:.1f}"
-    assert f"beats equally long fine-tuning by {points}, perhaps chance" in text
+    assert f"beat equally long fine-tuning by {points}, perhaps chance" in text
     share = lambda line, kind: line["rates"][kind][0] / line["rates"][kind][1]
     gap = lambda line: 100 * (share(line, "harmful") - share(line, "lookalike"))
     gains, later = {}, []
@@ -366,7 +371,7 @@ def test_readme_claims():
         assert a["seed"] == b["seed"]
         later += [gap(b) - gap(a)] if a["seed"] > 2 else []
     mean, half = sum(gains + later) / 5, half_width(gains + later)
-    told = "five seeds: {:.1f} (95% interval {:.1f} to {:.1f}; with the repeats {:.1f} to {:.1f})"
+    told = "five seeds: {:.1f} ({:.1f} to {:.1f}; with the repeats {:.1f} to {:.1f})"
     assert told.format(start["points"], *start["by_seed"], mean - half, mean + half) in text
 
 
