@@ -322,11 +322,11 @@ def separable(categories, n=6, seed=0):
     return groups
 
 
-def fitted(reference, groups, **change):
+def fitted(reference, groups, size=6, **change):
     """Reward models, their packed batches and the records of the fit."""
     c = IRLConfig(**{"lr": 1e-3, "reward_blocks": 1, **change})
     models, records = RewardModels(reference, c), []
-    batches = pack_groups(models, reference, groups, torch.float32)
+    batches = pack_groups(models, reference, groups, torch.float32, size)
     loop = Loop("irl", log=lambda **r: records.append(r))
     fit(models, batches, c, torch.float32, loop=loop)
     return models, batches, records
@@ -354,7 +354,7 @@ def check_standard(r):
 def test_fit(reference, estimator):
     """Accuracy rises; rewards of the fitted samples have mean 0, std 1; the reference stays."""
     before = {k: v.clone() for k, v in reference.state_dict().items()}
-    more = {"lr": 3e-3, "joint_epochs": 3, "epochs": 5, "batch": 3, "estimator": estimator}
+    more = {"lr": 3e-3, "joint_epochs": 3, "epochs": 5, "size": 3, "estimator": estimator}
     groups = separable(NAMES)
     models, _, records = fitted(reference, groups, **more)
     assert {r["model"] for r in records} == set(NAMES)
@@ -411,7 +411,7 @@ def test_fit_trains_a_category_on_its_own_groups(reference):
     rest, heads = [name for name in NAMES if name != "crime"], []
     for seed in (1, 2):
         groups = separable(["crime"]) + separable(rest, seed=seed)
-        models, *_ = fitted(reference, groups, epochs=2, batch=8)
+        models, *_ = fitted(reference, groups, epochs=2, size=8)
         heads.append({name: shadow.value.weight for name, shadow in models.shadows.items()})
     near = lambda name: torch.allclose(heads[0][name], heads[1][name], atol=1e-4)
     assert near("crime") and not near("insult")
@@ -420,7 +420,7 @@ def test_fit_trains_a_category_on_its_own_groups(reference):
 @pytest.mark.parametrize("epochs, alike", [(0, True), (1, False)])
 def test_joint_epochs_share_one_harm_model(reference, epochs, alike):
     """The seven are one model, but for their normalisation, until further epochs part them."""
-    models, _, records = fitted(reference, separable(NAMES), joint_epochs=2, epochs=epochs, batch=8)
+    models, _, records = fitted(reference, separable(NAMES), joint_epochs=2, epochs=epochs, size=8)
     vectors = {}
     for name, shadow in models.shadows.items():
         vectors[name] = torch.cat([p.flatten() for p in shadow.parameters()])
@@ -439,7 +439,7 @@ def test_fit_needs_groups_of_every_model(reference):
 
 def test_one_model_is_fitted_on_all(reference):
     groups = separable(NAMES, n=2)
-    models, batches, records = fitted(reference, groups, integration="one", batch=4)
+    models, batches, records = fitted(reference, groups, integration="one", size=4)
     assert {r["model"] for r in records} == {"all"} and len(batches) == 4
     check_standard(rewards_of(models, reference, groups, samples_of(groups)))
 
@@ -450,7 +450,7 @@ def test_contrasts_are_pushed_down_and_left_out_of_the_scale(reference):
     for g in separable(NAMES):
         contrast = [g["samples"][0]]
         groups.append({**g, "samples": [g["demonstration"]] * 2, "contrast": contrast})
-    more = {"lr": 3e-3, "joint_epochs": 1, "epochs": 4, "batch": 3}
+    more = {"lr": 3e-3, "joint_epochs": 1, "epochs": 4, "size": 3}
     models, batches, _ = fitted(reference, groups, **more)
     score_groups(models, batches, torch.float32)
     assert all(len(g["rewards"]) == 2 for g in groups)
