@@ -67,7 +67,7 @@ class SFTConfig:
 class IRLConfig:
     """Reward models by inverse reinforcement learning."""
 
-    prompts: int = setting(72, "to sample for, of each harm category; harmless: 4 times", low=2)
+    prompts: int = setting(72, "prompts to sample for in each harm category; harmless: x 4", low=2)
     samples: int = setting(4, "K, samples per prompt")
     contrast: int = setting(0, "opposite (harmless, harmful) demonstrations beside samples", low=0)
     estimator: str = setting(

@@ -13,7 +13,7 @@ irl_loss estimates the second term by importance weights; linear and logistic re
 ones (the laptop's is logistic). `fit` takes the steps. Decisions where the paper is silent:
 1. A shadow model is a trained copy of the warm start's top blocks with a linear head. Its reward
    is the mean over response tokens; that of the last token learnt slower. Lower blocks are shared.
-2. An eighth model, helpful, learns from harmless prompts, four times as many, as they vary more.
+2. An eighth model, helpful, learns from harmless prompts: four times as many, as they vary more.
    Without it refusing everything wins.
 3. contrast adds harmless demonstrations to harmful samples, and vice versa: no E under pi_r then.
 4. After fitting, each model's rewards of its samples get mean 0, std 1, to be comparable.

@@ -61,7 +61,7 @@ VARIANTS = {  # name: (stages after those of the start, settings)
     "1RW static": (("irl", "grpo"), {"irl.integration": "one", "grpo.scaling": "none"}),
     "linear integration": (("irl", "grpo"), {"irl.integration": "linear"}),
     "unbalanced": (("pool", "sft", "irl", "grpo"), {}),
-    "7RW: rewards": ((), {}),
+    "7RW: rewards": ((), {}),  # these three only choose among samples
     "linear: rewards": ((), {"irl.integration": "linear"}),
     "1RW: rewards": (("irl",), {"irl.integration": "one"}),
 }

@@ -235,8 +235,14 @@ def test_reward_facts(monkeypatch):
         of = lambda p: {"samples": drawn[p], "rewards": rewards[p], "reward_demo": 0.0}
         return [{**r, **of(r["prompt"])} for r in rows]
 
-    monkeypatch.setattr(grid.reward, "sample_groups", sample)
-    found = grid.reward_facts(run, SimpleNamespace(groups={}))
+    shared, drawn = rivals.Shared(), []
+    monkeypatch.setattr(grid.reward, "sample_groups", lambda *a: drawn.append(a) or sample(*a))
+    found = grid.reward_facts(run, shared)
+    assert (
+        grid.reward_facts(run, shared) == found and len(drawn) == 1
+    )  # other rewards, same samples
+    run.c = changed(run.c, {"run.temperature": 0.9})
+    assert grid.reward_facts(run, shared) == found and len(drawn) == 2
     assert found["crime"] == pytest.approx({"auc": 2 / 6, "right": 0.5, "best_right": 0.5})
     assert found["harmful"] == found["crime"]
     assert found[HELPFUL] == {"auc": 1.0, "right": 0.5, "best_right": 1.0}

@@ -178,9 +178,8 @@ def test_best_of_four(tmp_path):
         facts = {"auc": None, "right": 0.5, "best_right": best}
         r["auc"] = {k: facts for k in ("harmful", *CATEGORIES, HELPFUL) if k != "insult"}
     page = tables.tables_of({START: records})
-    cells = ["50 ± 0 → 80 ± 25", "- → -"] + [
-        "50 ± 0 → 80 ± 25"
-    ] * 7  # a category without prompts keeps its place
+    even = "50 ± 0 → 80 ± 25"
+    cells = [even, "- → -", *[even] * 7]  # a category without prompts keeps its place
     assert f"| {START} | " + " | ".join(cells) + " |" in page
     assert tables.spread([0.5, 0.7], 2) == "0.60" and tables.spread([], 1) == "-"
 
