@@ -34,8 +34,8 @@ from support.run import Run, borrow, machine
 
 FEW = {k: x[0] for k, x in RECIPES["laptop-few"].items() if x != RECIPES["laptop"].get(k)}
 SETTINGS = {  # the recipe laptop with these
-    "standard": {},
-    "few-24": FEW,
+    "laptop": {},
+    "laptop-few": FEW,
     "few-8": {**FEW, "run.per_category": 8, "sft.steps": 30, "irl.epochs": 3},
 }
 ON_POLICY = {"grpo.rollouts": 24, "grpo.prompts": 32, "grpo.batch": 0, "grpo.members": "all"}

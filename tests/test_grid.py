@@ -26,11 +26,11 @@ from support.resume import Loop
 def test_planned():
     assert len(planned("", range(2))) == 2 * len(SETTINGS) * len(VARIANTS)
     assert planned("few-8/DPO", range(3, 5)) == [("few-8", DPO, 3), ("few-8", DPO, 4)]
-    both = planned("few-8,few-24/sum", range(2))
-    assert both[:3] == [("few-24", "sum", 0), ("few-24", "sum", 1), ("few-8", START, 0)]
+    both = planned("few-8,laptop-few/sum", range(2))
+    assert both[:3] == [("laptop-few", "sum", 0), ("laptop-few", "sum", 1), ("few-8", START, 0)]
     assert both[3][1:] != (START, 1) and len(both) == 2 * (1 + len(VARIANTS))
     for wrong in ("few", "few-8/dpo"):
-        with pytest.raises(UserError, match="want some of standard"):
+        with pytest.raises(UserError, match="want some of laptop"):
             planned(wrong, range(1))
 
 

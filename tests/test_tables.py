@@ -240,7 +240,7 @@ def test_numbers_of_the_text():
     for k in ("laptop-first", "laptop"):
         told.append("ordinary met: " + ", ".join(f"{x:.1f}" for x in ordinary(k, DRIRL)) + "%")
     for rival in (START, CONTINUED, tables.RFT):
-        x = minus(gaps("few-24", DRIRL), gaps("few-24", rival))
+        x = minus(gaps("laptop-few-first", DRIRL), gaps("laptop-few-first", rival))
         assert len(x) == 5
         told.append(f"{mean(x):+.1f} ({each(x)})")
     change = lambda of, key: minus(of(key, DRIRL), of(key, START))
@@ -258,7 +258,7 @@ def test_numbers_of_the_text():
     told.append("gained {:.1f}, {:.1f} and {:.1f} points less".format(*less))
     more = mean(gain["laptop"]) - mean(gain["laptop-first"])
     told.append(f"laptop gained {more:.1f} points more with it than without")
-    ahead = mean(minus(gaps("few-24", START), gaps("few-24", CONTINUED)))
+    ahead = mean(minus(gaps("laptop-few-first", START), gaps("laptop-few-first", CONTINUED)))
     told.append(f"It ends {ahead:.1f} points below its own start")
     logged = tables.read_records(tables.LAB / "results/metrics.jsonl")
     alphas = [r["alpha"] for r in logged if r.get("alpha")]
@@ -269,7 +269,11 @@ def test_numbers_of_the_text():
     told.append(f"by {min(turns):.0f} to {max(turns):.0f} degrees")
     zen4 = [by[k, DRIRL, n]["seconds"]["grpo"] for k in gain for n in range(3)]
     told.append(f"GRPO-S {min(zen4):.0f} to {max(zen4):.0f}, of which")
-    zen5 = [("few-24", 3), ("few-24", 4), *(("laptop-few-again", n) for n in range(3))]
+    zen5 = [
+        ("laptop-few-first", 3),
+        ("laptop-few-first", 4),
+        *(("laptop-few-again", n) for n in range(3)),
+    ]
     x = [by[k, DRIRL, n]["seconds"]["grpo"] for k, n in zen5]
     told.append(f"GRPO-S {min(x):.0f} to {max(x):.0f}.")
     gains = minus(gaps("laptop-fp32", DRIRL), gaps("laptop-fp32", START)) + gain["laptop-first"]
@@ -277,7 +281,7 @@ def test_numbers_of_the_text():
     s = by["laptop-fp32", DRIRL, 0]["seconds"]
     told.append(f"SFT {s['sft']:.0f} s, IRL {s['irl']:.0f}, GRPO-S {s['grpo']:.0f}")
     facts = lambda v, kind, what: [
-        100 * by["few-24", f"{v}: rewards", n]["auc"][kind][what] for n in range(3)
+        100 * by["laptop-few", f"{v}: rewards", n]["auc"][kind][what] for n in range(3)
     ]
     best = [facts(v, "harmful", "best_right") for v in ("7RW", "linear", "1RW")]
     rates = "by seven models, {:.1f}% by their mean and {:.1f}% by one (a random sample: {:.1f}%)"

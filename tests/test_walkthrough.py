@@ -329,10 +329,11 @@ def test_readme_results(name):
 
 def test_readme_claims():
     """The claims of five seeds that the README tells, and the runs that were repeated."""
-    variants, text = grouped(RECORDS)["few-24"], " ".join(README.split())
+    variants, text = grouped(RECORDS)["laptop-few-first"], " ".join(README.split())
     start, longer, best = (claim(variants, DRIRL, v) for v in (START, CONTINUED, RFT))
     assert start["seeds"] == longer["seeds"] == best["seeds"] == 5 and best["by_seed"][0] < 0
-    few = claim(grouped(RECORDS)["laptop-few"], DRIRL, START)
+    later = grouped(RECORDS)["laptop-few"]
+    few = claim(later, DRIRL, START)
     told = "with seed 3 {:.1f} (95% interval {:.1f} to {:.1f})".format(
         few["points"], *few["by_seed"]
     )
@@ -341,16 +342,16 @@ def test_readme_claims():
     assert f"beat equally long fine-tuning by {points}, perhaps chance" in text
     share = lambda line, kind: line["rates"][kind][0] / line["rates"][kind][1]
     gap = lambda line: 100 * (share(line, "harmful") - share(line, "lookalike"))
-    gains, later = {}, []
+    gains, more = {}, []
     for name in ("laptop-first", "laptop-few-first", "laptop-few-again"):
         runs = grouped(RECORDS)[name]
-        gains[name] = [gap(b) - gap(a) for a, b in zip(runs[START], runs[DRIRL], strict=True)]
+        gains[name] = [gap(b) - gap(a) for a, b in zip(runs[START][:3], runs[DRIRL], strict=False)]
     first, few, gains = gains.values()
     told = "failed before ExPO: {:.1f}, {:.1f}, {:.1f} and {:.1f}, {:.1f}, {:.1f}."
     assert told.format(*few, *first) in text
     shares = []
     for name in ("7RW", "linear", "1RW"):
-        known = [r["auc"]["harmful"]["best_right"] for r in variants[f"{name}: rewards"]]
+        known = [r["auc"]["harmful"]["best_right"] for r in later[f"{name}: rewards"]]
         shares.append(f"{100 * sum(known) / 3:.0f}")
     told = (
         "Seven reward models choose right samples for {}% of harmful prompts, as does their mean."
@@ -369,8 +370,8 @@ def test_readme_claims():
     assert len(mine) == 60 and told.format(*marks) in text
     for a, b in zip(variants[START], variants[DRIRL], strict=True):
         assert a["seed"] == b["seed"]
-        later += [gap(b) - gap(a)] if a["seed"] > 2 else []
-    mean, half = sum(gains + later) / 5, half_width(gains + later)
+        more += [gap(b) - gap(a)] if a["seed"] > 2 else []
+    mean, half = sum(gains + more) / 5, half_width(gains + more)
     told = "five seeds: {:.1f} ({:.1f} to {:.1f}; with the repeats {:.1f} to {:.1f})"
     assert told.format(start["points"], *start["by_seed"], mean - half, mean + half) in text
 
