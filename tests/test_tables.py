@@ -243,6 +243,10 @@ def test_numbers_of_the_text():
         x = minus(gaps("laptop-few-first", DRIRL), gaps("laptop-few-first", rival))
         assert len(x) == 5
         told.append(f"{mean(x):+.1f} ({each(x)})")
+        ends = claim(tables.grouped(records)["laptop-few-first"], DRIRL, rival)["by_seed"]
+        told.append("[{:+.1f}, {:+.1f}] over ".format(*ends))
+    lead = gaps("laptop-few-first", DRIRL)[1] - gaps("laptop-few-first", tables.STATIC)[0]
+    told.append(f"seed 1 alone) it is {lead:+.1f}")
     change = lambda of, key: minus(of(key, DRIRL), of(key, START))
     for k in ("laptop", "laptop-few"):
         moved = [mean(change(of, k)[:3]) for of in (harmful, ordinary, lookalike)]
