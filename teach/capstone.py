@@ -63,6 +63,9 @@ def install(given: Path, put=setattr) -> list[str]:
             for module in loaded:
                 for key in [k for k, x in vars(module).items() if x is theirs]:
                     put(module, key, mine[name])
+            for f in mine.values():  # a learner's functions call one another
+                own = f.__globals__
+                own |= {key: mine[name] for key, x in own.items() if x is theirs}
             found.append(place)
     return found
 

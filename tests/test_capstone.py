@@ -68,6 +68,21 @@ def test_one_of_several(tmp_path, monkeypatch):
     assert W.tolist() == [[0.5, 0.5]]
 
 
+def test_they_call_one_another(tmp_path, monkeypatch):
+    """A written exercise 14 that imports the project's group_advantage gets the written one."""
+    text = (EXERCISES / "ex14_learnt.py").read_text()
+    (tmp_path / "ex14_learnt.py").write_text(
+        text.replace("raise NotImplementedError", "return group_advantage(R, alpha), None")
+    )
+    text = (EXERCISES / "ex13_group_advantage.py").read_text()
+    (tmp_path / "ex13_group_advantage.py").write_text(
+        text.replace("raise NotImplementedError", "return rewards + 7")
+    )
+    capstone.install(tmp_path, monkeypatch.setattr)
+    A, _ = grpo_s.advantages(torch.zeros(2, 3), 1.0, 0, None)
+    assert A.tolist() == [[7.0] * 3] * 2
+
+
 def test_a_wrong_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DRIRL_IMPL", str(tmp_path))
     assert capstone.main(["data"]) == 2

@@ -166,6 +166,22 @@ def test_answers_in_one_file():
             assert complaint(exercise, my) is None, exercise
 
 
+def test_without_triton(tmp_path):
+    """Where there is none, exercises 1 to 19 are graded all the same, and 20 says why it isn't."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['triton'] = None\n")
+    (tmp_path / "ex20_triton_advantage.py").write_text("import triton\n")
+    found = inspect.getsource(pkgutil.resolve_name("teach.exercises.answers.group_advantage"))
+    (tmp_path / "ex13_group_advantage.py").write_text(f"import torch\n\n\n{found}")
+    for given, passed in ((tmp_path, "13"), ("teach/exercises/answers.py", "04, 13")):
+        env = {**os.environ, "PYTHONPATH": str(tmp_path), "DRIRL_IMPL": str(given)}
+        names = ("ex04_sampling", "ex13_group_advantage", "ex20_triton_advantage")
+        tests = [f"tests/exercises/test_{name}.py" for name in names if name[2:4] in passed + "20"]
+        command = [sys.executable, "-m", "pytest", "-q", "--maxfail=1000", *tests]
+        run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert re.search(r"\n[1-9]\d passed, \d+ not graded", run.stdout), run.stdout
+        assert "ex20 does not import" in run.stdout
+
+
 def test_the_judge_obeys_the_rule_it_is_the_model_of():
     my = answers("ex18_refusal_rule", grader("ex18_refusal_rule"))
     my.refuses = lambda text: judge(text) == "refuses"

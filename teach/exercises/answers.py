@@ -8,16 +8,21 @@ arguments and are faster. The stubs explain what the functions are for.
 
 import math
 import re
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 
 from config import UserError
 from data import CATEGORIES, k_center
 from model import attention
 from sample import token_logps
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # Triton is for Linux; without it 20 to 22 are not graded
+    triton, tl = SimpleNamespace(jit=lambda f: f), SimpleNamespace(constexpr=None)
 
 # ---------------------------------------------------------------------------- 1 to 3
 
