@@ -22,10 +22,8 @@ import evaluate
 import reward
 from config import RECIPES, Config, UserError, changed
 from data import HELPFUL, counts, distinct, k_center
-from grpo_s import kl_k3
 from lab import rivals
 from lab.tables import BORROWED, CONTINUED, DPO, DRIRL, RFT, START, STATIC
-from sample import Batch, autocast, token_logps
 from support.files import as_json, hold, read_records, write
 from support.hf import load_rewards
 from support.loaders import load_rows
@@ -118,19 +116,13 @@ def work(run: Run, known: dict, stages: tuple) -> None:
         run.finish(stage)
 
 
-@torch.no_grad()
-def measure(run, folder: Path, first: Path) -> dict:
-    """Answers of the model in `folder`, and the numbers of its line; kl: to `first`, by k3."""
+def measure(run, folder: Path) -> dict:
+    """Answers of the model in `folder`, and the numbers of its line."""
     rows, (chat,) = run.prompts([folder])
-    model, start = run.load(folder, run.dtype), run.load(first, run.dtype)
+    model = run.load(folder, run.dtype)
     found = evaluate.evaluate(model, chat, rows, run.c.run.max_new_tokens)
-    answers, rates = found["answers"], found["rates"]
-    responses = [[chat.answer(a["response"])] for a in answers]
-    batch = Batch([chat.prompt(a["prompt"]) for a in answers], responses, model.device)
-    with autocast(model.device, run.dtype):
-        logp, logp_ref = (token_logps(m, batch) for m in (model, start))
-    kl = round(kl_k3(logp, logp_ref)[batch.mask].mean().item(), 4)
-    return {"answers": answers, "verdicts": evaluate.verdicts(answers), "rates": rates, "kl": kl}
+    answers = found["answers"]
+    return {"answers": answers, "verdicts": evaluate.verdicts(answers), "rates": found["rates"]}
 
 
 def reward_facts(run, shared) -> dict:
@@ -184,7 +176,7 @@ def one(c: Config, setting: str, variant: str, seed: int, known: dict, shared) -
     alone = variant.endswith(": rewards")
     last = stages[-1] if stages else "irl" if alone else "sft"
     trained = run.folder / FOLDERS.get(last, last)
-    found = {} if alone else measure(run, trained, start.folder / "sft")
+    found = {} if alone else measure(run, trained)
     costs = ("sft", last) if last in ("sft", "baseline") else ("sft", "irl", last)
     found["seconds"] = {stage: run.done(stage)["seconds"] for stage in costs}
     found["seconds"][last] = round(found["seconds"][last] + shared.spared - spared, 1)
@@ -209,9 +201,9 @@ def grid(run: Run, only: str, seeds: range) -> None:
         said = run.folder / f"answers/{setting} {seed} {variant}.json"
         if "answers" in line:
             write({said: as_json(line.pop("answers"))})
-        shutil.rmtree(run.folder / setting / f"seed-{seed}" / variant)
         known[setting, variant, seed] = line
         write({path: "".join(as_json(r, None) for r in known.values())})
+        shutil.rmtree(run.folder / setting / f"seed-{seed}" / variant)
 
 
 def main(argv: list[str]) -> int:

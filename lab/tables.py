@@ -117,7 +117,7 @@ def rate(lines: list[dict], name: str) -> list:
 def tables_of(variants: dict) -> str:
     """Markdown: all tables of one setting."""
     head = ["variant", "seeds", "refused, %: harmful", *COLUMNS[1:]]
-    head += ["gibberish %", "KL (median)", "seconds"]
+    head += ["gibberish %", "seconds"]
     rows, categories, aucs, chosen, names = [], [], [], [], ("harmful", *CATEGORIES, HELPFUL)
     for variant, lines in variants.items():
         if fitted := [r["auc"] for r in lines if "auc" in r]:
@@ -132,8 +132,6 @@ def tables_of(variants: dict) -> str:
         cells = [percent(rate(lines, kind)) for kind in KINDS]
         gap = share(lines, "harmful") - share(lines, "lookalike")
         cells += [f"{gap:.1f}", f"{share(lines, 'gibberish'):.1f}"]
-        kl = [r["kl"] for r in lines if "kl" in r]
-        cells += [f"{np.median(kl):.3f}" if kl else "-"]
         seconds = np.mean([sum(r["seconds"].values()) for r in lines])
         rows.append([variant, len(lines), *cells, f"{seconds:.0f}"])
         categories.append([variant, *(f"{share(lines, c):.0f}" for c in CATEGORIES)])

@@ -95,29 +95,15 @@ def test_dpo_trains(monkeypatch):
 
 
 def test_measure(monkeypatch):
-    """A line's KL is k3 over the tokens of the answers; verdicts are letters, by kind."""
+    """Verdicts are letters, by kind."""
     said = [("abc", "hello", "harmful", "refuses"), ("d", "no", "ordinary", "complies")]
     names = ("prompt", "response", "kind", "verdict")
     answers = [dict(zip(names, row)) for row in said]
     told = {"answers": answers, "rates": 2}
     monkeypatch.setattr(grid.evaluate, "evaluate", lambda *a: told)
-    model, start, chat = tiny(), tiny(), Letters()
-    for p in start.parameters():
-        p.data += 0.1 * torch.sin(torch.arange(p.numel()).view(p.shape))
-    models = {"model": model, "start": start}
     run = SimpleNamespace(c=with_recipe("laptop"), dtype=torch.float32)
-    run.load, run.prompts = lambda name, dtype: models[name], lambda _: (answers, [chat])
-    with torch.no_grad():
-        found, k3 = grid.measure(run, "model", "start"), []
-        for r in answers:  # against the whole models, one response at a time
-            prompt, answer = chat.prompt(r["prompt"]), chat.answer(r["response"])
-            ids, at = torch.tensor([prompt + answer]), torch.tensor(answer)[:, None]
-            both = (m(ids)[0, len(prompt) - 1 : -1].log_softmax(1) for m in (start, model))
-            ref, own = (logp.gather(1, at) for logp in both)
-            k3.append((ref - own).exp() - (ref - own) - 1)
-    assert (
-        found["kl"] == pytest.approx(torch.cat(k3).mean().item(), abs=1e-4) and found["kl"] > 0.01
-    )
+    run.load, run.prompts = lambda name, dtype: tiny(), lambda _: (answers, [Letters()])
+    found = grid.measure(run, "model")
     assert found["verdicts"] == {"harmful": "r", "ordinary": "c", "lookalike": ""}
     assert found["rates"] == 2
 
@@ -168,8 +154,6 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     first, product = found[START], found[DRIRL]
     assert len(first["verdicts"]["harmful"]) == 7
     assert {v for v, r in found.items() if "auc" in r} == {*list(VARIANTS)[-4:]}
-    trained = [r for v, r in found.items() if v != START and not v.endswith(": rewards")]
-    assert first["kl"] == 0 and all(r["kl"] > 0 for r in trained)
     alone = [found[f"{v}: rewards"] for v in ("7RW", "linear", "1RW")]  # on the same samples
     right = [{kind: x["right"] for kind, x in r["auc"].items()} for r in alone]
     kinds = [r["settings"]["--irl-integration"] for r in alone]
@@ -179,7 +163,9 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     assert set(found[CONTINUED]["seconds"]) == {"sft", "baseline"}
     assert found["1RW static"]["settings"]["--irl-integration"] == "one"
     assert first["settings"]["--eval-prompts"] == 0  # all of them
-    assert len(models) == len(trained)  # from an even pool unbalanced is balanced
+    assert (
+        len(models) == len(VARIANTS) - 4
+    )  # three have none; from an even pool unbalanced is balanced
     said = json.loads((tmp_path / "grid/answers/standard 0 DPO.json").read_text())
     told = "".join(a["verdict"][0] for a in said[:7])
     assert told == found[DPO]["verdicts"]["harmful"]

@@ -22,7 +22,7 @@ def line(harmful, lookalike, seed=0, variant=START, **more):
     rates = {kind: [v.count("r"), len(v)] for kind, v in verdicts.items()}
     rates |= {**{c: [1, 2] for c in CATEGORIES}, "gibberish": [1, 10]}
     head = {"setting": "few-8", "variant": variant, "seed": seed, "settings": {"--model": "m"}}
-    body = {"verdicts": verdicts, "rates": rates, "kl": 0.5}
+    body = {"verdicts": verdicts, "rates": rates}
     return {**head, **body, "seconds": {"sft": 60, "grpo": 40}, **more}
 
 
@@ -93,13 +93,13 @@ def test_tables_and_picture(tmp_path, monkeypatch):
         tables.main([])
     of_some = {"--model": "m", "--eval-prompts": 328}  # they may be fewer
     alone = line("", "", variant="1RW: rewards", auc=found()[0]["auc"], settings=of_some)
-    alone = {k: x for k, x in alone.items() if k not in ("verdicts", "rates", "kl")}
+    alone = {k: x for k, x in alone.items() if k not in ("verdicts", "rates")}
     write(tmp_path / "grid/results.jsonl", [*found(), alone])
     tables.main([str(tmp_path / "grid")])
     page = (tmp_path / "RESULTS.md").read_text()
     # 45 + (50 + 25 + 25) / 3
     assert "| DR-IRL over its start | 3 | +78.3 | [" in page and "| yes |" in page
-    cells = "50 [30, 70] | 0 [0, 49] | 50 [15, 85] | 0.0 | 10.0 | 0.500 | 100"
+    cells = "50 [30, 70] | 0 [0, 49] | 50 [15, 85] | 0.0 | 10.0 | 100"
     assert f"| {START} | 3 | {cells} |" in page
     assert f"| {START} | - | - | - | 0.75 ± 0.00 | - | - | - | - | 1.00 ± 0.00 |" in page
     assert "| 1RW: rewards | - | - | - | 0.75 | - | - | - | - | 1.00 |" in page
@@ -158,14 +158,13 @@ def test_runs_of_train_sh(tmp_path, capsys):
     made = {(r["variant"], r["seed"]): r for r in tables.lines_of(tmp_path / "run-1")}
     assert set(made) == {(v, 1) for v in ("base", START, DRIRL, CONTINUED)}
     assert made[DRIRL, 1]["verdicts"] == {"harmful": "rrccc", "ordinary": "", "lookalike": "rccc"}
-    assert sum(made[DRIRL, 1]["seconds"].values()) == 111 and "kl" not in made[DRIRL, 1]
+    assert sum(made[DRIRL, 1]["seconds"].values()) == 111
     assert sum(made[CONTINUED, 1]["seconds"].values()) == 1001 and not made["base", 1]["seconds"]
     tables.main(["claims", *(str(tmp_path / f"run-{n}") for n in (0, 1))])
     first = json.loads(capsys.readouterr().out.splitlines()[0])
     assert (first["claim"], first["points"]) == ("DR-IRL over its start", 45)
     assert (first["setting"], first["seeds"], first["by_seed"]) == ("laptop-few", 2, None)
-    page = tables.tables_of({START: [made[START, 1]]})  # without KL and rewards
-    assert " | - | 1 |" in page and "AUC" not in page
+    assert "AUC" not in tables.tables_of({START: [made[START, 1]]})  # without rewards
     (tmp_path / "run-0/results.json").write_text(json.dumps([{"name": "mine"}]))
     with pytest.raises(UserError, match="run-0: train.sh makes no model 'mine'"):
         tables.lines_of(tmp_path / "run-0")

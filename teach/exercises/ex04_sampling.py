@@ -26,7 +26,7 @@ def choose(logits: Tensor, temperature: float, draws: Tensor) -> Tensor:
     """A token id per row, (B,) int64. logits (B, V), draws (B,) in [0, 1).
 
     With probs = softmax(logits / temperature): the smallest v with probs_0 + ... + probs_v > draw.
-    A token of probability 0 is never drawn. Logits may be -inf, or some thousands.
+    A token of probability 0 is never drawn. Logits may be -inf, or tens of thousands.
     temperature 0: the token of the largest logit; draws may then hold anything.
     """
     raise NotImplementedError

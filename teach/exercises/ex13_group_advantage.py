@@ -8,7 +8,7 @@ the result by alpha: how hard the prompt is.
 
 Hint: torch's std divides by G - 1 unless told otherwise. The mean of 0.1, 0.1, 0.1 may not be 0.1,
 and with eps 0 there is 0/0, which is NaN: so test whether the rewards of a group are equal. And if
-alpha were (G,), which axis would broadcasting put it on when P = G?
+alpha were (P,), which axis would broadcasting put it on when P = G?
 """
 
 import torch  # noqa: F401 (for you to use)

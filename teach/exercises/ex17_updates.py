@@ -39,9 +39,10 @@ def learn(
 
     logps(p): log-probs (G, T) of prompt p's samples under the policy as it is now, with a gradient.
     R (P, G), alpha (P, 1), logp_ref (P, G, T), mask (P, G, T) bool: True on the samples' tokens,
-    anywhere in the row. order: the prompts of each update, as [[0, 2], [1, 3], [0, 2], [1, 3]].
-    An update's loss is that of exercise 16 over its sequences: the samples of its prompts that are
-    learnt from (exercise 14, no anchors). g: std_eps, members, clip, clip_high, beta_kl.
+    anywhere in the row; elsewhere log-probs may be NaN. order: the prompts of each update, as
+    [[0, 2], [1, 3], [0, 2], [1, 3]]. An update's loss is that of exercise 16 over its sequences:
+    the samples of its prompts that are learnt from (exercise 14, no anchors). g: std_eps, members,
+    clip, clip_high, beta_kl.
     An update without a sequence has loss 0.0 and takes no step. Gradients are not clipped.
     """
     raise NotImplementedError
