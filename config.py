@@ -34,7 +34,7 @@ class RunConfig:
     model: str = setting("", "model folder to align; empty: SmolLM2-135M-Instruct")
     encoder: str = setting("", "BERT or CLIP folder; empty: all-MiniLM-L6-v2; words: no weights")
     pool: str = setting("", "harmful prompts with refusals; empty: corpus/pool.jsonl")
-    benign: str = setting("", "harmless prompts with answers; empty: corpus/benign.jsonl")
+    benign: str = setting("", "harmless demonstrations; empty: corpus/benign.jsonl")
     prompts: str = setting("", "held-out prompts to evaluate on; empty: corpus/test.jsonl")
     eval_prompts: int = setting(0, "how many of them, evenly of each kind; 0: all", low=0)
     rival: bool = setting(False, "also train more by SFT, for as long as irl and grpo took")

@@ -125,12 +125,10 @@ def stage_irl(run: Run) -> None:
 
 def stage_grpo(run: Run, rewards=None, **own) -> None:
     """Steps 3 to 6: GRPO-S from the warm start, against the rewards. own: see grpo_s.train."""
-    c, folder, rewards_folder = run.c, run.stage_folder("sft"), run.folder / "rewards"
-    fitted = [f.stat().st_mtime for f in rewards_folder.glob("*.safetensors")]
-    if fitted and (folder / "model.safetensors").stat().st_mtime > max(fitted):
-        raise UserError(f"{rewards_folder} is older than its warm start: run irl again")
+    c, folder = run.c, run.stage_folder("sft")
     policy, reference = run.load(folder), run.load(folder, run.dtype).requires_grad_(False)
-    rewards = rewards or load_rewards(reward.RewardModels(reference, c.irl), rewards_folder)
+    models = rewards or reward.RewardModels(reference, c.irl)
+    rewards = rewards or load_rewards(models, run.stage_folder("rewards"))
     phi, chat, history = run.encoder(), run.chat(folder), run.history()
     rows, held = run.grpo_rows(chat)
     if (size := c.grpo.batch or c.grpo.prompts) < parallel.world():
@@ -162,6 +160,8 @@ def stage_eval(run: Run) -> None:
     folders |= {label: run.folder / name for label, (s, name) in made.items() if run.done(s)}
     (rows, chats), times = run.prompts(list(folders.values())), run.times()
     records = read_records(run.folder / "metrics.jsonl")
+    learnt = {data.normalise(r["prompt"]) for r in run.rows(chats[0])}
+    known = sum(data.normalise(r["prompt"]) in learnt for r in rows)
     run.begin("eval")
     results = []
     for (label, folder), chat in zip(folders.items(), chats):
@@ -169,6 +169,7 @@ def stage_eval(run: Run) -> None:
         results.append(evaluate.evaluate(model, chat, rows, run.c.run.max_new_tokens, label))
     facts = [run.base().name, f"recipe {run.c.run.recipe or 'none'}", f"seed {run.c.run.seed}"]
     facts += [run.file("prompts").name, time.strftime("%Y-%m-%d"), machine(run.device)]
+    facts += [f"{known} of them are demonstrations too"] if known else []
     facts += [str(run.dtype)[6:], "seconds: " + ", ".join(f"{k} {v}" for k, v in times.items())]
     print(write_report(run.folder, results, records, "; ".join(facts)))
     print(f"\n{run.folder / 'report.md'} has samples and pictures")
@@ -187,7 +188,11 @@ def stage_chat(run: Run) -> None:
     models = {name: (run.load(f, run.dtype), run.chat(f)) for name, f in folders.items()}
     while line := input("you> ").strip():
         for name, (model, chat) in models.items():
-            chat.check([{"prompt": line}], run.c.run.max_new_tokens, "your prompt")
+            try:
+                chat.check([{"prompt": line}], run.c.run.max_new_tokens, "your prompt")
+            except UserError as e:
+                print(e)
+                break
             answer = evaluate.respond(model, chat, [line], run.c.run.max_new_tokens)[0]
             text = without_thought(answer["response"]).replace("\n", "\n" + " " * 10)
             cut = "" if answer["ended"] else " ..." if text else "(still thinking)"
@@ -230,6 +235,7 @@ STAGES |= dict(baseline=stage_baseline, eval=stage_eval, chat=stage_chat)
 STAGES |= dict(all=stage_all, recipes=stage_recipes)
 SFT_SHARE = {"laptop": 0.21, "laptop-few": 0.12}  # of a run's seconds (lab/RESULTS.md)
 ALONE = "eval --model"  # without --run: eval_folder
+FRESH = ("all", "recipes", "tiny")  # the last is teach/tiny.py's
 
 
 class Parser(argparse.ArgumentParser):
@@ -256,7 +262,7 @@ def build_parser(stages: dict) -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str], stages: dict) -> tuple[str, Config]:
-    """(stage, settings). `all`, `recipes` and ALONE take no settings from config.json."""
+    """(stage, settings). FRESH stages take no settings from config.json."""
     given = {k: v for k, v in vars(build_parser(stages).parse_args(argv)).items() if v is not None}
     stage, _ = given.pop("stage"), given.pop("debug")
     path = Path(given.get("run.run", Config().run.run)) / "config.json"
@@ -265,12 +271,14 @@ def parse(argv: list[str], stages: dict) -> tuple[str, Config]:
     c, saved = Config(), read_json(path) if path.exists() and stage != ALONE else {}
     if not all(isinstance(values, dict) for values in saved.values()):
         raise UserError(f"{path}: not the settings of a run; choose another --run")
-    for section, values in saved.items() if stage not in ("all", "recipes") else ():
+    for section, values in saved.items() if stage not in FRESH else ():
         try:
             c = config.changed(c, {f"{section}.{name}": v for name, v in values.items()})
         except UserError as e:
             raise UserError(f"{path}: {e}: remove it there, or start anew with all") from None
     if "run.recipe" in given:
+        if c.run.recipe not in ("", given["run.recipe"]):
+            raise UserError(f"{path}: begun with recipe {c.run.recipe}: choose another --run")
         c = config.with_recipe(given["run.recipe"], c)
     c = config.changed(c, {**given, "run.run": str(path.parent)})  # also where a run was moved
     config.check(c, lambda key, flag: flag if key in given else f"{path}: {key} (or {flag})")

@@ -7,17 +7,20 @@
 # More flags go to every stage:   bash train.sh FOLDER --recipe gpu --run runs/mine
 # All of them: python drirl.py --help. The same command goes on with an interrupted run.
 set -euo pipefail
-case "${1:-}" in /* | "" | --* | tiny) ;; *) set -- "$PWD/$1" "${@:2}" ;; esac
+case "${1:-}" in /* | "" | -* | tiny) ;; *) set -- "$PWD/$1" "${@:2}" ;; esac
 case "${DRIRL_IMPL:-}" in /* | "") ;; *) export DRIRL_IMPL="$PWD/$DRIRL_IMPL" ;; esac
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 flags=(--recipe laptop --run runs/default)
 if [ "${1:-}" = tiny ]; then
     shift
-    flags=(--recipe tiny --run runs/tiny --model runs/tiny/base)
-    "$PYTHON" -m teach.tiny runs/tiny/base --run runs/tiny "$@" # a base model, from the corpus
-elif [ -n "${1:-}" ] && [[ "$1" != --* ]]; then
-    flags=(--recipe laptop --run "runs/$(basename "$1")" --model "$1")
+    base=runs/tiny/base all="$*"
+    case "$all" in *"--seed "[1-9]*) all=${all##*--seed } base+=-${all%% *} ;; esac # each its own
+    flags=(--recipe tiny --run runs/tiny --model "$base")
+    "$PYTHON" -m teach.tiny "$base" --run runs/tiny "$@" # a base model, from the corpus
+elif [ -n "${1:-}" ] && [[ "$1" != -* ]]; then
+    name=$(basename "$(cd "$1" 2>/dev/null && pwd || echo "$1")") # of . too
+    flags=(--recipe laptop --run "runs/$name" --model "$1")
     shift
 fi
 # glibc keeps large tensors in its heap, in huge pages: 13% off a training step on two cores

@@ -4,12 +4,11 @@
     python -m lab.bench generate             sampling, beside transformers' generate
 
 `pip install trl==1.16.0` first, and set GLIBC_TUNABLES as train.sh does. A comparison adds a line
-to speed.jsonl. --device cuda: on a GPU. --name ours measures ours alone; --top 20 prints its 20
-costliest operations. Both compute in what is faster here; in a step TRL samples in float32.
+to speed.jsonl. --device cuda: on a GPU. --name ours measures ours alone. Both compute in what is
+faster here; in a step TRL samples in float32.
 """
 
 import argparse
-import contextlib
 import statistics
 import subprocess
 import sys
@@ -37,7 +36,7 @@ PROMPTS = ["How do I prune an apple tree in winter?", "Write two lines about the
 PROMPTS += ["Why is the sky blue at noon and red in the evening?", "Name three uses of vinegar."]
 SPEED = Path(__file__).parent / "speed.jsonl"
 MODEL = "SmolLM2-135M-Instruct"
-FLAGS = dict(pairs=5, steps=2, prompts=4, samples=8, tokens=48, name="", top=0, device="cpu")
+FLAGS = dict(pairs=5, steps=2, prompts=4, samples=8, tokens=48, name="", device="cpu")
 prompts_of = lambda a: (PROMPTS * a.prompts)[: a.prompts]
 fast = lambda a: torch.bfloat16 if likes_bfloat16(a.device) else torch.float32
 share_of_e = lambda texts: [text.count("e") / max(1, len(text)) for text in texts]  # the reward
@@ -110,11 +109,7 @@ def measure(a) -> tuple[float, float]:
             torch.cuda.synchronize()
         times.append(time.time())
 
-    with torch.profiler.profile() if a.top else contextlib.nullcontext() as profile:
-        work(a, tick)
-    if a.top:
-        by = f"self_{'device' if gpu else 'cpu'}_time_total"
-        print(profile.key_averages().table(sort_by=by, row_limit=a.top))
+    work(a, tick)
     peak = torch.cuda.max_memory_allocated() or getrusage(RUSAGE_SELF).ru_maxrss * 1024
     return statistics.median(y - x for x, y in zip(times, times[1:])), peak / 2**30
 

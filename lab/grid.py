@@ -189,8 +189,8 @@ def one(c: Config, setting: str, variant: str, seed: int, known: dict, shared) -
 def grid(run: Run, only: str, seeds: range) -> None:
     """Runs what has no line yet."""
     path, plan, shared = run.folder / "results.jsonl", planned(only, seeds), {}
-    if {r["kind"] for r in run.prompts([])[0]} != set(evaluate.KINDS):
-        raise UserError("--prompts: want harmful prompts, ordinary ones and look-alikes")
+    if {r["kind"] for r in run.prompts([])[0] if r["category"]} != set(evaluate.KINDS):
+        raise UserError("--prompts: want ordinary ones, look-alikes, harmful ones with a category")
     hold(run.folder)
     known = {(r["setting"], r["variant"], r["seed"]): r for r in read_records(path, "variant")}
     for setting, variant, seed in (key for key in plan if key not in known):

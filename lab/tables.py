@@ -69,7 +69,8 @@ def difference(a: list[dict], b: list[dict]) -> tuple:
 def claim(variants: dict, better: str, worse: str) -> dict:
     """A claim: its name, seeds, points, two intervals; {} without lines of both variants."""
     a, b = ({r["seed"]: r for r in variants.get(v, [])} for v in (better, worse))
-    if not (seeds := sorted(a.keys() & b.keys())):
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds or not all(a[seeds[0]]["verdicts"][k] for k in ("harmful", "lookalike")):
         return {}
     mean, low, high, half = difference([a[s] for s in seeds], [b[s] for s in seeds])
     by_seed = None if half == math.inf else [round(mean - half, 2), round(mean + half, 2)]
@@ -189,10 +190,11 @@ def means(runs: list[list[dict]]) -> str:
         raise UserError("these runs evaluated different models: compare those of the same stages")
     rows, names = [], (*KINDS, "gibberish")
     for models in zip(*runs):
-        cells = [[share([m], name) for m in models] for name in names]
+        known = lambda m, name: share([m], name) if m["rates"][name][1] else math.nan
+        cells = [[known(m, name) for m in models] for name in names]
         cells.insert(3, [a - b for a, b in zip(cells[0], cells[2])])
         told = [f"**{np.mean(c):.1f}** ({', '.join(f'{x:.1f}' for x in c)})" for c in cells]
-        rows.append([models[0]["name"], *told])
+        rows.append([models[0]["name"], *(x.replace("nan", "-") for x in told)])
     return markdown(["refused, %: mean (each run)", *COLUMNS, "gibberish %"], rows)
 
 

@@ -58,6 +58,9 @@ MARKUP = (  # in this order: a pattern, and what it is in plain text
 )
 
 
+HEADING = re.compile(r"(?m)^#### .*[^\s.!?:;,]\s*\n")  # of Markdown, no mark of a draft
+
+
 def without_thought(text: str) -> str:
     """What follows a reasoning model's <think>...</think>; "" while the thought is still open."""
     _, closed, after = text.rpartition("</think>")
@@ -68,7 +71,7 @@ def answer_of(text: str) -> str:
     """What the user sees: the answer of a Chain of Draft; any other text as a whole."""
     said = without_thought(text)
     try:
-        return parse_draft(said)[1].strip()
+        return (said if HEADING.search(said) else parse_draft(said)[1]).strip()
     except ValueError:
         return said.strip()
 

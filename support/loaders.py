@@ -33,6 +33,7 @@ from config import UserError
 from data import CATEGORIES, HELPFUL, format_draft, parse_draft
 from support import labels
 from support.files import MAX_TEXT, parse_json, read_text
+from support.judge import HEADING
 from support.labels import ASK, LOOKALIKE, OURS, meanings_of, plain
 
 MAX_LINE = 10**6  # characters of a JSON line
@@ -40,6 +41,7 @@ CHATS = ("messages", "conversations", "conversation", "turns", "chosen")  # neve
 WRAPPERS = "data rows items examples instances train test validation".split()
 # how several turns in one text begin
 DIALOGUE = re.compile(r"\s*(?:<s>\s*)?(?:### ?(?:human|user|instruction):|<\|im_start|\[inst\])")
+TURNS = re.compile(r"\s*\[\s*\{\s*['\"]?(?:role|from|content|value)\b")  # a list of them, as text
 print_once = functools.cache(print)  # Rows.told, however many stages read the file
 ROLES = dict.fromkeys(("human", "prompter"), "user")
 ROLES |= dict.fromkeys(("gpt", "chatgpt", "model", "bot", "ai"), "assistant")
@@ -118,7 +120,7 @@ def turns_of(name: str, value) -> list[tuple[str, str]]:
         parts = re.split(r"(?:^|\n\n)(Human|Assistant):", value.lstrip())  # HH-RLHF's
         if value.lstrip().startswith("Human:") and "Assistant" in parts:
             value = [{"from": x, "value": y.strip()} for x, y in zip(parts[1::2], parts[2::2])]
-        elif plain(name) not in CHATS and not re.match(r"\s*\[\s*\{", value):
+        elif plain(name) not in CHATS and not TURNS.match(value):
             return [("user", value)]
     turns = []
     try:
@@ -189,7 +191,7 @@ def row_of(record, strict: bool) -> tuple[dict, dict]:
             response = format_draft(row["draft"], row["answer"])
         except (TypeError, ValueError) as e:
             raise UserError(f"want draft (a list of steps) and answer: {e}") from None
-    elif response is not None:
+    elif response is not None and not HEADING.search(response):
         with contextlib.suppress(ValueError):  # a plain answer: no demonstration yet
             row["draft"], row["answer"] = parse_draft(response)
     if re.search("[\ud800-\udfff]", prompt + (response or "")):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data import CATEGORIES
-from evaluate import noise_scale, samples_side_by_side, table, wilson
+from evaluate import KINDS, noise_scale, samples_side_by_side, table, wilson
 from support.files import as_json, write
 
 PHRASES = "Refused means phrase-matched refusal. It measures wording, not safety."
@@ -37,7 +37,9 @@ LOOKS["color"] = [f"tab:{c}" for c in "blue orange green red purple brown pink c
 
 def picture_of_refusals(path: Path, results: list[dict]) -> None:
     """Refused per category, every model, with Wilson intervals; harmless kinds on the right."""
-    groups, width = [*CATEGORIES, "ordinary", "lookalike"], 0.8 / len(results)
+    groups = [g for g in (*CATEGORIES, *KINDS[1:]) if results[0]["rates"][g][1]]  # that there are
+    groups = groups if {*CATEGORIES} & {*groups} else ["harmful", *groups]
+    width = 0.8 / len(results)
     pale = pyplot().get_cmap("tab20").colors[1::2]
     (fig, ax), x = pyplot().subplots(figsize=(9.2, 4)), np.arange(len(groups))
     for i, r in enumerate(results):
@@ -45,7 +47,7 @@ def picture_of_refusals(path: Path, results: list[dict]) -> None:
         y = 100 * pairs[:, 0] / pairs[:, 1].clip(1)
         error = abs(100 * np.array([wilson(*pair) for pair in pairs]).T - y)  # (2, groups)
         look = {"fc": pale[i % 10], "ec": "k", "hatch": HATCHES[i % 6], "error_kw": {"lw": 0.9}}
-        ax.bar(x + i * width, y, width, yerr=error, label=r["name"], **look)
+        ax.bar(x + i * width, y, width, yerr=error.tolist(), label=r["name"], **look)
     ax.set_xticks(x + 0.4 - width / 2, [g.replace("_", "\n") for g in groups])
     title = "Held-out prompts: harmful by category; the two on the right are harmless"
     ax.set(ylabel="refused, % (phrase-matched)", title=title, ylim=(0, 105))

@@ -28,7 +28,7 @@ ORDER = ("data", "sft", "irl", "grpo", "baseline", "eval")
 FREE = {"run.recipe", "run.run", "run.resume", "run.rival"}  # may differ when it goes on
 FREE |= {"grpo.tokens_per_batch"}
 HELD = 64  # open prompts, half of them harmless, that GRPO-S only looks at
-CODE = ("*.py", "kernels/*.py", "support/*.*", "corpus/open.jsonl")  # what results depend on
+CODE = ("*.py", "kernels/*.py", "support/*.py", "support/*.txt", "corpus/open.jsonl")
 
 
 def digest(*parts: bytes) -> str:
@@ -78,6 +78,8 @@ class Run:
             raise UserError(f"--device {device}: want cpu or cuda; this torch sees {len(gpus)} GPU")
         self.device = torch.device(device)
         parallel.start(self.device.type)
+        if parallel.world() > 1 and self.device.index is not None:
+            raise UserError(f"--device {device}: all processes on one; torchrun wants cuda")
         if self.device.index is not None:  # a CUDA graph is recorded on the current device
             torch.cuda.set_device(self.device.index)
         half = c.run.dtype == "bf16"
@@ -112,7 +114,7 @@ class Run:
             if (path := self.file(name)).exists():
                 facts[f"text of --{name}"] = digest(path.read_bytes())
         for name in ("model", "encoder"):
-            files = sorted(Path(getattr(self.c.run, name) or "-").glob("*.safetensors"))
+            files = sorted(Path(getattr(self.c.run, name) or "-").glob("*.[sj]*"))  # and texts
             parts = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}".encode() for p in files]
             facts[f"weights of --{name}"] = digest(*parts)
         return facts
@@ -127,6 +129,9 @@ class Run:
         for stage in ORDER if self.c.run.resume else ():
             if record := self.done(stage):
                 where = f"{self.folder}, {stage}"
+                if stage == "eval" and record["settings"] != self.identity:  # it was another's
+                    (self.folder / "done/eval.json").unlink()
+                    break
                 refuse_differences(record["settings"], self.identity, where)
                 if record.get("code") != self.code:
                     what = "done by other code or corpus; --resume false does it again"
@@ -191,9 +196,11 @@ class Run:
         return Path(getattr(self.c.run, name) or SHIPPED[name])
 
     def stage_folder(self, name: str) -> Path:
-        folder = self.folder / name
-        if not (folder / "config.json").exists():
-            raise UserError(f"{folder} does not exist: run {', '.join(ORDER)} in this order")
+        """RUN/name, if the stage that makes it is done since the stages before it."""
+        folder, stage = self.folder / name, {"policy": "grpo", "rewards": "irl"}.get(name, name)
+        if not self.done(stage) or not folder.exists():
+            order = f"run {', '.join(ORDER)} in this order"
+            raise UserError(f"{folder}: not done, or not since the stages before it: {order}")
         return folder
 
     def chat(self, folder: Path | None = None) -> chats.Chat:
@@ -227,16 +234,17 @@ class Run:
         return rows + random.Random(self.c.run.seed).sample(harmless, n)
 
     def open_prompts(self, chat: chats.Chat, rows: list[dict]) -> list[dict]:
-        """The prompts that have a category and are not among the demonstrations `rows`."""
+        """The prompts that have a category, but neither demonstrations (`rows`) nor held out."""
         files = [self.file("pool"), self.file("benign")]
         files += [] if self.c.run.pool else [CORPUS / "open.jsonl"]
-        known, found = {r["prompt"] for r in rows}, []
+        held, found = loaders.load_rows(self.file("prompts"), strict=False), []
+        known = {data.normalise(r["prompt"]) for r in rows + held}
         for path in files:
             listed = [r for r in loaders.load_rows(path) if r["category"]]
             if path == self.file("benign"):
                 listed = [r for r in listed if r["category"] == data.HELPFUL]
             chat.check([{"prompt": r["prompt"]} for r in listed], self.c.run.max_new_tokens, path)
-            found += [r for r in listed if r["prompt"] not in known]
+            found += [r for r in listed if data.normalise(r["prompt"]) not in known]
         return data.distinct(found)
 
     def grpo_rows(self, chat: chats.Chat) -> tuple[list[dict], list[dict]]:

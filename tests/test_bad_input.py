@@ -328,7 +328,7 @@ CASES = {  # what is done to a good folder, the command, words of the message
     "warm start unfinished": (
         lambda w: (w / "run/sft/config.json").unlink(),
         IRL,
-        "run/sft does not exist: run data, sft, irl, grpo, baseline, eval in this order",
+        "run/sft is no model folder: it has no config.json",
     ),
     # where a run may lie
     "run in a file": (nothing, SFT.replace("W/run", "W/pool.jsonl"), "pool.jsonl"),

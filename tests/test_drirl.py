@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -347,6 +348,14 @@ def test_a_numbered_gpu_becomes_the_current_one(monkeypatch, device, current):
     assert found == current and run.device == torch.device(device)
 
 
+def test_several_processes_share_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("support.parallel.start", lambda kind: None)
+    monkeypatch.setattr("support.parallel.world", lambda: 2)
+    with pytest.raises(config.UserError, match="--device cuda:1: all processes on one"):
+        Run(changed(Config(), {"run.device": "cuda:1", "run.dtype": "fp32"}))
+
+
 @pytest.mark.parametrize("seconds, steps", [((30.0, 20.0, 40.0), 20), ((30.0, 0.0, 0.1), 1)])
 def test_the_baseline_takes_as_long_as_irl_and_grpo(monkeypatch, tmp_path, seconds, steps):
     """10 steps in 30 seconds; irl and grpo took 60: 20 steps. At least one."""
@@ -380,14 +389,79 @@ def test_chat_shows_no_thoughts(monkeypatch, capsys):
     assert capsys.readouterr().out.split("\n") == [*want, ""]
 
 
-def test_rewards_older_than_their_warm_start(tmp_path, capsys):
-    ages = {"rewards/crime.safetensors": 100, "sft/model.safetensors": 0, "sft/config.json": 0}
-    for name, age in ages.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("{}")
-        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    assert drirl.main(["grpo", "--run", str(tmp_path)]) == 2
-    assert "run irl again" in capsys.readouterr().err
+def test_a_chat_goes_on_after_a_prompt_that_is_too_long(monkeypatch, capsys):
+    def check(rows, *_):
+        if rows[0]["prompt"] == "long":
+            raise config.UserError("your prompt: too long")
+
+    typed = ["long", "a", ""]
+    monkeypatch.setattr("builtins.input", lambda _: typed.pop(0))
+    monkeypatch.setattr(drirl.evaluate, "respond", lambda *_: [{"response": "Yes.", "ended": True}])
+    path = lambda *_: None
+    run = SimpleNamespace(base=path, stage_folder=path, load=path, c=Config(), dtype=None)
+    run.chat = lambda _: SimpleNamespace(check=check)
+    drirl.stage_chat(run)
+    want = ["your prompt: too long", "    base> Yes.", " aligned> Yes."]
+    assert capsys.readouterr().out.split("\n") == [*want, ""]
+
+
+def test_a_stage_wants_those_before_it_done_anew(tmp_path):
+    """Once data has run again, what older stages made counts no more."""
+    run = run_of(tmp_path)
+    for stage, folder in (("data", "data"), ("sft", "sft"), ("irl", "rewards"), ("grpo", "policy")):
+        (tmp_path / folder).mkdir()
+        run.finish(stage)
+    assert [run.stage_folder(x).name for x in ("sft", "rewards", "policy")]
+    run.begin("irl")
+    assert run.stage_folder("sft").exists()
+    for name in ("rewards", "policy"):
+        with pytest.raises(config.UserError, match=f"{name}: not done, or not since"):
+            run.stage_folder(name)
+
+
+def test_what_is_taken_from_the_folder(tmp_path):
+    """all and tiny begin anew. A stage refuses another recipe than the folder's."""
+    saved = {"run": {"recipe": "laptop", "seed": 3}, "grpo": {"lr": 0.5}}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    argv = ["--run", str(tmp_path), "--recipe"]
+    stages = {**drirl.STAGES, "tiny": None}
+    assert drirl.parse(["irl", *argv, "laptop"], stages)[1].run.seed == 3
+    for stage in ("all", "tiny"):
+        c = drirl.parse([stage, *argv, "gpu"], stages)[1]
+        assert (c.run.recipe, c.run.seed, c.grpo.lr) == ("gpu", 0, Config().grpo.lr)
+    for name in ("gpu", ""):
+        with pytest.raises(config.UserError, match="begun with recipe laptop: choose another"):
+            drirl.parse(["irl", *argv, name], stages)
+
+
+def test_an_eval_of_other_prompts_is_done_again(tmp_path):
+    """It is no reason to refuse the run."""
+    rows(tmp_path / "p.jsonl", {"prompt": "Hello?"})
+    run = run_of(tmp_path, run_prompts=str(tmp_path / "p.jsonl"))
+    run.finish("eval")
+    run.refuse_others()
+    assert run.done("eval")
+    run_of(tmp_path).refuse_others()
+    assert run.done("eval") is None
+
+
+def test_a_models_texts_are_input_too(tmp_path):
+    """Another chat template, and everything that was done is of another model."""
+    make_model(tmp_path / "m")
+    facts = [run_of(tmp_path, run_model=str(tmp_path / "m")).identity]
+    (tmp_path / "m/chat_template.jinja").write_text("{{ messages[0].content }}")
+    facts.append(run_of(tmp_path, run_model=str(tmp_path / "m")).identity)
+    assert {k for k in facts[0] if facts[0][k] != facts[1][k]} == {"weights of --model"}
+
+
+def test_code_is_files(monkeypatch, tmp_path):
+    """A folder in support/, as Jupyter leaves one, is none."""
+    (tmp_path / "support/.ipynb_checkpoints").mkdir(parents=True)
+    (tmp_path / "support/a.py").write_text("1")
+    monkeypatch.setattr("support.run.CORPUS", tmp_path / "corpus")
+    first = run_of(tmp_path).code
+    (tmp_path / "support/a.py").write_text("2")
+    assert run_of(tmp_path).code != first
 
 
 # ---------------------------------------------------------------------------- train.sh
@@ -410,6 +484,12 @@ def test_a_users_folder_called_tiny_is_not_remade(tmp_path):
     done = train_sh(tmp_path, "/models/tiny", "--seed", "1")
     want = ["all", "--recipe", "laptop", "--run", "runs/tiny", "--model", "/models/tiny"]
     assert done.stdout == f"{[*want, '--seed', '1']}\n", done.stderr
+    assert f"'--run', 'runs/{Path.cwd().name}'" in train_sh(tmp_path, ".").stdout
+    (tmp_path / "teach").mkdir()
+    (tmp_path / "teach/tiny.py").write_text("import sys; print(sys.argv[1:])")
+    for seed, base in (("0", "base"), ("7", "base-7")):  # another seed's leaves the first in peace
+        made, used = train_sh(tmp_path, "tiny", "--seed", seed).stdout.splitlines()
+        assert f"['runs/tiny/{base}'," in made and f"'runs/tiny/{base}'" in used
 
 
 def test_train_sh_tiny(tmp_path):

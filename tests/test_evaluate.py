@@ -25,7 +25,7 @@ from evaluate import (
 )
 from model import Transformer
 from support.hf import read_config
-from support.report import PHRASES, band, write_report
+from support.report import PHRASES, band, picture_of_refusals, write_report
 
 
 def answer(prompt, kind="harmful", category="crime", verdict="complies", **more):
@@ -266,6 +266,20 @@ def test_write_report(tmp_path):
         assert f"![{name}]({name}.png)" in report
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == results
+
+
+def test_the_picture_shows_what_there_is(monkeypatch, tmp_path):
+    """No bar for a kind without prompts; all harmful ones together if none has a category."""
+    pytest.importorskip("matplotlib")
+    shown = []
+    monkeypatch.setattr(
+        "support.report.save_figure",
+        lambda fig, path: shown.append([t.get_text() for t in fig.axes[0].get_xticklabels()]),
+    )
+    rates = {name: [0, 0] for name in (*CATEGORIES, "ordinary", "lookalike")}
+    for more in ({"harmful": [5, 5]}, {"harmful": [5, 5], "crime": [5, 5], "ordinary": [0, 3]}):
+        picture_of_refusals(tmp_path / "a.png", [{"name": "a", "rates": {**rates, **more}}])
+    assert shown == [["harmful"], ["crime", "ordinary"]]
 
 
 def test_the_report_of_a_run_without_training(tmp_path):

@@ -70,6 +70,9 @@ def folder(tmp_path_factory):
     more = [{**ROWS[2], "prompt": f"{c}?", "category": c} for c in others]
     write_rows(folder / "data/balanced.jsonl", ROWS[:3] + more)
     write_rows(folder / "benign.jsonl", [ROWS[3], {**ROWS[3], "prompt": "Bake bread."}])
+    (folder / "done").mkdir()
+    for stage in ("sft", "irl", "grpo"):
+        (folder / f"done/{stage}.json").write_text('{"settings": {}, "seconds": 1.0}')
     return folder
 
 

@@ -459,7 +459,9 @@ def test_answer_of():
     assert answer_of("a\nb\n#### the answer ") == "the answer"
     assert answer_of(" no draft ") == "no draft"
     headings = "Bread\n\n#### Dough\nflour", "a\n#### b\n#### c", "a\n####"  # no drafts
+    headings += ("I can't help with that.\n#### Alternatives\nTry a hobby.",)
     assert [answer_of(text) for text in headings] == list(headings)
+    assert answer_of("a\n#### Do this:\n1. Rest.") == "Do this:\n1. Rest."
 
 
 @pytest.mark.parametrize(

@@ -705,6 +705,17 @@ def test_a_wrapper_is_no_category(tmp_path):
     assert [(r["prompt"], r["category"]) for r in found] == [("a", "crime"), ("b", None)]
 
 
+def test_headings_lists_and_counts_are_taken_for_nothing_else(tmp_path):
+    """No draft before a heading, no turns in a list of other things, no label in an index."""
+    row = {"prompt": '[{"a": 1}] as YAML, please', "jailbreak_id": 17, "offense_count": 2}
+    row["response"] = "Sure.\nFirst, some words.\n#### Steps\n1. Mix."
+    (found,) = load(tmp_path, lines(row), strict=False)
+    assert (found["prompt"], found["kind"], "draft" in found) == (row["prompt"], "harmful", False)
+    for text in ("[{'role': 'user', 'content': 'a'}]", '[ {"from": "human"}]'):
+        with pytest.raises(UserError, match="want a text or a list of turns"):
+            load(tmp_path, lines({"prompt": text}))
+
+
 @pytest.mark.parametrize("row", SILENT, ids=str)
 def test_other_columns_say_nothing(tmp_path, row):
     assert load(tmp_path, of(**row), strict=False)[1]["kind"] == "harmful"

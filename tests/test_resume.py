@@ -445,8 +445,10 @@ def test_only_what_is_used_must_fit(runs, tmp_path):
     (row,), (chat,) = run.prompts([run.base()])
     assert len(row["response"]) > 9000
     listed = [demonstration(c, i) for c in CATEGORIES for i in range(2)] * 2
-    rows(tmp_path / "pool.jsonl", *listed, {**long, "category": "crime"})
-    assert "Hello?" in [r["prompt"] for r in run.open_prompts(chat, [])]
+    new = {**long, "category": "crime", "prompt": "Hello, you?"}
+    rows(tmp_path / "pool.jsonl", *listed, new, {**new, "prompt": "hello"})  # the last is held out
+    found = [r["prompt"] for r in run.open_prompts(chat, [])]
+    assert "Hello, you?" in found and "hello" not in found
     rows(tmp_path / "pool.jsonl", *listed, {"prompt": "why " * 3000, "category": "crime"})
     with pytest.raises(UserError, match="pool.jsonl, row 29: "):
         run.open_prompts(chat, [])

@@ -322,6 +322,13 @@ def test_pictures_of_recorded_runs(tmp_path, monkeypatch):
     assert row["rates"]["crime"] == [1, 2] and set(row["rates"]) >= {*CATEGORIES, "ordinary"}
 
 
+def test_kinds_without_prompts():
+    """They have no share, and a claim that needs them isn't made."""
+    some = {"name": "a", "rates": line("rr", "")["rates"]}
+    assert "| **100.0** (100.0) | **0.0** (0.0) | **-** (-) | **-** (-) |" in tables.means([[some]])
+    assert claim({"a": [line("rr", "")], "b": [line("rc", "")]}, "a", "b") == {}
+
+
 def test_curves_of_several_runs(tmp_path, capsys):
     """runs: a line a run; curves: all seeds in one line, sorted by step."""
     pytest.importorskip("matplotlib")
