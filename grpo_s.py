@@ -27,7 +27,7 @@ Decisions where the paper is silent:
 Ours: 11. members ends: only the best and worst of G are learnt from. 12. clip_high 0: no ratio; a
 good sample's gradient is A grad log pi, as in SFT. 13. anchor: demonstrations join each update with
 advantage 1. 14. With several updates a pass ends with a running mean of its weights. passes: each
-restarts from pi_old, in another order; the policy is the mean of what they end with (Loop.average).
+restarts from pi_old, in another order; the policy is the mean of what they end with (`passes`).
 15. extrapolate: it then goes further from pi_old (ExPO, arXiv 2404.16792).
 
 A group's advantages sum to 0, so a loss near 0 is correct: with all members, no anchors and rho 1.
@@ -218,6 +218,31 @@ def roll_out(policy, reference, rewards, chat, phi, c, dtype, frozen, part, P, u
     return scores, parallel.add(facts), micro
 
 
+@torch.no_grad()
+def passes(policy, optimizer, g: GRPOConfig):
+    """Yields each update's number k in its pass, and sees to the weights in between.
+
+    Only where a pass has several updates (decisions 14 and 15). A pass begins with the weights that
+    the first began with and, if there are several, new moments. It ends with a running mean: after
+    update k, mean <- decay mean + (1 - decay) weights, decay = (k + 1) / (k + 10). After the last
+    pass weights = m + extrapolate (m - start), m: the mean of what the passes ended with.
+    """
+    learnt = [p for p in policy.parameters() if p.requires_grad and g.updates > 1]
+    start, ends = [p.clone() for p in learnt], []
+    for i in range(g.passes):
+        for p, first in zip(learnt, start):
+            p.copy_(first)
+        if g.passes > 1:
+            optimizer.state.clear()
+        mean = learnt
+        for k in range(g.updates):
+            yield k
+            mean = [m.lerp(p, 1 - (k + 1) / (k + 10)) for m, p in zip(mean, learnt)]
+        ends = [end.lerp(m, 1 / (i + 1)) for end, m in zip(ends or mean, mean)]
+    for p, first, m in zip(learnt, start, ends):
+        p.copy_(first.lerp(m, 1 + g.extrapolate))
+
+
 def train(
     policy, reference, rewards, chat, phi, rows, c, dtype, history=(), loop=None, held=(), **own
 ):
@@ -255,14 +280,14 @@ def train(
         record |= rollout_record(categories, scores[:P], facts, alpha, time.time() - begun)
         # 6. Update: steps up the gradient of J
         batches = [ready(models, m, learnt, frozen, dtype) for m in micro]
-        for step, u in enumerate(order, n * steps):
-            i, k = divmod(step - n * steps, U)  # update k of pass i
-            loop.start_pass(i, k, U, g.passes)
+        for step, (k, u) in enumerate(zip(passes(policy, optimizer, g), order), n * steps):
+            loop.gradient = loop.gradient if k else None  # of another pass
             set_lr(optimizer, g.lr, (n * U + k + 0.5) / (U * g.rollouts))
             S = int(learnt[list(updates[u])].sum())  # sequences, in all processes
             record |= update(policy, batches[u], A, S, frozen, c, dtype, loop)
-            loop.average(i, k, U, g.passes, g.extrapolate)
-            if step + 1 == g.rollouts * steps:
-                record |= look(roll, held, c.run.seed)
-            loop.end(step, whole=(step + 1) % steps == 0, **record)
-            record = {}
+            if step + 1 < (n + 1) * steps:  # the rollout's last is logged below
+                loop.end(step, whole=False, **record)
+                record = {}
+        if n + 1 == g.rollouts:
+            record |= look(roll, held, c.run.seed)
+        loop.end(step, **record)

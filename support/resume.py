@@ -44,7 +44,6 @@ class Loop:
         self.model, self.optimizer, self.learnt = None, None, {}  # see `skip`
         self.partly = False  # the last step was not a whole one: see `end`
         self.gradient = None  # of the last update, where the stage keeps it
-        self.begun, self.ends = [], []  # what passes begin with; the mean of what they end with
 
     def __enter__(self):
         self.handler = signal.signal(signal.SIGINT, self.interrupt)
@@ -98,43 +97,6 @@ class Loop:
         self.check(**values)
         self.optimizer.step()
         self.optimizer.zero_grad()  # to None: AdamW leaves alone what this loss did not reach
-
-    @torch.no_grad()
-    def start_pass(self, i: int, k: int, updates: int, passes: int) -> None:
-        """Pass i gets, at its update k = 0, the weights that pass 0 began with, and new moments."""
-        if k or updates == 1:
-            return
-        self.gradient, learnt = None, list(self.learnt.values())
-        self.begun = self.begun if i else [p.clone() for p in learnt]
-        for p, start in zip(learnt, self.begun):
-            p.copy_(start)
-        if passes > 1:
-            self.optimizer.state.clear()
-
-    @torch.no_grad()
-    def average(self, i: int, k: int, updates: int, passes: int, further: float = 0.0) -> None:
-        """After update k of pass i. A pass of several updates ends with their running mean:
-
-        mean <- decay mean + (1 - decay) weights, decay = (k + 1) / (k + 10)
-        weights = m + further (m - start) after the last pass
-
-        m: the mean over the passes. start: what they began with.
-        """
-        if updates == 1:
-            return
-        for p, state in self.optimizer.state.items():
-            if state:  # AdamW takes a state with anything in it for its own
-                state["mean"] = state.get("mean", p).lerp(p, 1 - (k + 1) / (k + 10))
-        if k + 1 < updates:
-            return
-        for p, state in self.optimizer.state.items():
-            p.copy_(state.pop("mean", p))
-        learnt = list(self.learnt.values())
-        self.ends = [a.lerp(p, 1 / (i + 1)) for a, p in zip(self.ends or learnt, learnt)]
-        if i + 1 == passes:
-            for p, start, m in zip(learnt, self.begun, self.ends):
-                p.copy_(start.lerp(m, 1 + further))
-            self.begun, self.ends = [], []
 
     def update(self, step: int, loss: torch.Tensor, parameters, /, **record) -> None:
         """A step down the gradient of `loss`, its norm cut to 1; then `end`."""

@@ -130,8 +130,7 @@ class Run:
             if record := self.done(stage):
                 where = f"{self.folder}, {stage}"
                 if stage == "eval" and record["settings"] != self.identity:  # it was another's
-                    (self.folder / "done/eval.json").unlink()
-                    break
+                    return (self.folder / "done/eval.json").unlink()
                 refuse_differences(record["settings"], self.identity, where)
                 if record.get("code") != self.code:
                     what = "done by other code or corpus; --resume false does it again"

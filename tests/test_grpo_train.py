@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -382,9 +383,54 @@ def test_passes_begin_anew_in_other_orders(monkeypatch):
     assert torch.allclose(weight(further), want, rtol=0, atol=1e-6)
     assert not torch.allclose(weight(mean), want, rtol=0, atol=1e-3)
     one, *_ = run(**{**more, "passes": 1})
-    monkeypatch.setattr(Loop, "average", lambda *_: None)
+    monkeypatch.setattr(grpo_s, "passes", lambda policy, optimizer, g: iter(range(g.updates)))
     last, *_ = run(**{**more, "passes": 1})
     assert not torch.equal(weight(last), weight(one))
+
+
+def one_weight(updates, **settings):
+    """A weight; the states of its AdamW; passes; a step that leaves a value."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    g = SimpleNamespace(**{"updates": updates, "passes": 1, "extrapolate": 0.0, **settings})
+
+    def move(value):
+        model.weight.grad = torch.ones(1, 1)
+        optimizer.step()
+        torch.nn.init.constant_(model.weight, value)
+
+    return model.weight, optimizer.state, grpo_s.passes(model, optimizer, g), move
+
+
+def test_the_mean_of_a_pass():
+    """Of the weights 1, 2 and 4, by hand: decays 1/10, 2/11 and 3/12. One update has none."""
+    weight, state, passes, move = one_weight(3)
+    for k, value in enumerate((1.0, 2.0, 4.0)):
+        assert next(passes) == k
+        move(value)
+    assert list(passes) == [] and state[weight]["step"] == 3
+    assert weight.item() == pytest.approx(1 / 4 * (2 / 11 * 1 + 9 / 11 * 2) + 3 / 4 * 4)
+    weight, _, passes, move = one_weight(1)
+    assert next(passes) == 0
+    move(8.0)
+    assert list(passes) == [] and weight.item() == 8
+
+
+def test_passes():
+    """Each begins with the weight 7 and new moments; they end at 1, 4, 10: mean 5.
+
+    Half the way from 7 to 5 further is 4.
+    """
+    weight, state, passes, move = one_weight(2, passes=3, extrapolate=0.5)
+    move(7.0)
+    for end in (1.0, 4.0, 10.0):
+        for k in range(2):
+            assert next(passes) == k
+            assert k or (weight.item() == 7 and not state[weight])
+            move(end)
+            assert state[weight]["step"] == 1 + k
+    assert list(passes) == [] and weight.item() == pytest.approx(4)
+    assert torch.is_grad_enabled()
 
 
 def test_cosine_of_gradients(monkeypatch):

@@ -475,54 +475,6 @@ def test_a_share_of_the_held_out_prompts(copy, tmp_path):
         assert [r["prompt"] for r in chosen(n)] == every
 
 
-def one_weight():
-    """A loop over AdamW on a single weight, and a function that makes an update end at a value."""
-    model = torch.nn.Linear(1, 1, bias=False)
-    optimizer, loop = torch.optim.AdamW(model.parameters(), lr=0.1), Loop("x")
-    loop.skip(0, model, optimizer)
-
-    def move(value):
-        model.weight.grad = torch.ones(1, 1)
-        optimizer.step()
-        torch.nn.init.constant_(model.weight, value)
-
-    return model.weight, optimizer.state, loop, move
-
-
-def test_average():
-    """Means of the weights 1, 2 and 4, by hand: decays 1/10, 2/11 and 3/12."""
-    weight, state, loop, move = one_weight()
-    for k, value in enumerate((1.0, 2.0, 4.0)):
-        loop.start_pass(0, k, 3, 1)
-        move(value)
-        loop.average(0, k, 3, 1)
-        want = pytest.approx(1 / 4 * (2 / 11 * 1 + 9 / 11 * 2) + 3 / 4 * 4)
-        assert weight.item() == (want if k == 2 else value)
-    assert "mean" not in state[weight]
-    loop.start_pass(0, 0, 1, 1)
-    assert not loop.begun
-    move(8.0)
-    loop.average(0, 0, 1, 1)
-    assert weight.item() == 8 and "mean" not in state[weight]
-
-
-def test_passes():
-    """Each begins with the weight 7 and new moments; they end at 1, 4, 10: mean 5.
-
-    Half the way from 7 to 5 further is 4.
-    """
-    weight, state, loop, move = one_weight()
-    move(7.0)
-    for i, end in enumerate((1.0, 4.0, 10.0)):
-        for k in range(2):
-            loop.start_pass(i, k, 2, 3)
-            assert k or (weight.item() == 7 and not state[weight])
-            move(end)
-            assert state[weight]["step"] == 1 + k
-            loop.average(i, k, 2, 3, 0.5)
-    assert weight.item() == pytest.approx(4) and not loop.begun and not loop.ends
-
-
 def test_a_state_is_saved_after_whole_steps_alone(tmp_path):
     """A stop waits for the next one."""
     model, path = torch.nn.Linear(1, 1), tmp_path / "x.safetensors"
