@@ -12,12 +12,12 @@ and lowers what the policy would say instead:
 irl_loss estimates the second term by importance weights; linear and logistic replace it by simpler
 ones (the laptop's is logistic). `fit` takes the steps. Decisions where the paper is silent:
 1. A shadow model is a trained copy of the warm start's top blocks with a linear head. Its reward
-   is the mean over response tokens; that of the last token learnt slower. Lower blocks are shared.
+   is the mean over response tokens; the last token alone learnt slower. Lower blocks are shared.
 2. An eighth model, helpful, learns from harmless prompts: four times as many, as they vary more.
    Without it refusing everything wins.
 3. contrast adds harmless demonstrations to harmful samples, and vice versa: no E under pi_r then.
 4. After fitting, each model's rewards of its samples get mean 0, std 1, to be comparable.
-5. joint_epochs: one model first learns for all seven, which copy it.
+5. joint_epochs: the seven begin as copies of one that learnt from all of their prompts.
 6. pi_ref is the warm start at the sampling temperature (in GRPO-S's loss: at 1).
 7. L2 * mean r^2 keeps r finite even if it separates demonstrations from samples perfectly.
 """
@@ -205,7 +205,7 @@ def standardise(models: RewardModels, batches: list, dtype) -> None:
             with autocast(x.device, dtype):
                 r = shadow(x, batch).view(len(groups), -1)
             found.append(r[:, 1 : 1 + len(groups[0]["samples"])].flatten())
-        r = torch.cat(found)
+        r = torch.cat(found) * shadow.std + shadow.mean  # as fitted
         shadow.mean.copy_(r.mean())
         shadow.std.copy_(r.std(correction=0).clamp(min=1e-6))
 

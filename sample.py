@@ -27,7 +27,7 @@ def completion_mask(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tens
 
 
 class Level:
-    """Token rows that each continue a row of the level before: (R, C), padded on the right."""
+    """R rows of up to C tokens, each continuing a row of its parent; padded on the right."""
 
     def __init__(self, rows: list[list[int]], parent: "Level | None", owner, device):
         self.owner = owner  # (R,): the parent's row that each continues; None: no parent

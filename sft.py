@@ -15,7 +15,7 @@ from support.resume import Loop
 
 
 def train_top(policy: Transformer, blocks: int) -> int:
-    """Leaves the top `blocks` blocks and the last norm trainable; 0: everything.
+    """Leaves the top `blocks` blocks and the last norm trainable; 0, or all of them: everything.
 
     Returns how many blocks below are frozen. These need no backward pass.
     """
