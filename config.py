@@ -90,9 +90,7 @@ class GRPOConfig:
     rollouts: int = setting(100, "times that fresh samples are drawn")
     prompts: int = setting(64, "P, prompts of a rollout, half of them harmless")
     samples: int = setting(8, "G, samples per prompt, which are compared", low=2)
-    passes: int = setting(
-        1, "passes over a rollout, from the same weights; a pass, and all of them, are averaged"
-    )
+    passes: int = setting(1, "passes over a rollout, from the same weights; then averaged")
     batch: int = setting(0, "prompts of an update, dividing P; if fewer, see passes; 0: P", low=0)
     members: str = setting("all", "samples learnt from; ends: best and worst", choices="all ends")
     anchor: int = setting(0, "demonstrations in each update, with advantage 1", low=0)

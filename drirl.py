@@ -160,8 +160,8 @@ def stage_eval(run: Run) -> None:
     folders |= {label: run.folder / name for label, (s, name) in made.items() if run.done(s)}
     (rows, chats), times = run.prompts(list(folders.values())), run.times()
     records = read_records(run.folder / "metrics.jsonl")
-    learnt = {data.normalise(r["prompt"]) for r in run.rows(chats[0])}
-    known = sum(data.normalise(r["prompt"]) in learnt for r in rows)
+    learnt, plain = run.rows(chats[0]) if run.done("data") else [], data.normalise
+    known = len({plain(r["prompt"]) for r in rows} & {plain(r["prompt"]) for r in learnt})
     run.begin("eval")
     results = []
     for (label, folder), chat in zip(folders.items(), chats):

@@ -435,6 +435,14 @@ def test_open_prompts_are_looked_at_first(runs, tmp_path, capsys):
     assert "pool.jsonl, row 15: " in capsys.readouterr().err
 
 
+def test_held_out_prompts_that_are_demonstrations_are_told(copy, tmp_path):
+    folder, argv = copy
+    known = json.loads((folder / "data/balanced.jsonl").read_text().split("\n")[0])["prompt"]
+    rows(tmp_path / "p.jsonl", {"prompt": known.upper()}, {"prompt": "Hello?"})
+    assert drirl.main(["eval", *argv, "--prompts", str(tmp_path / "p.jsonl")]) == 0
+    assert "; 1 of them are demonstrations too; " in (folder / "report.md").read_text()
+
+
 def test_only_what_is_used_must_fit(runs, tmp_path):
     """A response that is neither trained on nor evaluated may be long, a prompt may not."""
     long = {"prompt": "Hello?", "draft": ["long"], "answer": "no " * 3000}

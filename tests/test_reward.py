@@ -21,6 +21,7 @@ from reward import (
     pack_groups,
     sample_groups,
     score_groups,
+    standardise,
 )
 from sample import Batch, run_blocks
 from support.hf import load_rewards, read_config, save_rewards
@@ -356,7 +357,8 @@ def test_fit(reference, estimator):
     before = {k: v.clone() for k, v in reference.state_dict().items()}
     more = {"lr": 3e-3, "joint_epochs": 3, "epochs": 5, "size": 3, "estimator": estimator}
     groups = separable(NAMES)
-    models, _, records = fitted(reference, groups, **more)
+    models, batches, records = fitted(reference, groups, **more)
+    standardise(models, batches, torch.float32)  # again changes nothing
     assert {r["model"] for r in records} == set(NAMES)
     assert [r["step"] for r in records] == list(range(1, 8 * 16 + 1))
     assert records[0]["accuracy"] == 0 and records[-1]["gap_demo_minus_others"] > 0
