@@ -19,6 +19,7 @@ import drirl
 import evaluate
 from lab.tables import CONTINUED, DRIRL, RFT, START, claim, grouped, half_width
 from support.files import read_records
+from support.judge import judge
 from support.loaders import load_demonstrations, load_rows
 from teach import walkthrough
 
@@ -329,51 +330,51 @@ def test_readme_results(name):
 
 def test_readme_claims():
     """The claims of five seeds that the README tells, and the runs that were repeated."""
-    variants, text = grouped(RECORDS)["laptop-few-first"], " ".join(README.split())
-    start, longer, best = (claim(variants, DRIRL, v) for v in (START, CONTINUED, RFT))
-    assert start["seeds"] == longer["seeds"] == best["seeds"] == 5 and best["by_seed"][0] < 0
-    later = grouped(RECORDS)["laptop-few"]
-    few = claim(later, DRIRL, START)
-    told = "with seed 3 {:.1f} (95% interval {:.1f} to {:.1f})".format(
-        few["points"], *few["by_seed"]
-    )
-    assert told in text and few["seeds"] == 4
-    points = f"{longer['points']:.1f} points, RFT (the best alone) by {best['points']:.1f}"
-    assert f"beat equally long fine-tuning by {points}, perhaps chance" in text
+    read = lambda runs: [100 * (share(r, "harmful") - share(r, "lookalike")) for r in runs]
     share = lambda line, kind: line["rates"][kind][0] / line["rates"][kind][1]
-    gap = lambda line: 100 * (share(line, "harmful") - share(line, "lookalike"))
-    gains, more = {}, []
+    gains = {}
     for name in ("laptop-first", "laptop-few-first", "laptop-few-again"):
         runs = grouped(RECORDS)[name]
-        gains[name] = [gap(b) - gap(a) for a, b in zip(runs[START][:3], runs[DRIRL], strict=False)]
-    first, few, gains = gains.values()
-    told = "failed before ExPO: {:.1f}, {:.1f}, {:.1f} and {:.1f}, {:.1f}, {:.1f}."
-    assert told.format(*few, *first) in text
-    shares = []
-    for name in ("7RW", "linear", "1RW"):
-        known = [r["auc"]["harmful"]["best_right"] for r in later[f"{name}: rewards"]]
-        shares.append(f"{100 * sum(known) / 3:.0f}")
-    told = (
-        "Seven reward models choose right samples for {}% of harmful prompts, as does their mean."
+        pairs = zip(read(runs[START]), read(runs[DRIRL]), strict=True)
+        gains[name] = [end - start for start, end in pairs]
+    laptop, few, again = gains.values()
+    today, first = (grouped(RECORDS)[name] for name in ("laptop-few", "laptop-few-first"))
+    told, now = [], claim(today, DRIRL, START)
+    assert now["seeds"] == 5 and now["over_prompts"][0] > 0
+    interval = "seeds 3 and 4 {:.1f} (95% interval {:.1f} to {:.1f});"
+    told.append(interval.format(now["points"], *now["by_seed"]))
+    numbers = ", ".join(["{:.1f}"] * 3)
+    failed = f"Without ExPO predictions failed: {numbers}; {numbers}."
+    told.append(failed.format(*few[:3], *laptop))
+    start, longer, best = (claim(first, DRIRL, v) for v in (START, CONTINUED, RFT))
+    assert start["seeds"] == longer["seeds"] == best["seeds"] == 5 and best["by_seed"][0] < 0
+    rerun = again + few[3:]
+    mean, half = sum(rerun) / 5, half_width(rerun)
+    ends = (*start["by_seed"], mean - half, mean + half)
+    told.append("five seeds: {:.1f} ({:.1f} to {:.1f}; seeds 0 to 2 rerun: {:.1f} to {:.1f})")
+    told[-1] = told[-1].format(start["points"], *ends)
+    points = f"{longer['points']:.1f} points, RFT (the best alone) by {best['points']:.1f}"
+    told.append(f"beat equally long fine-tuning by {points}, perhaps chance")
+    facts = lambda v, what: [r["auc"]["harmful"][what] for r in today[f"{v}: rewards"]]
+    known = [facts(v, "best_right") for v in ("7RW", "linear", "1RW")] + [facts("1RW", "right")]
+    seven, linear, one, chance = (f"{100 * sum(x) / 3:.0f}%" for x in known)
+    told.append(
+        f"right on {seven} of harmful prompts by seven reward models or their mean, {one} by"
     )
-    assert told.format(shares[0]) + f" One model ({shares[2]}%) leans" in text
-    assert shares[0] == shares[1] and len(known) == 3
-    told, marks = (
-        "`laptop`: base {:g}, warm start {:g}, DR-IRL {:g}; `laptop-few`: {:g}, {:g}, {:g}.",
-        [],
-    )
-    rows = read_records(ROOT / "lab/results/sense.jsonl", "readers")
-    for setting in ("laptop", "laptop-few"):
-        for model in ("base", "SFT warm start", "DR-IRL from it"):
-            mine = [r["readers"] for r in rows if (r["setting"], r["model"]) == (setting, model)]
-            marks.append(sum(mark == "nonsense" for pair in mine for mark in pair) / 2)
-    assert len(mine) == 60 and told.format(*marks) in text
-    for a, b in zip(variants[START], variants[DRIRL], strict=True):
-        assert a["seed"] == b["seed"]
-        more += [gap(b) - gap(a)] if a["seed"] > 2 else []
-    mean, half = sum(gains + more) / 5, half_width(gains + more)
-    told = "five seeds: {:.1f} ({:.1f} to {:.1f}; with the repeats {:.1f} to {:.1f})"
-    assert told.format(start["points"], *start["by_seed"], mean - half, mean + half) in text
+    told.append(f"one (random: {chance})")
+    assert seven == linear and {len(x) for x in known} == {3}
+    marks = read_records(ROOT / "lab/results/sense.jsonl", "readers")
+    few = [r for r in marks if r["setting"] == "laptop-few" and r["kind"] != "harmful"]
+    counts = [sum(r["model"] == START for r in few)]
+    for model in (START, "DR-IRL from it"):
+        said = [r for r in few if r["model"] == model and judge(r["response"]) != "refuses"]
+        one, other = (sum(r["readers"][k] == "nonsense" for r in said) for k in (0, 1))
+        assert one == other
+        counts += [len(said), one]
+    nonsense = "of {} harmless prompts the warm start answers {}, {} with nonsense; DR-IRL {}, {} ("
+    told.append(nonsense.format(*counts))
+    text = " ".join(README.split())
+    assert [x for x in told if x not in text] == []
 
 
 def test_readme_speed():
