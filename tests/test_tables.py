@@ -258,6 +258,9 @@ def test_numbers_of_the_text():
     told.append("shown: by seed [{:+.1f}, {:+.1f}];".format(*five["by_seed"]))
     told.append(f"five seeds, {five['points']:+.1f} points, shown")
     assert five["over_prompts"][0] > 0 and five["by_seed"][0] > 0 and five["seeds"] == 5
+    for rival in (CONTINUED, tables.RFT):
+        lead = gaps("laptop-few", DRIRL)[4] - gaps("laptop-few", rival)[-1]
+        told.append(f"seed 4: {lead:+.1f}; others not yet")
     less = minus(gain["laptop-few"], again)
     told.append("gained {:.1f}, {:.1f} and {:.1f} points less".format(*less))
     more = mean(gain["laptop"]) - mean(gain["laptop-first"])
