@@ -91,7 +91,7 @@ class GRPOConfig:
     prompts: int = setting(64, "P, prompts of a rollout, half of them harmless")
     samples: int = setting(8, "G, samples per prompt, which are compared", low=2)
     passes: int = setting(1, "passes over a rollout, from the same weights; then averaged")
-    batch: int = setting(0, "prompts of an update, dividing P; if fewer, see passes; 0: P", low=0)
+    batch: int = setting(0, "prompts of an update, dividing P: weights are averaged; 0: P", low=0)
     members: str = setting("all", "samples learnt from; ends: best and worst", choices="all ends")
     anchor: int = setting(0, "demonstrations in each update, with advantage 1", low=0)
     blocks: int = setting(0, "top blocks trained; 0: the whole model", low=0)

@@ -160,16 +160,16 @@ def stage_eval(run: Run) -> None:
     folders |= {label: run.folder / name for label, (s, name) in made.items() if run.done(s)}
     (rows, chats), times = run.prompts(list(folders.values())), run.times()
     records = read_records(run.folder / "metrics.jsonl")
-    learnt, plain = run.rows(chats[0]) if run.done("data") else [], data.normalise
-    known = len({plain(r["prompt"]) for r in rows} & {plain(r["prompt"]) for r in learnt})
+    listed = rows, read_records(run.folder / "data/balanced.jsonl", "prompt")
+    held, learnt = ({data.normalise(r["prompt"]) for r in x} for x in listed)
     run.begin("eval")
     results = []
     for (label, folder), chat in zip(folders.items(), chats):
         model = run.load(folder, run.dtype)
         results.append(evaluate.evaluate(model, chat, rows, run.c.run.max_new_tokens, label))
     facts = [run.base().name, f"recipe {run.c.run.recipe or 'none'}", f"seed {run.c.run.seed}"]
-    facts += [run.file("prompts").name, time.strftime("%Y-%m-%d"), machine(run.device)]
-    facts += [f"{known} of them are demonstrations too"] if known else []
+    facts += [run.file("prompts").name, f"{len(held & learnt)} of them are demonstrations"]
+    facts += [time.strftime("%Y-%m-%d"), machine(run.device)]
     facts += [str(run.dtype)[6:], "seconds: " + ", ".join(f"{k} {v}" for k, v in times.items())]
     print(write_report(run.folder, results, records, "; ".join(facts)))
     print(f"\n{run.folder / 'report.md'} has samples and pictures")
@@ -262,7 +262,7 @@ def build_parser(stages: dict) -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str], stages: dict) -> tuple[str, Config]:
-    """(stage, settings). FRESH stages take no settings from config.json."""
+    """(stage, settings). FRESH and ALONE take no settings from config.json."""
     given = {k: v for k, v in vars(build_parser(stages).parse_args(argv)).items() if v is not None}
     stage, _ = given.pop("stage"), given.pop("debug")
     path = Path(given.get("run.run", Config().run.run)) / "config.json"
@@ -277,8 +277,9 @@ def parse(argv: list[str], stages: dict) -> tuple[str, Config]:
         except UserError as e:
             raise UserError(f"{path}: {e}: remove it there, or start anew with all") from None
     if "run.recipe" in given:
-        if c.run.recipe not in ("", given["run.recipe"]):
-            raise UserError(f"{path}: begun with recipe {c.run.recipe}: choose another --run")
+        had = None if stage in FRESH else saved.get("run", {}).get("recipe")
+        if had not in (None, given["run.recipe"]):
+            raise UserError(f"{path}: begun with recipe {had or 'none'}: choose another --run")
         c = config.with_recipe(given["run.recipe"], c)
     c = config.changed(c, {**given, "run.run": str(path.parent)})  # also where a run was moved
     config.check(c, lambda key, flag: flag if key in given else f"{path}: {key} (or {flag})")

@@ -219,8 +219,8 @@ def roll_out(policy, reference, rewards, chat, phi, c, dtype, frozen, part, P, u
 
 
 @torch.no_grad()
-def passes(policy, optimizer, g: GRPOConfig):
-    """Yields each update's number k in its pass, and sees to the weights in between.
+def passes(policy, optimizer, order: list, g: GRPOConfig):
+    """Yields (k, update) of `order`, k its number in its pass; sees to the weights in between.
 
     Only where a pass has several updates (decisions 14 and 15). A pass begins with the weights that
     the first began with and, if there are several, new moments. It ends with a running mean: after
@@ -235,8 +235,8 @@ def passes(policy, optimizer, g: GRPOConfig):
         if g.passes > 1:
             optimizer.state.clear()
         mean = learnt
-        for k in range(g.updates):
-            yield k
+        for k, u in enumerate(order[i * g.updates :][: g.updates]):
+            yield k, u
             mean = [m.lerp(p, 1 - (k + 1) / (k + 10)) for m, p in zip(mean, learnt)]
         ends = [end.lerp(m, 1 / (i + 1)) for end, m in zip(ends or mean, mean)]
     for p, first, m in zip(learnt, start, ends):
@@ -280,7 +280,7 @@ def train(
         record |= rollout_record(categories, scores[:P], facts, alpha, time.time() - begun)
         # 6. Update: steps up the gradient of J
         batches = [ready(models, m, learnt, frozen, dtype) for m in micro]
-        for step, (k, u) in enumerate(zip(passes(policy, optimizer, g), order), n * steps):
+        for step, (k, u) in enumerate(passes(policy, optimizer, order, g), n * steps):
             loop.gradient = loop.gradient if k else None  # of another pass
             set_lr(optimizer, g.lr, (n * U + k + 0.5) / (U * g.rollouts))
             S = int(learnt[list(updates[u])].sum())  # sequences, in all processes

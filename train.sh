@@ -15,7 +15,7 @@ flags=(--recipe laptop --run runs/default)
 if [ "${1:-}" = tiny ]; then
     shift
     base=runs/tiny/base all="$*"
-    case "$all" in *"--seed "[1-9]*) all=${all##*--seed } base+=-${all%% *} ;; esac # each its own
+    case "$all" in *--seed[\ =][1-9]*) all=${all##*--seed?} base+=-${all%% *} ;; esac # each its own
     flags=(--recipe tiny --run runs/tiny --model "$base")
     "$PYTHON" -m teach.tiny "$base" --run runs/tiny "$@" # a base model, from the corpus
 elif [ -n "${1:-}" ] && [[ "$1" != -* ]]; then

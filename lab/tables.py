@@ -146,7 +146,7 @@ def tables_of(variants: dict) -> str:
 
 def pictures(results: dict) -> None:
     """What the SHOWN variants refuse in each category, a picture a setting."""
-    names = *CATEGORIES, "ordinary", "lookalike"
+    names = *CATEGORIES, *KINDS
     for setting, variants in results.items() if pyplot() else ():
         rows = []
         for v in filter(variants.get, SHOWN):

@@ -58,7 +58,7 @@ MARKUP = (  # in this order: a pattern, and what it is in plain text
 )
 
 
-HEADING = re.compile(r"(?m)^#### .*[^\s.!?:;,]\s*\n")  # of Markdown, no mark of a draft
+HEADING = re.compile(r"(?a)[.!?:]\n(?:[^#]*\n)?#### [\w '&/-]{1,40}\n\s*\S")  # of a text
 
 
 def without_thought(text: str) -> str:

@@ -58,11 +58,10 @@ OURS = {plain(name): ours for ours, names in FIELDS.items() for name in names.sp
 ASK = "a label? Call it is_safe, is_harmful, or remove it"
 KNOWN = ", ".join((*CATEGORIES, HELPFUL, "ordinary", LOOKALIKE, "safe", "harmful"))
 LABEL = re.compile(  # what may name a label ...
-    r"^(?!.*[\W_](?:id|idx|index|count)s?$).*?(?:"  # no identifier
     r"label|safe|harm|toxic|benign|flag|jailbreak|attack|refus|danger|(?:^|[\W_])hate|offens|abus"
     r"|nsfw|viola|inject|malic|risk|blocked|allowed|appropriate|accepta|complian|innocuous|verdict"
     r"|(?:^|[\W_])class$|classif|expected[\W_]?behav|^(?:target|y|gold|ground[\W_]truth|decision)$"
-    r"|illegal|unethical|forbidden|^is[\W_]bad$|^should[\W_](?:answer|comply|respond)$)"
+    r"|illegal|unethical|forbidden|^is[\W_]bad$|^should[\W_](?:answer|comply|respond)$"
 )
 # ... but beside a column named like REPLIES one like REPLY is a label of the answer.
 REPLIES = re.compile(r"(?:.*[a-z\d])?(?:response|completion|answer|reply|output)(?:s|text|\d)*")

@@ -37,8 +37,8 @@ LOOKS["color"] = [f"tab:{c}" for c in "blue orange green red purple brown pink c
 
 def picture_of_refusals(path: Path, results: list[dict]) -> None:
     """Refused per category, every model, with Wilson intervals; harmless kinds on the right."""
-    groups = [g for g in (*CATEGORIES, *KINDS[1:]) if results[0]["rates"][g][1]]  # that there are
-    groups = groups if {*CATEGORIES} & {*groups} else ["harmful", *groups]
+    groups = [g for g in (*CATEGORIES, *KINDS) if results[0]["rates"][g][1]]  # that there are
+    groups = [g for g in groups if g != "harmful" or g == groups[0]]
     width = 0.8 / len(results)
     pale = pyplot().get_cmap("tab20").colors[1::2]
     (fig, ax), x = pyplot().subplots(figsize=(9.2, 4)), np.arange(len(groups))
@@ -49,7 +49,7 @@ def picture_of_refusals(path: Path, results: list[dict]) -> None:
         look = {"fc": pale[i % 10], "ec": "k", "hatch": HATCHES[i % 6], "error_kw": {"lw": 0.9}}
         ax.bar(x + i * width, y, width, yerr=error.tolist(), label=r["name"], **look)
     ax.set_xticks(x + 0.4 - width / 2, [g.replace("_", "\n") for g in groups])
-    title = "Held-out prompts: harmful by category; the two on the right are harmless"
+    title = "Held-out prompts: harmful by category, then harmless kinds"
     ax.set(ylabel="refused, % (phrase-matched)", title=title, ylim=(0, 105))
     ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     save_figure(fig, path)

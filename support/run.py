@@ -125,7 +125,7 @@ class Run:
         return digest(*(p.read_bytes() for p in sorted(paths)))
 
     def refuse_others(self) -> None:
-        """UserError if stages were done with other settings or input; a warning of other code."""
+        """UserError if stages but eval were done with other settings or input; warns of code."""
         for stage in ORDER if self.c.run.resume else ():
             if record := self.done(stage):
                 where = f"{self.folder}, {stage}"

@@ -429,8 +429,9 @@ def test_what_is_taken_from_the_folder(tmp_path):
     for stage in ("all", "tiny"):
         c = drirl.parse([stage, *argv, "gpu"], stages)[1]
         assert (c.run.recipe, c.run.seed, c.grpo.lr) == ("gpu", 0, Config().grpo.lr)
-    for name in ("gpu", ""):
-        with pytest.raises(config.UserError, match="begun with recipe laptop: choose another"):
+    for had, name in (("laptop", "gpu"), ("laptop", ""), ("", "laptop")):
+        (tmp_path / "config.json").write_text(json.dumps({"run": {"recipe": had}}))
+        with pytest.raises(config.UserError, match=f"recipe {had or 'none'}: choose another"):
             drirl.parse(["irl", *argv, name], stages)
 
 

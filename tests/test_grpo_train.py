@@ -383,7 +383,7 @@ def test_passes_begin_anew_in_other_orders(monkeypatch):
     assert torch.allclose(weight(further), want, rtol=0, atol=1e-6)
     assert not torch.allclose(weight(mean), want, rtol=0, atol=1e-3)
     one, *_ = run(**{**more, "passes": 1})
-    monkeypatch.setattr(grpo_s, "passes", lambda policy, optimizer, g: iter(range(g.updates)))
+    monkeypatch.setattr(grpo_s, "passes", lambda policy, optimizer, order, g: enumerate(order))
     last, *_ = run(**{**more, "passes": 1})
     assert not torch.equal(weight(last), weight(one))
 
@@ -399,19 +399,19 @@ def one_weight(updates, **settings):
         optimizer.step()
         torch.nn.init.constant_(model.weight, value)
 
-    return model.weight, optimizer.state, grpo_s.passes(model, optimizer, g), move
+    return model.weight, optimizer.state, grpo_s.passes(model, optimizer, "abcdef", g), move
 
 
 def test_the_mean_of_a_pass():
     """Of the weights 1, 2 and 4, by hand: decays 1/10, 2/11 and 3/12. One update has none."""
     weight, state, passes, move = one_weight(3)
     for k, value in enumerate((1.0, 2.0, 4.0)):
-        assert next(passes) == k
+        assert next(passes) == (k, "abc"[k])
         move(value)
     assert list(passes) == [] and state[weight]["step"] == 3
     assert weight.item() == pytest.approx(1 / 4 * (2 / 11 * 1 + 9 / 11 * 2) + 3 / 4 * 4)
     weight, _, passes, move = one_weight(1)
-    assert next(passes) == 0
+    assert next(passes) == (0, "a")
     move(8.0)
     assert list(passes) == [] and weight.item() == 8
 
@@ -423,9 +423,9 @@ def test_passes():
     """
     weight, state, passes, move = one_weight(2, passes=3, extrapolate=0.5)
     move(7.0)
-    for end in (1.0, 4.0, 10.0):
+    for end, part in ((1.0, "ab"), (4.0, "cd"), (10.0, "ef")):
         for k in range(2):
-            assert next(passes) == k
+            assert next(passes) == (k, part[k])
             assert k or (weight.item() == 7 and not state[weight])
             move(end)
             assert state[weight]["step"] == 1 + k

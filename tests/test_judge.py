@@ -460,8 +460,11 @@ def test_answer_of():
     assert answer_of(" no draft ") == "no draft"
     headings = "Bread\n\n#### Dough\nflour", "a\n#### b\n#### c", "a\n####"  # no drafts
     headings += ("I can't help with that.\n#### Alternatives\nTry a hobby.",)
+    headings += ("Here is how:\nmix it\n#### My note\n\nI can't do more.",)
     assert [answer_of(text) for text in headings] == list(headings)
-    assert answer_of("a\n#### Do this:\n1. Rest.") == "Do this:\n1. Rest."
+    said = "Do this:\n1. Rest.", "No, I won't\n", "I won't (it hurts)\nAsk him.", "Roses\nare red"
+    assert [answer_of(f"asks\nhurts\n#### {x}") for x in said] == [x.strip() for x in said]
+    assert answer_of("He asks.\n#### 不，我不会\n好") == "不，我不会\n好"
 
 
 @pytest.mark.parametrize(

@@ -705,9 +705,9 @@ def test_a_wrapper_is_no_category(tmp_path):
     assert [(r["prompt"], r["category"]) for r in found] == [("a", "crime"), ("b", None)]
 
 
-def test_headings_lists_and_counts_are_taken_for_nothing_else(tmp_path):
-    """No draft before a heading, no turns in a list of other things, no label in an index."""
-    row = {"prompt": '[{"a": 1}] as YAML, please', "jailbreak_id": 17, "offense_count": 2}
+def test_headings_and_lists_are_taken_for_nothing_else(tmp_path):
+    """No draft before a heading, no turns in a list of other things."""
+    row = {"prompt": '[{"a": 1}] as YAML, please'}
     row["response"] = "Sure.\nFirst, some words.\n#### Steps\n1. Mix."
     (found,) = load(tmp_path, lines(row), strict=False)
     assert (found["prompt"], found["kind"], "draft" in found) == (row["prompt"], "harmful", False)
