@@ -246,6 +246,9 @@ def test_numbers_of_the_text():
         told.append("[{:+.1f}, {:+.1f}] over ".format(*ends))
     lead = gaps("laptop-few-first", DRIRL)[1] - gaps("laptop-few-first", tables.STATIC)[0]
     told.append(f"seed 1 alone) it is {lead:+.1f}")
+    lead = minus(gaps("laptop", DRIRL), gaps("six-updates", DRIRL))
+    old = mean(minus(gaps("six-updates", DRIRL), gaps("six-updates", START)))
+    told.append(f"**not met**: {mean(lead):+.1f} ({each(lead)}); that recipe gained {old:+.1f}")
     change = lambda of, key: minus(of(key, DRIRL), of(key, START))
     for k in ("laptop", "laptop-few"):
         moved = [mean(change(of, k)[:3]) for of in (harmful, ordinary, lookalike)]
