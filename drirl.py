@@ -168,7 +168,7 @@ def stage_eval(run: Run) -> None:
         model = run.load(folder, run.dtype)
         results.append(evaluate.evaluate(model, chat, rows, run.c.run.max_new_tokens, label))
     facts = [run.base().name, f"recipe {run.c.run.recipe or 'none'}", f"seed {run.c.run.seed}"]
-    facts += [run.file("prompts").name, f"{len(held & learnt)} of them are demonstrations"]
+    facts += [run.file("prompts").name, f"{len(held & learnt)} of them are harmful demonstrations"]
     facts += [time.strftime("%Y-%m-%d"), machine(run.device)]
     facts += [str(run.dtype)[6:], "seconds: " + ", ".join(f"{k} {v}" for k, v in times.items())]
     print(write_report(run.folder, results, records, "; ".join(facts)))

@@ -16,7 +16,7 @@ one update a rollout, the default, pi is pi_old: rho is 1, and nothing is clippe
 Decisions where the paper is silent:
 1. alpha multiplies the normalised advantage; scaling a group's rewards before would cancel.
 2. The gap is demonstration minus sample, as in DAMA (arXiv 2502.01943).
-3. The denominators' means start from IRL's samples, none borrowed; mean <- (mean + new) / 2.
+3. The denominators' means start from IRL's samples; mean <- (mean + batch mean) / 2.
 4. alpha is one number per prompt (from its group's mean W); no gradient flows through it.
 5. scaling sum: the mean of the two factors, so that an average task still gets about 1.
 6. std is the population's. A group of equal rewards has advantage 0.
@@ -220,12 +220,12 @@ def roll_out(policy, reference, rewards, chat, phi, c, dtype, frozen, part, P, u
 
 @torch.no_grad()
 def passes(policy, optimizer, order: list, g: GRPOConfig):
-    """Yields (k, update) of `order`, k its number in its pass; sees to the weights in between.
+    """Yields (k, update) of `order`, k its number in its pass; averages the weights in between.
 
-    Only where a pass has several updates (decisions 14 and 15). A pass begins with the weights that
-    the first began with and, if there are several, new moments. It ends with a running mean: after
-    update k, mean <- decay mean + (1 - decay) weights, decay = (k + 1) / (k + 10). After the last
-    pass weights = m + extrapolate (m - start), m: the mean of what the passes ended with.
+    A pass of several updates (decisions 14 and 15) begins with the weights that the first began
+    with and, if there are several passes, new moments. It ends with a running mean: after update k,
+    mean <- decay mean + (1 - decay) weights, decay = (k + 1) / (k + 10). After the last pass
+    weights = m + extrapolate (m - start), m: the mean of what the passes ended with.
     """
     learnt = [p for p in policy.parameters() if p.requires_grad and g.updates > 1]
     start, ends = [p.clone() for p in learnt], []

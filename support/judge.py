@@ -58,7 +58,7 @@ MARKUP = (  # in this order: a pattern, and what it is in plain text
 )
 
 
-HEADING = re.compile(r"(?a)[.!?:]\n(?:[^#]*\n)?#### [\w '&/-]{1,40}\n\s*\S")  # of a text
+HEADING = re.compile(r"(?a)[.!?:]\n(?:[^#]*\n)?#### [\w '&/-]{1,40}\n\s*\S")
 
 
 def without_thought(text: str) -> str:
@@ -68,7 +68,7 @@ def without_thought(text: str) -> str:
 
 
 def answer_of(text: str) -> str:
-    """What the user sees: the answer of a Chain of Draft; any other text as a whole."""
+    """What the user sees: a Chain of Draft's answer; any other text whole, #### headings or not."""
     said = without_thought(text)
     try:
         return (said if HEADING.search(said) else parse_draft(said)[1]).strip()

@@ -28,7 +28,7 @@ ORDER = ("data", "sft", "irl", "grpo", "baseline", "eval")
 FREE = {"run.recipe", "run.run", "run.resume", "run.rival"}  # may differ when it goes on
 FREE |= {"grpo.tokens_per_batch"}
 HELD = 64  # open prompts, half of them harmless, that GRPO-S only looks at
-CODE = ("*.py", "kernels/*.py", "support/*.py", "support/*.txt", "corpus/open.jsonl")
+CODE = ("*.py", "kernels/*.py", "support/*.py", "support/*.txt", "corpus/open.jsonl")  # of results
 
 
 def digest(*parts: bytes) -> str:
@@ -114,7 +114,7 @@ class Run:
             if (path := self.file(name)).exists():
                 facts[f"text of --{name}"] = digest(path.read_bytes())
         for name in ("model", "encoder"):
-            files = sorted(Path(getattr(self.c.run, name) or "-").glob("*.[sj]*"))  # and texts
+            files = sorted(Path(getattr(self.c.run, name) or "-").glob("*.[sj]*"))  # json too
             parts = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}".encode() for p in files]
             facts[f"weights of --{name}"] = digest(*parts)
         return facts
@@ -125,7 +125,7 @@ class Run:
         return digest(*(p.read_bytes() for p in sorted(paths)))
 
     def refuse_others(self) -> None:
-        """UserError if stages but eval were done with other settings or input; warns of code."""
+        """UserError if stages, eval aside, had other settings or input; a warning of other code."""
         for stage in ORDER if self.c.run.resume else ():
             if record := self.done(stage):
                 where = f"{self.folder}, {stage}"

@@ -488,8 +488,10 @@ def test_a_users_folder_called_tiny_is_not_remade(tmp_path):
     assert f"'--run', 'runs/{Path.cwd().name}'" in train_sh(tmp_path, ".").stdout
     (tmp_path / "teach").mkdir()
     (tmp_path / "teach/tiny.py").write_text("import sys; print(sys.argv[1:])")
-    for seed, base in (("0", "base"), ("7", "base-7")):  # another seed's leaves the first in peace
-        made, used = train_sh(tmp_path, "tiny", "--seed", seed).stdout.splitlines()
+    assert "--model" not in train_sh(tmp_path, "-h").stdout
+    # another seed's leaves the first in peace
+    for seed, base in (("--seed 0", "base"), ("--seed 7", "base-7"), ("--seed=7", "base-7")):
+        made, used = train_sh(tmp_path, "tiny", *seed.split()).stdout.splitlines()
         assert f"['runs/tiny/{base}'," in made and f"'runs/tiny/{base}'" in used
 
 
