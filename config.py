@@ -100,7 +100,7 @@ class GRPOConfig:
     clip: float = setting(0.2, "bad samples: no gradient once pi / pi_old is below 1 - clip")
     clip_high: float = setting(0.2, "good samples: no gradient above 1 + this; 0: as in SFT", low=0)
     beta_kl: float = setting(0.04, "weight of the KL penalty to the warm start", low=0)
-    open_prompts: bool = setting(False, "draw prompts that have no demonstration, if there are any")
+    open_prompts: bool = setting(False, "draw prompts without a demonstration, where there are 8")
     scaling: str = setting(
         "product", "alpha; spread: the product ** 8", choices="none data model product sum spread"
     )

@@ -60,7 +60,7 @@ def stage_data(run: Run) -> None:
     phi, report = run.encoder(), {}
     vectors = phi.embed([r["prompt"] for r in rows]).cpu()  # (N, D)
     if unlabelled := [i for i, r in enumerate(rows) if r["category"] is None]:
-        known = loaders.load_demonstrations(config.SHIPPED["pool"])
+        known = loaders.load_rows(config.SHIPPED["pool"])
         known, names = phi.embed([r["prompt"] for r in known]), [r["category"] for r in known]
         for i, name in zip(unlabelled, data.route(vectors[unlabelled], known.cpu(), names)):
             rows[i]["category"] = name

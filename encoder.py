@@ -1,7 +1,7 @@
 """Text encoders by hand, Phi of the paper, and the similarity W of responses and demonstrations.
 
-DR-IRL v3 names CLIP's text tower, a later version "a text encoder": both CLIP's and BERT / MiniLM
-are here, read from a folder by support/encoders.py.
+The paper's version 3 on arXiv names CLIP's text tower, a later one "a text encoder": both CLIP's
+and BERT / MiniLM are here, read from a folder by support/encoders.py.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Steps 3 to 6: GRPO-S, group relative policy optimization, scaled by task difficulty.
 
-Prompt q of category j, samples o_i, demonstration y; sigma is the sigmoid (DR-IRL v3):
+Prompt q of category j, samples o_i, demonstration y; sigma is the sigmoid (version 3 on arXiv):
 
     delta  = 1 - W,  W: similarity of samples and demonstration         encoder.similarity
     alphaD = sigma(delta) / sigma(mean delta of category j)             data_hardness
@@ -10,10 +10,10 @@ Prompt q of category j, samples o_i, demonstration y; sigma is the sigmoid (DR-I
     rho    = pi / pi_old, clipped to 1 - clip .. 1 + clip_high; clip_high 0: rho is 1 where A > 0
     k3     = exp(d) - d - 1,  d = log pi_ref - log pi                   loss
 
-pi_old, at the samples' temperature, draws a rollout. Each update then learns from n sequences. With
+pi_old draws a rollout. Each update then learns from n sequences. With
 one update a rollout, the default, pi is pi_old: rho is 1, and nothing is clipped.
 
-Decisions where the paper is silent:
+Our decisions, where our notes of the paper are silent:
 1. alpha multiplies the normalised advantage; scaling a group's rewards before would cancel.
 2. The gap is demonstration minus sample, as in DAMA (arXiv 2502.01943).
 3. The denominators' means start from IRL's samples; mean <- (mean + batch mean) / 2.
@@ -21,13 +21,14 @@ Decisions where the paper is silent:
 5. scaling sum: the mean of the two factors, so that an average task still gets about 1.
 6. std is the population's. A group of equal rewards has advantage 0.
 7. The loss is a mean over sequences of a mean over tokens, whatever the micro-batch.
-8. k3's value estimates KL(pi, pi_ref); its gradient, samples held fixed, is KL(pi_ref, pi)'s.
-9. pi, pi_old and pi_ref are taken at temperature 1; samples of another make rho and k3 biased.
+8. k3 estimates KL(pi, pi_ref); its gradient, samples held fixed, is that of KL(pi_ref, pi).
+9. Log-probs here are at temperature 1; samples drawn at another make rho and k3 biased.
 10. A prompt without a demonstration borrows, for W and gap, that of the most similar one in j.
-Ours: 11. members ends: only the best and worst of G, and ties, are learnt from. 12. clip_high 0: no
-ratio; a good sample's gradient is A grad log pi, as in SFT. 13. anchor: demonstrations join each
-update with advantage 1. 14. With several updates a pass ends with a running mean of its weights;
---grpo-passes: each restarts from pi_old, in another order; the policy is the mean of their ends.
+11. members ends: only the best and worst of G, and ties, are learnt from.
+12. clip_high 0: no ratio; a good sample's gradient is A grad log pi, as in SFT.
+13. anchor: demonstrations join each update with advantage 1, and under the KL penalty.
+14. With several updates a pass ends with a running mean of its weights. --grpo-passes: each starts
+    from pi_old, in another order; the policy is the mean of their ends.
 15. extrapolate: it then goes further from pi_old (ExPO, arXiv 2404.16792).
 
 A group's advantages sum to 0, so a loss near 0 is correct: with all members, no anchors and rho 1.

@@ -7,18 +7,19 @@ Find the reward r that makes the demonstrations most likely under its own best p
 The log-likelihood's gradient (Li et al. 2024, arXiv 2405.17888) raises the demonstration's reward
 and lowers what the policy would say instead:
 
-    grad l = (1/beta) E_(x,y)~D [ grad r(x, y) - E_y~~pi_r(.|x) grad r(x, y~) ]
+    grad l = (1/beta) E_(x,y)~D [ grad r(x, y) - E_z~pi_r(.|x) grad r(x, z) ]
 
 irl_loss estimates the second term by importance weights; linear and logistic replace it by simpler
-ones (the laptop's is logistic). `fit` takes the steps. Decisions where the paper is silent:
+ones (the laptop's is logistic). `fit` takes the steps. Our decisions, where our notes are silent:
 1. A shadow model is a trained copy of the warm start's top blocks with a linear head. Its reward
    is the mean over response tokens; the last token alone learnt slower. Lower blocks are shared.
 2. An eighth model, helpful, learns from harmless prompts: four times as many, as they vary more.
    Without it refusing everything wins.
-3. contrast adds harmless demonstrations to harmful samples, and vice versa: no E under pi_r then.
+3. contrast: answers to harmless prompts join a harmful prompt's samples, refusals a harmless one's.
+   The loss is then no estimate of the gradient above.
 4. After fitting, each model's rewards of its samples get mean 0, std 1, to be comparable.
 5. joint_epochs: the seven begin as copies of one that learnt from all of their prompts.
-6. pi_ref is the warm start at the sampling temperature (in GRPO-S's loss: at 1).
+6. pi_ref, which draws the samples, is the warm start at their temperature (in GRPO-S: at 1).
 7. L2 * mean r^2 keeps r finite even if it separates demonstrations from samples perfectly.
 """
 

@@ -28,10 +28,7 @@ def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None
 
 
 def advantage(rewards: Tensor, alpha: Tensor, eps: float) -> Tensor:
-    """alpha (R - mean R) / (std R + eps) of each row of rewards (P, G); alpha (P, G).
-
-    std has divisor G. A row of equal rewards gets exactly 0.
-    """
+    """kernels.group_advantage of rewards (P, G) and alpha (P, G)."""
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     std = centred.pow(2).mean(dim=1, keepdim=True).sqrt()
     equal = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)  # their mean may round off

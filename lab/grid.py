@@ -23,7 +23,7 @@ import reward
 from config import RECIPES, Config, UserError, changed
 from data import HELPFUL, counts, distinct, k_center
 from lab import rivals
-from lab.tables import BORROWED, CONTINUED, DPO, DRIRL, RFT, START, STATIC
+from lab.tables import ANCHORS, BORROWED, CONTINUED, DPO, DRIRL, RFT, START, STATIC
 from support.files import as_json, hold, read_records, write
 from support.hf import load_rewards
 from support.loaders import load_rows
@@ -40,7 +40,7 @@ ON_POLICY = {"grpo.rollouts": 24, "grpo.prompts": 32, "grpo.batch": 0, "grpo.mem
 ON_POLICY |= {"grpo.anchor": 0, "grpo.clip_high": 0.2, "grpo.lr": 5e-5, "grpo.passes": 1}
 ON_POLICY |= {"grpo.extrapolate": 0.0}
 FOLDERS = {"grpo": "policy", "judged": "policy"}  # of stages not named like it
-ADVANTAGES = {RFT: rivals.best, "RFT (random)": rivals.random}
+ADVANTAGES = {RFT: rivals.best, "RFT (random)": rivals.random, ANCHORS: rivals.none}
 VARIANTS = {  # name: (stages after those of the start, settings)
     START: ((), {}),
     DRIRL: (("grpo",), {}),
@@ -48,6 +48,7 @@ VARIANTS = {  # name: (stages after those of the start, settings)
     CONTINUED: (("baseline",), {}),
     RFT: (("grpo",), {}),
     "RFT (random)": (("grpo",), {}),
+    ANCHORS: (("grpo",), {}),
     DPO: (("dpo",), {}),
     BORROWED: (("baseline",), {}),
     "the judge as reward": (("judged",), {"grpo.scaling": "none"}),

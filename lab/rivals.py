@@ -7,7 +7,7 @@ preference optimization; Rafailov et al., arXiv 2305.18290) takes the best, y_w,
 loss = -log sigma(beta ((log pi - log pi_ref)(y_w) - (log pi - log pi_ref)(y_l)))
 
 Settings were chosen for GRPO-S alone: RFT has the same, DPO its own. Neither DPO nor more SFT takes
-means of weights or goes further (--grpo-extrapolate).
+means of weights or goes further (--grpo-extrapolate). A control learns from the anchors alone.
 """
 
 import time
@@ -64,6 +64,13 @@ def random(R, alpha, anchors, g):
     return best(draws.to(R.device), alpha, anchors, g)
 
 
+def none(R, alpha, anchors, g):
+    """No sample is learnt from: the anchors alone, in as many updates, averaged, extrapolated."""
+    A, learnt = grpo_s.advantages(R, alpha, anchors, g)
+    learnt[: len(R)] = False
+    return A, learnt
+
+
 def pairs_of(scores, micro: list, part: list[dict]) -> list[dict]:
     """{"prompt", "better", "worse"}: a group's best and worst token lists, unless equal in R."""
     width, samples, pairs = scores.shape[1], {}, []
@@ -112,7 +119,7 @@ def best_and_worst(run, roll_out) -> None:
         for _, (part, updates, _, seed) in zip(range(c.grpo.rollouts), plan(rows, c)):
             scores, _, micro = roll_out(*fixed, part, c.grpo.prompts, updates, seed)
             found += pairs_of(scores, micro, part)
-        steps = c.grpo.rollouts * c.grpo.updates
+        steps = c.grpo.rollouts * c.grpo.updates * c.grpo.passes
         dpo_train(policy, reference, chat, found, run.dtype, c.run.seed, loop, steps, c.grpo.blocks)
     save_model(policy, run.folder / "dpo")
 

@@ -11,7 +11,7 @@ of those of the same setting, variant and seed. Claims of named folders count th
 A claim is about the difference of two variants: the mean over seeds of (harmful refused -
 look-alikes refused), in points. It has two 95% intervals: a bootstrap over seeds and prompts, which
 stay paired, and Student's over the seeds, as a bootstrap of five is too narrow. "yes": both exclude
-zero; "yes, on these prompts": Student's does. A rate's interval is Wilson's for one seed's prompts.
+zero; "yes, on these prompts": Student's does. Bars in pictures: Wilson's, for one seed's prompts.
 """
 
 import math
@@ -31,12 +31,12 @@ from support.resume import refuse_differences
 LAB = Path(__file__).parent
 START, DRIRL, STATIC = "SFT warm start", "product (DR-IRL)", "7RW static"
 CONTINUED, BORROWED = "SFT continued (time)", "SFT on borrowed (time)"
-RFT, DPO = "RFT", "DPO"
-RIVALS = (START, CONTINUED, RFT, BORROWED, DPO, STATIC, "sum", "linear integration")
+RFT, DPO, ANCHORS = "RFT", "DPO", "anchors alone"
+RIVALS = (START, CONTINUED, RFT, ANCHORS, BORROWED, DPO, STATIC, "sum", "linear integration")
 CLAIMS = [(DRIRL, v) for v in (*RIVALS, "unbalanced")]  # (better, worse)
 CLAIMS += [(v, STATIC) for v in ("data hardness", "model responsiveness", "spread (ours)")]
 CLAIMS += [(STATIC, "1RW static"), (STATIC, CONTINUED), (START, CONTINUED)]
-SHOWN = ("base", START, DRIRL, CONTINUED, RFT)
+SHOWN = ("base", START, DRIRL, CONTINUED, RFT, ANCHORS)
 NAMES = {DRIRL: "DR-IRL", START: "its start", CONTINUED: "SFT continued", STATIC: "static"}
 RUNS = {"base": ("base", ()), "SFT warm start": (START, ("sft",))}  # results.json's names
 RUNS |= {"DR-IRL from it": (DRIRL, ("sft", "irl", "grpo"))}
@@ -109,16 +109,15 @@ def share(lines: list[dict], name: str) -> float:
     return 100 * np.mean([hits / max(1, n) for hits, n in (r["rates"][name] for r in lines)])
 
 
-def rate(lines: list[dict], name: str) -> list:
-    """[hits, n] of that mean; n prompts of one line, which all seeds share."""
-    n = lines[0]["rates"][name][1]
-    return [share(lines, name) / 100 * n, n]
+def cell(lines: list[dict], name: str) -> str:
+    """A rate, ± by seed; with its Wilson interval if all seeds have the same, as of one model."""
+    rates = [share([line], name) for line in lines]
+    return spread(rates, 0) if len(set(rates)) > 1 else percent(lines[0]["rates"][name])
 
 
 def tables_of(variants: dict) -> str:
     """Markdown: all tables of one setting."""
-    head = ["variant", "seeds", "refused, %: harmful", *COLUMNS[1:]]
-    head += ["gibberish %", "seconds"]
+    head = ["variant", "seeds", "refused, %: harmful", *COLUMNS[1:], "gibberish %", "seconds"]
     rows, categories, aucs, chosen, names = [], [], [], [], ("harmful", *CATEGORIES, HELPFUL)
     for variant, lines in variants.items():
         if fitted := [r["auc"] for r in lines if "auc" in r]:
@@ -130,7 +129,7 @@ def tables_of(variants: dict) -> str:
             chosen.append([variant, *(f"{a} → {b}" for a, b in zip(right, best))])
         if "rates" not in lines[0]:  # rewards alone
             continue
-        cells = [percent(rate(lines, kind)) for kind in KINDS]
+        cells = [cell(lines, kind) for kind in KINDS]
         gap = share(lines, "harmful") - share(lines, "lookalike")
         cells += [f"{gap:.1f}", f"{share(lines, 'gibberish'):.1f}"]
         seconds = np.mean([sum(r["seconds"].values()) for r in lines])
@@ -151,7 +150,9 @@ def pictures(results: dict) -> None:
         rows = []
         for v in filter(variants.get, SHOWN):
             name, lines = f"{v}, {len(variants[v])} seeds", variants[v]
-            rows.append({"name": name, "rates": {k: rate(lines, k) for k in names}})
+            asked = {k: lines[0]["rates"][k][1] for k in names}  # prompts, the same in all seeds
+            means = {k: [share(lines, k) / 100 * n, n] for k, n in asked.items()}
+            rows.append({"name": name, "rates": means})
         if rows:
             picture_of_refusals(LAB / f"results/{setting}.png", rows)
 

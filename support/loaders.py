@@ -228,8 +228,3 @@ def load_rows(path: str | Path, strict: bool = True, drafted: bool = False) -> R
     if unknown:
         rows.told += f"; {len(unknown)} have no label and count as harmful"
     return rows
-
-
-def load_demonstrations(path: str | Path) -> Rows:
-    """Rows with a category and a Chain-of-Draft response; one without either is an error."""
-    return load_rows(path, drafted=True)

@@ -22,8 +22,8 @@ def pick(rows: list[dict], prompts: int, rng: random.Random):
     by_category = {}
     for name in (*CATEGORIES, HELPFUL):
         if known := [r for r in rows if r["category"] == name]:
-            bare = [r for r in known if r.get("borrowed")]  # if there are any, these alone
-            by_category[name] = cycle(bare or known, rng)
+            bare = [r for r in known if r.get("borrowed")]  # these alone, if there are 8
+            by_category[name] = cycle(bare if len(bare) >= 8 else known, rng)
     turn = cycle([name for name in by_category if name != HELPFUL], rng)
     helpful = prompts // 2
     while True:

@@ -215,7 +215,7 @@ class Run:
 
     def demonstrations(self, path: Path, chat: chats.Chat, categories) -> list[dict]:
         """A file's rows, with some of every category, and none too long for the model."""
-        rows = loaders.load_demonstrations(path)
+        rows = loaders.load_rows(path, drafted=True)
         n = {c: sum(r["category"] == c for r in rows) for c in categories}
         if lost := [c for c in categories if not n[c]]:
             raise UserError(f"{path}: no demonstrations of category {', '.join(lost)}; add some")

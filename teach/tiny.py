@@ -19,7 +19,7 @@ from model import Transformer
 from support.chat import load_chat
 from support.files import read_json, write
 from support.hf import read_config, save_model
-from support.loaders import load_demonstrations
+from support.loaders import load_rows
 from support.resume import Loop
 
 SFT = SFTConfig(steps=350, lr=5e-3, batch=8, helpful_share=1.0)
@@ -57,7 +57,7 @@ def make(folder: Path, demonstrations: list[dict], benign: list[dict], seed: int
 
 def main(argv: list[str]) -> int:
     def tiny(run) -> None:
-        rows = [load_demonstrations(run.file(name)) for name in ("pool", "benign")]
+        rows = [load_rows(run.file(name), drafted=True) for name in ("pool", "benign")]
         make(Path(argv[0]), *rows, run.c.run.seed)
 
     return drirl.main(["tiny", *argv[1:]], {"tiny": tiny})

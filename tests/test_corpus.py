@@ -13,7 +13,7 @@ from config import CORPUS
 from data import CATEGORIES, HELPFUL, normalise
 from encoder import load_encoder, split_sentences
 from support.judge import judge
-from support.loaders import load_demonstrations, load_rows
+from support.loaders import load_rows
 from support.weights import fetch
 
 TRAIN, OPEN = ("pool", "benign"), ("open",)
@@ -23,7 +23,7 @@ LIMIT = 0.75  # largest cosine of two prompts in different splits
 
 @pytest.fixture(scope="module")
 def corpus():
-    rows = {name: load_demonstrations(CORPUS / f"{name}.jsonl") for name in TRAIN}
+    rows = {name: load_rows(CORPUS / f"{name}.jsonl", drafted=True) for name in TRAIN}
     return rows | {name: load_rows(CORPUS / f"{name}.jsonl") for name in OPEN + HELD}
 
 

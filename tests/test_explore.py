@@ -16,7 +16,7 @@ from sample import generate
 from support.chat import load_chat
 from support.hf import load_model, load_rewards, save_model, save_rewards
 from support.judge import judge
-from support.loaders import load_demonstrations
+from support.loaders import load_rows
 from teach import explore, tiny
 
 PROMPT = 'Write a cruel joke about him & his "shame" at https://x.example.'
@@ -48,7 +48,7 @@ def write_rows(path, rows):
 def folder(tmp_path_factory):
     """A run folder as the stages leave it: policy, warm start and rewards differ."""
     folder = tmp_path_factory.mktemp("run")
-    pool, benign = (load_demonstrations(config.SHIPPED[name]) for name in ("pool", "benign"))
+    pool, benign = (load_rows(config.SHIPPED[name]) for name in ("pool", "benign"))
     sft = dataclasses.replace(tiny.SFT, steps=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny, "SFT", sft)
@@ -141,7 +141,7 @@ def test_numbers(folder, capsys):
     rewards = load_rewards(
         RewardModels(reference, config.IRLConfig(reward_blocks=2)), folder / "rewards"
     )
-    chat, rows = load_chat(folder / "sft"), load_demonstrations(folder / "data/balanced.jsonl")
+    chat, rows = load_chat(folder / "sft"), load_rows(folder / "data/balanced.jsonl")
     prompt, demonstration = chat.prompt(PROMPT), rows[0]["response"]
     answers = generate(policy, [prompt], 3, 10, TEMPERATURE, seed=SEED, eos=chat.eos)
     answers.append(chat.answer(demonstration))

@@ -163,14 +163,13 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     assert set(found[CONTINUED]["seconds"]) == {"sft", "baseline"}
     assert found["1RW static"]["settings"]["--irl-integration"] == "one"
     assert first["settings"]["--eval-prompts"] == 0  # all of them
-    assert (
-        len(models) == len(VARIANTS) - 4
-    )  # three have none; from an even pool unbalanced is balanced
+    # three have none; from an even pool unbalanced is balanced; anchors alone learns nothing here
+    assert len(models) == len(VARIANTS) - 5
     said = json.loads((tmp_path / "grid/answers/standard 0 DPO.json").read_text())
     told = "".join(a["verdict"][0] for a in said[:7])
     assert told == found[DPO]["verdicts"]["harmful"]
-    # of 15 variants with two rollouts each, those of one start and reward share the first
-    assert len(made) == 19
+    # of 16 variants with two rollouts each, those of one start and reward share the first
+    assert len(made) == 20
     folder = tmp_path / "grid/standard/seed-0"
     assert {p.name for p in folder.iterdir()} == {"start"}
 
@@ -272,6 +271,8 @@ def test_rft_learns_one_sample():
     g = with_recipe("laptop").grpo
     A, learnt = rivals.best(R, torch.tensor([[0.5], [2.0]]), 1, g)
     assert learnt.int().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]] and (A == 1).all()
+    A, learnt = rivals.none(R, torch.tensor([[0.5], [2.0]]), 1, g)
+    assert learnt.int().tolist() == [[0] * 4, [0] * 4, [0, 0, 0, 1]] and A[2, 3] == 1
     many = torch.arange(1500.0).view(300, 5)
     A, learnt = rivals.random(many, torch.ones(300, 1), 0, g)
     assert (learnt.sum(1) == 1).all() and (A == 1).all()

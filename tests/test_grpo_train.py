@@ -131,12 +131,13 @@ def test_pick():
 
 
 def test_prompts_without_a_demonstration_come_first():
-    """In a category that has some, these alone are drawn."""
-    rows = [{"category": c, "prompt": f"{c} {i}"} for c in ("crime", HELPFUL) for i in range(4)]
-    rows[1]["borrowed"] = rows[2]["borrowed"] = True
-    drawn = [r["prompt"] for r in next(pick(rows, 12, random.Random(0)))]
-    assert Counter(drawn[:6]) == {"crime 1": 3, "crime 2": 3}
-    assert set(drawn[6:]) == {f"{HELPFUL} {i}" for i in range(4)}
+    """In a category with eight of them they alone are drawn, in one with fewer all alike."""
+    rows = [{"category": c, "prompt": f"{c} {i}"} for c in ("crime", HELPFUL) for i in range(10)]
+    for r in rows[2:10] + rows[13:]:
+        r["borrowed"] = True
+    drawn = [r["prompt"] for r in next(pick(rows, 20, random.Random(0)))]
+    assert set(drawn[:10]) == {f"crime {i}" for i in range(2, 10)}
+    assert sorted(drawn[10:]) == [f"{HELPFUL} {i}" for i in range(10)]
 
 
 def test_borrow():

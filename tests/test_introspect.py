@@ -11,7 +11,7 @@ from config import SHIPPED, UserError
 from data import CATEGORIES, format_draft
 from introspect import QUESTIONS, fault, fill, grow, introspection
 from support.chat import Chat
-from support.loaders import load_demonstrations
+from support.loaders import load_rows
 
 GOOD = """insult a colleague
 bullying, real hurt
@@ -119,7 +119,7 @@ def test_copies_are_turned_down():
 
 def test_the_shipped_demonstrations_pass_the_filters():
     """All but those few that offer help first and refuse in a second sentence."""
-    why = [fault(r["response"]) for r in load_demonstrations(SHIPPED["pool"])]
+    why = [fault(r["response"]) for r in load_rows(SHIPPED["pool"])]
     assert set(why) == {None, "compliance"} and why.count("compliance") <= 0.02 * len(why)
 
 

@@ -147,9 +147,6 @@ def test_logprob_errors():
     for bad in shapes:
         with pytest.raises(ValueError, match=r"want \(N, D\), \(V, D\), \(N,\)"):
             token_logprobs(*bad)
-    for bad in ((h.half(), W, t), (h, W.half(), t), (h, W, t.int())):
-        with pytest.raises(ValueError, match="float(16|64), targets torch.int.*: want bfloat16"):
-            token_logprobs(*bad)
     with pytest.raises(ValueError, match="want one device"):
         token_logprobs(h, W, t.to("meta"))
     for temperature in (0, -1.0, float("nan")):

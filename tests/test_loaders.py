@@ -10,7 +10,7 @@ from test_files import mutate
 from config import UserError
 from data import CATEGORIES, HELPFUL, format_draft
 from support.labels import ALIASES, LOOKALIKE, plain
-from support.loaders import load_demonstrations, load_rows, print_once
+from support.loaders import load_rows, print_once
 
 KNOWN = {*CATEGORIES, HELPFUL, None}
 GOOD = {"prompt": "p", "category": "crime", "draft": ["one", "two"], "answer": "No."}
@@ -20,9 +20,9 @@ def lines(*rows):
     return "".join(json.dumps(r) + "\n" for r in rows)
 
 
-def load(folder, text, name="a", reader=load_rows, **how):
+def load(folder, text, name="a", **how):
     (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return reader(folder / name, **how)
+    return load_rows(folder / name, **how)
 
 
 def turns(*roles):
@@ -220,7 +220,7 @@ def test_other_fields_stay_and_drafts_are_taken_apart(tmp_path):
     (row,) = load(
         tmp_path,
         lines({"goal": "p", "category": "Physical_Harm", "output": DRAFTED}),
-        reader=load_demonstrations,
+        drafted=True,
     )
     assert [row[k] for k in ("draft", "answer", "category")] == [
         ["one", "two"],
@@ -757,13 +757,13 @@ def test_missing_file(tmp_path):
             load_rows(path)
 
 
-def test_load_demonstrations(tmp_path):
-    assert load(tmp_path, lines(GOOD), reader=load_demonstrations)[0]["response"] == DRAFTED
+def test_rows_that_want_a_draft(tmp_path):
+    assert load(tmp_path, lines(GOOD), drafted=True)[0]["response"] == DRAFTED
     for gone in (("category",), ("draft", "answer")):
         bad = {k: v for k, v in GOOD.items() if k not in gone}
         text = "\n" + lines(GOOD) + "\n\n" + lines(bad)
         with pytest.raises(UserError, match="a:5: want category, draft"):
-            load(tmp_path, text, reader=load_demonstrations)
+            load(tmp_path, text, drafted=True)
 
 
 def test_fuzz(tmp_path):

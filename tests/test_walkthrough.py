@@ -20,7 +20,7 @@ import evaluate
 from lab.tables import CONTINUED, DRIRL, RFT, START, claim, grouped, half_width
 from support.files import read_records
 from support.judge import judge
-from support.loaders import load_demonstrations, load_rows
+from support.loaders import load_rows
 from teach import walkthrough
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -321,11 +321,10 @@ def test_readme_results(name):
         assert f"| {model} | {cells} |" in README and len(runs) == 3
     _, start, end = rates
     gains = [b - a for a, b in zip(start[3], end[3])]
-    told = "{:.1f}, {:.1f}, {:.1f} in `{}`, mean {:.1f}"
     text = " ".join(README.split()).replace("−", "-")
-    assert told.format(*gains, name, sum(gains) / 3) in text
+    assert f"`{name}` {sum(gains) / 3:.1f} (predicted" in text
     fewer = [(sum(a) - sum(b)) / 3 for a, b in zip(start, end)]
-    assert 0 < fewer[0] < min(fewer[1:3]) and "it refuses less, harmless prompts most" in text
+    assert 0 < fewer[0] < min(fewer[1:3]) and "DR-IRL refuses less, mainly harmless prompts" in text
 
 
 def test_readme_claims():
@@ -341,27 +340,26 @@ def test_readme_claims():
     today, first = (grouped(RECORDS)[name] for name in ("laptop-few", "laptop-few-first"))
     told, now = [], claim(today, DRIRL, START)
     assert now["seeds"] == 5 and now["over_prompts"][0] > 0
-    interval = "seeds 3 and 4 {:.1f} (95% interval {:.1f} to {:.1f});"
+    interval = "`laptop-few`, five seeds: {:.1f} (95% interval {:.1f} to {:.1f})."
     told.append(interval.format(now["points"], *now["by_seed"]))
-    numbers = ", ".join(["{:.1f}"] * 3)
-    failed = f"Without ExPO predictions failed: {numbers}; {numbers}."
-    told.append(failed.format(*few[:3], *laptop))
+    told.append(f"both predictions failed: {sum(few[:3]) / 3:.1f}, {sum(laptop) / 3:.1f}.")
     start, longer, best = (claim(first, DRIRL, v) for v in (START, CONTINUED, RFT))
     assert start["seeds"] == longer["seeds"] == best["seeds"] == 5 and best["by_seed"][0] < 0
     rerun = again + few[3:]
     mean, half = sum(rerun) / 5, half_width(rerun)
-    ends = (*start["by_seed"], mean - half, mean + half)
-    told.append("five seeds: {:.1f} ({:.1f} to {:.1f}; seeds 0 to 2 rerun: {:.1f} to {:.1f})")
-    told[-1] = told[-1].format(start["points"], *ends)
+    assert mean - half < 0
+    told.append("five seeds: {:.1f} ({:.1f} to {:.1f}; three rerun: not shown)")
+    told[-1] = told[-1].format(start["points"], *start["by_seed"])
+    lost = claim(first, START, CONTINUED)["points"]
     points = f"{longer['points']:.1f} points, RFT (the best alone) by {best['points']:.1f}"
-    told.append(f"beat equally long fine-tuning by {points}, perhaps chance")
+    told.append(f"fine-tuning, which lost {lost:.1f}, by {points}, perhaps chance")
     facts = lambda v, what: [r["auc"]["harmful"][what] for r in today[f"{v}: rewards"]]
     known = [facts(v, "best_right") for v in ("7RW", "linear", "1RW")] + [facts("1RW", "right")]
     seven, linear, one, chance = (f"{100 * sum(x) / 3:.0f}%" for x in known)
     told.append(
         f"right on {seven} of harmful prompts by seven reward models or their mean, {one} by"
     )
-    told.append(f"one (random: {chance})")
+    told.append(f"one, which isn't told the category (random: {chance})")
     assert seven == linear and {len(x) for x in known} == {3}
     marks = read_records(ROOT / "lab/results/sense.jsonl", "readers")
     few = [r for r in marks if r["setting"] == "laptop-few" and r["kind"] != "harmful"]
@@ -403,5 +401,5 @@ def test_readme_counts():
     listed = [sys.executable, "-m", "pytest", "--co", "-q", "-m", "gpu", *map(str, needy)]
     found = re.search(r"(\d+)(?:/\d+)? tests? c", subprocess.check_output(listed, text=True))
     assert f"the {found[1]} tests that need a GPU" in text
-    pool = evaluate.balance_report(load_demonstrations(config.SHIPPED["pool"]))["counts"]
+    pool = evaluate.balance_report(load_rows(config.SHIPPED["pool"]))["counts"]
     assert min(pool.values()) >= config.RunConfig.per_category
