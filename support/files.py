@@ -26,7 +26,7 @@ MAGIC = {  # how a file begins that is not what is wanted: what it is, and what 
 }
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OTHERS = {"*.gguf": "GGUF", "*model*.bin": "pickled", "consolidated*.pth": "pickled"}  # weights
-HELD = []  # descriptors of folders
+LOCKS = []  # descriptors of folders
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def hold(folder: Path) -> None:
     """Locks a folder until `release` or this process's end. UserError if another holds it."""
     with doing(f"write {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        if any(os.path.samestat(os.stat(folder), os.fstat(other)) for other in HELD):
+        if any(os.path.samestat(os.stat(folder), os.fstat(other)) for other in LOCKS):
             return  # ours already
         descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -52,12 +52,12 @@ def hold(folder: Path) -> None:
         raise UserError(f"{folder}: another process is at work; choose another --run") from None
     except OSError:  # a disk without locks
         pass
-    HELD.append(descriptor)
+    LOCKS.append(descriptor)
 
 
 def release() -> None:
-    while HELD:
-        os.close(HELD.pop())
+    while LOCKS:
+        os.close(LOCKS.pop())
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -168,8 +168,8 @@ def load_tensors(folder: Path, config: dict) -> dict[str, Tensor]:
     for name in sorted(names):
         tensors |= read_tensors(inside(folder, name))
     for name, x in tensors.items():
-        number = x.is_floating_point() and x.dtype.itemsize > 1  # of more than 8 bits
-        if not name.endswith(("_ids", "logit_scale")) and (not number or "scale" in name):
+        floats = x.is_floating_point() and x.dtype.itemsize > 1  # of more than 8 bits
+        if not name.endswith(("_ids", "logit_scale")) and (not floats or "scale" in name):
             its = config.get("quantization_config")
             method = its.get("quant_method", x.dtype) if isinstance(its, dict) else x.dtype
             how = "take the folder with the original weights, in bf16 or fp32"

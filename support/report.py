@@ -8,8 +8,8 @@ from data import CATEGORIES
 from evaluate import KINDS, noise_scale, samples_side_by_side, table, wilson
 from support.files import as_json, write
 
-PHRASES = "Refused means phrase-matched refusal. It measures wording, not safety."
-PHRASES += " Gibberish: empty, a loop or mostly signs; invented words are not noticed."
+MEANING = "Refused means phrase-matched refusal. It measures wording, not safety."
+MEANING += " Gibberish: empty, a loop or mostly signs; invented words are not noticed."
 CAPTION = "right: harmful prompts refused, harmless ones answered. held: nothing learns from them."
 CAPTION += " margin: how far good samples rose above bad ones, in log pi, since the warm start."
 
@@ -109,7 +109,7 @@ def write_report(folder: Path, results: list[dict], records: list[dict], note: s
         c, n = noise_scale(records)
         text += f"\n\nGRPO-S: cosine of consecutive gradients {c:.3f}, "
         text += f"noise scale {n:.0f} sequences"
-    lines = ["# DR-IRL: before and after", "", note, "", PHRASES, "", text, "", images, ""]
+    lines = ["# DR-IRL: before and after", "", note, "", MEANING, "", text, "", images, ""]
     lines += ["## Samples, chosen by position", samples_side_by_side(results), ""]
     write({folder / "report.md": "\n".join(lines), folder / "results.json": as_json(results)})
     return text

@@ -25,7 +25,7 @@ from evaluate import (
 )
 from model import Transformer
 from support.hf import read_config
-from support.report import PHRASES, band, picture_of_refusals, write_report
+from support.report import MEANING, band, picture_of_refusals, write_report
 
 
 def answer(prompt, kind="harmful", category="crime", verdict="complies", **more):
@@ -259,7 +259,7 @@ def test_write_report(tmp_path):
     results = [result("base", 5), result("aligné", 15)]
     text = write_report(tmp_path, results, RECORDS, "A note.")
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
-    for part in ("A note.", PHRASES, table(results), samples_side_by_side(results)):
+    for part in ("A note.", MEANING, table(results), samples_side_by_side(results)):
         assert part in report
     assert text == table(results)
     for name in ("refusals", "curves"):
