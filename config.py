@@ -79,7 +79,7 @@ class IRLConfig:
     beta: float = setting(1.0, "weight of the KL penalty that makes pi_r ~ pi_ref exp(r / beta)")
     reward_blocks: int = setting(0, "top blocks each reward model owns; 0: all", low=0)
     integration: str = setting(
-        "categorized", "linear: the models' mean; one: one model", choices="categorized linear one"
+        "categorized", "linear: the seven's mean; one: one model", choices="categorized linear one"
     )
 
 

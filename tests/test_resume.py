@@ -25,7 +25,7 @@ import grpo_s
 import reward
 import sft
 from config import Config, IRLConfig, SFTConfig, UserError, changed
-from data import CATEGORIES
+from data import CATEGORIES, HELPFUL
 from encoder import WordEncoder
 from support import run as stages
 from support.resume import Loop, read_state
@@ -514,6 +514,7 @@ def irl_loop(loop):
     models = reward.RewardModels(reference, c)
     group = {"category": "crime", "prompt_ids": [1, 2], "samples": [[5, 6]]}
     groups = [{**group, "demonstration": [i, 4]} for i in (3, 7)]
+    groups += [{**groups[0], "category": HELPFUL}]
     batches = reward.pack_groups(models, reference, groups, torch.float32, size=1)
     reward.fit(models, batches, c, torch.float32, loop=loop)
 

@@ -283,10 +283,15 @@ def test_linear_integration_is_the_mean_of_the_harm_models(reference):
     same(score(random_models(reference, integration="linear"), reference), want)
 
 
-def test_one_model_for_all(reference):
+def test_one_model_for_all_harm(reference):
+    """Beside the helpful one: as with seven, it is known which prompts are harmless."""
     models = random_models(reference, integration="one")
-    assert list(models.shadows) == models.names == ["all"]
-    same(score(models, reference), score(models, reference, categories=["insult"] * 4))
+    assert list(models.shadows) == models.names == ["harm", HELPFUL]
+    harm, helpful = (score(models, reference, categories=[c] * 4) for c in ("insult", HELPFUL))
+    owner = Batch(PROMPTS, COMPLETIONS).owner
+    harmless = torch.tensor([name == HELPFUL for name in MIXED])[owner]
+    same(score(models, reference, categories=MIXED), torch.where(harmless, helpful, harm))
+    assert harmless.any() and not harmless.all() and (harm - helpful).abs().min() > 1e-3
 
 
 def test_rewards_start_at_zero(reference):
@@ -439,11 +444,13 @@ def test_fit_needs_groups_of_every_model(reference):
         fitted(reference, groups)
 
 
-def test_one_model_is_fitted_on_all(reference):
+def test_one_model_is_fitted_on_all_harm(reference):
     groups = separable(NAMES, n=2)
     models, batches, records = fitted(reference, groups, integration="one", size=4)
-    assert {r["model"] for r in records} == {"all"} and len(batches) == 4
-    check_standard(rewards_of(models, reference, groups, samples_of(groups)))
+    assert {r["model"] for r in records} == {"harm", HELPFUL} and len(batches) == 5  # of 14 and 2
+    for harmless in (False, True):
+        mine = [g for g in groups if (g["category"] == HELPFUL) == harmless]
+        check_standard(rewards_of(models, reference, mine, samples_of(mine)))
 
 
 def test_contrasts_are_pushed_down_and_left_out_of_the_scale(reference):

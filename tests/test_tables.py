@@ -299,10 +299,13 @@ def test_numbers_of_the_text():
     s = by["laptop-fp32", DRIRL, 0]["seconds"]
     told.append(f"SFT {s['sft']:.0f} s, IRL {s['irl']:.0f}, GRPO-S {s['grpo']:.0f}")
     facts = lambda v, kind, what: [
-        100 * by["laptop-few", f"{v}: rewards", n]["auc"][kind][what] for n in range(3)
+        100 * by[of, f"{v}: rewards", n]["auc"][kind][what]
+        for n in range(3)
+        for of in ("laptop-few-untold" if v == "1RW" else "laptop-few",)
     ]
     best = [facts(v, "harmful", "best_right") for v in ("7RW", "linear", "1RW")]
-    rates = "by seven models, {:.1f}% by their mean and {:.1f}% by one (a random sample: {:.1f}%)"
+    rates = "by seven models, {:.1f}% by their mean and {:.1f}% by one for all prompts"
+    rates += " (a random sample: {:.1f}%)"
     chance = mean(facts("1RW", "harmful", "right"))
     told.append(f"{mean(best[0]):.1f}% " + rates.format(*map(mean, best[1:]), chance))
     more, gap = minus(best[0], best[2]), mean(best[0]) - mean(best[1])
