@@ -260,12 +260,20 @@ def test_numbers_of_the_text():
     five = claim(tables.grouped(records)["laptop-few"], DRIRL, START)
     last = minus(gaps("laptop-few", DRIRL), gaps("laptop-few", START))[3:]
     told.append(f"**met**: {five['points']:+.1f} (seeds 3 and 4: {each(last)})")
-    told.append("shown: by seed [{:+.1f}, {:+.1f}];".format(*five["by_seed"]))
+    told.append("shown: by seed [{:+.1f}, {:+.1f}].".format(*five["by_seed"]))
     told.append(f"five seeds, {five['points']:+.1f} points, shown")
     assert five["over_prompts"][0] > 0 and five["by_seed"][0] > 0 and five["seeds"] == 5
-    for rival in (CONTINUED, tables.RFT):
-        lead = gaps("laptop-few", DRIRL)[4] - gaps("laptop-few", rival)[-1]
-        told.append(f"seed 4: {lead:+.1f}; others not yet")
+    known = lambda v: [n for n in range(5) if ("laptop-few", v, n) in by]
+    lead = lambda a, b: [
+        gap(by["laptop-few", a, n]) - gap(by["laptop-few", b, n]) for n in known(a) if n in known(b)
+    ]
+    for rival in (CONTINUED, tables.RFT, tables.ANCHORS):
+        x, seeds = lead(DRIRL, rival), ", ".join(map(str, known(rival)))
+        told.append(f"seeds {seeds}: {mean(x):+.1f} ({each(x)})")
+    lost, seeds = mean(lead(START, CONTINUED)), ", ".join(map(str, known(CONTINUED)))
+    told.append(f"It ends {lost:.1f} points below its start (seeds {seeds}; not shown)")
+    moved = [f"{x:+.1f}" for x in lead(tables.ANCHORS, START)]
+    told.append(f"moves its start by {', '.join(moved[:-1])} and {moved[-1]} points")
     z = lambda r, kind: NormalDist().inv_cdf(
         (r["rates"][kind][0] + 0.5) / (r["rates"][kind][1] + 1)
     )
@@ -277,7 +285,7 @@ def test_numbers_of_the_text():
     more = mean(gain["laptop"]) - mean(gain["laptop-first"])
     told.append(f"laptop gained {more:.1f} points more with it than without")
     ahead = mean(minus(gaps("laptop-few-first", START), gaps("laptop-few-first", CONTINUED)))
-    told.append(f"It ends {ahead:.1f} points below its own start")
+    told.append(f"SFT continued ended {ahead:.1f} points below its start")
     logged = tables.read_records(tables.LAB / "results/metrics.jsonl")
     alphas = [r["alpha"] for r in logged if r.get("alpha")]
     spread = [np.std(a) for a in alphas]
