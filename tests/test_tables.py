@@ -306,22 +306,23 @@ def test_numbers_of_the_text():
     told.append("two AVX2 cores, gained {:.1f} points.".format(*gains))
     s = by["laptop-fp32", DRIRL, 0]["seconds"]
     told.append(f"SFT {s['sft']:.0f} s, IRL {s['irl']:.0f}, GRPO-S {s['grpo']:.0f}")
-    facts = lambda v, kind, what: [
-        100 * by[of, f"{v}: rewards", n]["auc"][kind][what]
-        for n in range(3)
-        for of in ("laptop-few-untold" if v == "1RW" else "laptop-few",)
+    facts = lambda v, kind, what, of="laptop-few": [
+        100 * by[of, f"{v}: rewards", n]["auc"][kind][what] for n in range(3)
     ]
-    best = [facts(v, "harmful", "best_right") for v in ("7RW", "linear", "1RW")]
-    rates = "by seven models, {:.1f}% by their mean and {:.1f}% by one for all prompts"
-    rates += " (a random sample: {:.1f}%)"
-    chance = mean(facts("1RW", "harmful", "right"))
-    told.append(f"{mean(best[0]):.1f}% " + rates.format(*map(mean, best[1:]), chance))
-    more, gap = minus(best[0], best[2]), mean(best[0]) - mean(best[1])
+    untold = lambda kind: facts("1RW", kind, "best_right", "laptop-few-untold")
+    seven, linear, one = (facts(v, "harmful", "best_right") for v in ("7RW", "linear", "1RW"))
+    chance, last = facts("1RW", "harmful", "right"), untold("harmful")
+    rates = "{:.1f}% by seven models, {:.1f}% by their mean, {:.1f}% by one (a random sample: "
+    rates += "{:.1f}%), and {:.1f}% by one that learns from harmless prompts too"
+    told.append(rates.format(*map(mean, (seven, linear, one, chance, last))))
+    more, gap = minus(seven, last), mean(seven) - mean(linear)
     told.append(f"each seed: met ({each(more)}); by 10 points: **not met** ({mean(more):+.1f})")
     told.append(f"linear: met ({gap:+.1f})")
-    best = [mean(facts(v, HELPFUL, "best_right")) for v in ("7RW", "1RW")]
+    less = minus(one, seven)
+    told.append(f"**met**: {mean(less):+.1f} ({each(less)})")
+    best, last = mean(facts("7RW", HELPFUL, "best_right")), mean(untold(HELPFUL))
     chance = mean(facts("1RW", HELPFUL, "right"))
-    told.append("best is right for {:.1f}%, the one model's for {:.1f}%, less than".format(*best))
+    told.append(f"best is right for {best:.1f}%, that last one's for {last:.1f}%, less than")
     told.append(f"a random sample ({chance:.1f}%)")
     marks = tables.read_records(tables.LAB / "results/sense.jsonl", "readers")
     models = "base", "SFT warm start", "DR-IRL from it"
