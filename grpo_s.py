@@ -10,10 +10,10 @@ Prompt q of category j, samples o_i, demonstration y; sigma is the sigmoid (vers
     rho    = pi / pi_old, clipped to 1 - clip .. 1 + clip_high; clip_high 0: rho is 1 where A > 0
     k3     = exp(d) - d - 1,  d = log pi_ref - log pi                   loss
 
-pi_old draws a rollout. Each update then learns from n sequences. With
-one update a rollout, the default, pi is pi_old: rho is 1, and nothing is clipped.
+pi_old draws a rollout. Each update then learns from n sequences. With one update a rollout, the
+default, pi is pi_old: rho is 1, and nothing is clipped.
 
-Our decisions, where our notes of the paper are silent:
+Decisions where the notes are silent:
 1. alpha multiplies the normalised advantage; scaling a group's rewards before would cancel.
 2. The gap is demonstration minus sample, as in DAMA (arXiv 2502.01943).
 3. The denominators' means start from IRL's samples; mean <- (mean + batch mean) / 2.
@@ -24,7 +24,7 @@ Our decisions, where our notes of the paper are silent:
 8. k3 estimates KL(pi, pi_ref); its gradient, samples held fixed, is that of KL(pi_ref, pi).
 9. Log-probs here are at temperature 1; samples drawn at another make rho and k3 biased.
 10. A prompt without a demonstration borrows, for W and gap, that of the most similar one in j.
-11. members ends: only the best and worst of G, and ties, are learnt from.
+Ours, off by default: 11. members ends: only the best and worst of G, and ties, are learnt from.
 12. clip_high 0: no ratio; a good sample's gradient is A grad log pi, as in SFT.
 13. anchor: demonstrations join each update with advantage 1, and under the KL penalty.
 14. With several updates a pass ends with a running mean of its weights. --grpo-passes: each starts

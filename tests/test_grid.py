@@ -111,7 +111,7 @@ def test_measure(monkeypatch):
 SMALL = {"run.per_category": 3, "run.max_new_tokens": 12, "sft.steps": 3, "sft.batch": 4}
 SMALL |= {"sft.lr": 1e-2, "irl.prompts": 2, "grpo.open_prompts": True}
 SMALL |= {"grpo.rollouts": 2, "grpo.prompts": 8, "grpo.batch": 4, "grpo.lr": 1e-2}
-SMALL |= {"grpo.blocks": 0, "irl.contrast": 2}
+SMALL |= {"grpo.blocks": 0, "grpo.anchor": 2, "grpo.passes": 2, "irl.contrast": 2}
 
 
 @pytest.fixture
@@ -163,8 +163,10 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     assert set(found[CONTINUED]["seconds"]) == {"sft", "baseline"}
     assert found["1RW static"]["settings"]["--irl-integration"] == "one"
     assert first["settings"]["--eval-prompts"] == 0  # all of them
-    # three have none; from an even pool unbalanced is balanced; anchors alone learns nothing here
+    # three have none; from an even pool unbalanced is balanced; to the judge all samples are alike,
+    # so that his policy learns from the anchors alone
     assert len(models) == len(VARIANTS) - 5
+    assert found["the judge as reward"]["verdicts"] == found["anchors alone"]["verdicts"]
     said = json.loads((tmp_path / "grid/answers/standard 0 DPO.json").read_text())
     told = "".join(a["verdict"][0] for a in said[:7])
     assert told == found[DPO]["verdicts"]["harmful"]

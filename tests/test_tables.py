@@ -283,7 +283,7 @@ def test_numbers_of_the_text():
     less = minus(gain["laptop-few"], again)
     told.append("gained {:.1f}, {:.1f} and {:.1f} points less".format(*less))
     more = mean(gain["laptop"]) - mean(gain["laptop-first"])
-    told.append(f"laptop gained {more:.1f} points more with it than without")
+    told.append(f"Extrapolation added {more:.1f} points here")
     ahead = mean(minus(gaps("laptop-few-first", START), gaps("laptop-few-first", CONTINUED)))
     told.append(f"SFT continued ended {ahead:.1f} points below its start")
     logged = tables.read_records(tables.LAB / "results/metrics.jsonl")
@@ -313,13 +313,14 @@ def test_numbers_of_the_text():
     seven, linear, one = (facts(v, "harmful", "best_right") for v in ("7RW", "linear", "1RW"))
     chance, last = facts("1RW", "harmful", "right"), untold("harmful")
     rates = "{:.1f}% by seven models, {:.1f}% by their mean, {:.1f}% by one (a random sample: "
-    rates += "{:.1f}%), and {:.1f}% by one that learns from harmless prompts too"
+    rates += "{:.1f}%), and {:.1f}% by one for harmless prompts too"
     told.append(rates.format(*map(mean, (seven, linear, one, chance, last))))
     more, gap = minus(seven, last), mean(seven) - mean(linear)
     told.append(f"each seed: met ({each(more)}); by 10 points: **not met** ({mean(more):+.1f})")
     told.append(f"linear: met ({gap:+.1f})")
     less = minus(one, seven)
     told.append(f"**met**: {mean(less):+.1f} ({each(less)})")
+    assert abs(mean(less)) < 2
     best, last = mean(facts("7RW", HELPFUL, "best_right")), mean(untold(HELPFUL))
     chance = mean(facts("1RW", HELPFUL, "right"))
     told.append(f"best is right for {best:.1f}%, that last one's for {last:.1f}%, less than")
@@ -331,7 +332,7 @@ def test_numbers_of_the_text():
         for mark, model in ((mark, model) for mark in ("nonsense", "sense") for model in models):
             some = [r["readers"] for r in mine if r["model"] == model]
             found.append(" and ".join(str(sum(x[n] == mark for x in some)) for n in (0, 1)))
-        told.append("base {}, warm start {}, DR-IRL {}. Sense: {}, {}, {}.".format(*found))
+        told.append("base {}, warm start {}, DR-IRL {}. Sense: {}, {}, {}".format(*found))
         told.append(f"agree on {sum(len(set(r['readers'])) == 1 for r in mine)} of {len(mine)}")
     assert [x for x in told if x not in text] == []
 
