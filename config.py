@@ -79,7 +79,7 @@ class IRLConfig:
     beta: float = setting(1.0, "weight of the KL penalty that makes pi_r ~ pi_ref exp(r / beta)")
     reward_blocks: int = setting(0, "top blocks each reward model owns; 0: all", low=0)
     integration: str = setting(
-        "categorized", "linear: the seven's mean; one: for all", choices="categorized linear one"
+        "categorized", "linear: the models' mean; one: one model", choices="categorized linear one"
     )
 
 
@@ -100,7 +100,7 @@ class GRPOConfig:
     clip: float = setting(0.2, "bad samples: no gradient once pi / pi_old is below 1 - clip")
     clip_high: float = setting(0.2, "good samples: no gradient above 1 + this; 0: as in SFT", low=0)
     beta_kl: float = setting(0.04, "weight of the KL penalty to the warm start", low=0)
-    open_prompts: bool = setting(False, "draw prompts without demonstration in categories with 8")
+    open_prompts: bool = setting(False, "draw prompts without demonstration, where there are 8")
     scaling: str = setting(
         "product", "alpha; spread: the product ** 8", choices="none data model product sum spread"
     )

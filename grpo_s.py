@@ -13,7 +13,7 @@ Prompt q of category j, samples o_i, demonstration y; sigma is the sigmoid (vers
 pi_old draws a rollout. Each update then learns from n sequences. With one update a rollout, the
 default, pi is pi_old: rho is 1, and nothing is clipped.
 
-Decisions where the notes are silent:
+Decisions where the paper's public notes are silent:
 1. alpha multiplies the normalised advantage; scaling a group's rewards before would cancel.
 2. The gap is demonstration minus sample, as in DAMA (arXiv 2502.01943).
 3. The denominators' means start from IRL's samples; mean <- (mean + batch mean) / 2.

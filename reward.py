@@ -10,7 +10,7 @@ and lowers what the policy would say instead:
     grad l = (1/beta) E_(x,y)~D [ grad r(x, y) - E_z~pi_r(.|x) grad r(x, z) ]
 
 irl_loss estimates the second term by importance weights; linear and logistic replace it by simpler
-ones (the laptop's is logistic). `fit` takes the steps. Decisions where the notes are silent:
+ones (the laptop's is logistic). `fit` takes the steps. Decisions where public notes are silent:
 1. A shadow model is a trained copy of the warm start's top blocks with a linear head. Its reward
    is the mean over response tokens; the last token alone learnt slower. Lower blocks are shared.
 2. An eighth model, helpful, learns from harmless prompts: four times as many, as they vary more.
@@ -91,7 +91,7 @@ class RewardModels(nn.Module):
 
     def __init__(self, reference: Transformer, c: IRLConfig):
         super().__init__()
-        one = c.integration == "one"  # for all harm categories
+        one = c.integration == "one"  # model for all harm categories
         self.model_of = {x: "harm" if one else x for x in CATEGORIES} | {HELPFUL: HELPFUL}
         self.names = list(dict.fromkeys(self.model_of.values()))
         self.below = max(0, reference.config.layers - c.reward_blocks) if c.reward_blocks else 0

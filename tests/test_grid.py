@@ -148,6 +148,8 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     counted = lambda *a: made.append(a) or rolled(*a)
     monkeypatch.setattr(rivals.grpo_s, "roll_out", counted)
     monkeypatch.setattr(grid, "measure", measured)
+    dpo, steps = rivals.dpo_train, []
+    monkeypatch.setattr(rivals, "dpo_train", lambda *a: steps.append(a[7]) or dpo(*a))
     assert grid.main([*world, "standard"]) == 0, capsys.readouterr().err
     found = {r["variant"]: r for r in lines(tmp_path)}
     assert list(found) == list(VARIANTS)
@@ -164,14 +166,14 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     assert found["1RW static"]["settings"]["--irl-integration"] == "one"
     assert first["settings"]["--eval-prompts"] == 0  # all of them
     # three have none; from an even pool unbalanced is balanced; to the judge all samples are alike,
-    # so that his policy learns from the anchors alone
+    # so that policy learns from the anchors alone
     assert len(models) == len(VARIANTS) - 5
     assert found["the judge as reward"]["verdicts"] == found["anchors alone"]["verdicts"]
     said = json.loads((tmp_path / "grid/answers/standard 0 DPO.json").read_text())
     told = "".join(a["verdict"][0] for a in said[:7])
     assert told == found[DPO]["verdicts"]["harmful"]
     # of 16 variants with two rollouts each, those of one start and reward share the first
-    assert len(made) == 20
+    assert len(made) == 20 and steps == [2 * 2 * 2]  # rollouts, updates of a pass, passes
     folder = tmp_path / "grid/standard/seed-0"
     assert {p.name for p in folder.iterdir()} == {"start"}
 

@@ -141,6 +141,14 @@ def test_no_tokens(dtype):
     got.sum().backward()
 
 
+def test_half_precision():
+    """float16 is no error; its logits are rounded, the rest is in float32."""
+    h, W, t, _ = problem(4)
+    got = token_logprobs(h.half(), W.half(), t)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, token_logprobs(h, W, t).float(), atol=0.02, rtol=0.01)
+
+
 def test_logprob_errors():
     h, W, t, _ = problem(4)
     shapes = ((h[0], W, t), (h[:, :3], W, t), (h, W, t[:3]), (h, W[0], t), (h, W, t[:, None]))
