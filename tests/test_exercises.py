@@ -203,6 +203,11 @@ BORROWED = [
     "import importlib\ndef group_advantage(*a):\n"
     "    return importlib.import_module('kernels').group_advantage(*a)",
     "import kernels\ndef group_advantage(*a):\n    return getattr(kernels, 'group_advantage')(*a)",
+    "import kernels\ngroup_advantage = lambda *a: getattr(kernels, 'group_advantage', None)(*a)",
+    "import kernels\ngroup_advantage = lambda *a: vars(kernels)['group_advantage'](*a)",
+    "import kernels\ngroup_advantage = lambda *a: kernels.__dict__['group_advantage'](*a)",
+    "import importlib\ndef group_advantage(*a):\n"
+    "    return importlib.import_module('teach.exercises.answers').group_advantage(*a)",
     "from teach.exercises.answers import group_advantage",
     "import teach.exercises.answers as a\ngroup_advantage = a.group_advantage",
 ]
@@ -213,6 +218,10 @@ def test_borrowed_answers_are_flagged(text, tmp_path):
     (tmp_path / "ex13_group_advantage.py").write_text(text + "\n")
     with pytest.raises(Unusable, match="^imports the function it should implement: (kern|teach)"):
         answers("ex13_group_advantage", grader("ex13_group_advantage"), tmp_path)
+    if "reference" not in text and "*" not in text.partition("\n")[0]:  # in one file as well
+        with pytest.raises(Unusable, match="^imports the function it should implement: "):
+            path = tmp_path / "ex13_group_advantage.py"
+            answers("ex13_group_advantage", grader("ex13_group_advantage"), path)
 
 
 def test_what_may_be_borrowed(tmp_path):

@@ -18,7 +18,7 @@ from torch import Tensor
 def similarity(response: Tensor, demonstration: Tensor) -> Tensor:
     """W = mean_k max_l cos(response_k, demonstration_l) (DR-IRL v3; hardness: 1 - W).
 
-    response, demonstration: a row (D,) per sub-sentence, of any norm, not changed in place.
+    response, demonstration: a row (D,) per sub-sentence, of any norm above 0, not changed in place.
     Returns a scalar tensor in [-1, 1], in their dtype; 0 if either has no rows.
     """
     raise NotImplementedError

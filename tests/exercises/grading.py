@@ -61,12 +61,15 @@ def answers(exercise: str, grader, given: str | Path = "") -> SimpleNamespace:
     else:
         path = ROOT / given
         if path.is_file():  # its functions take the places of the stubs'
-            module, more = load(exercise, STUBS / f"{exercise}.py"), vars(load("answers", path))
+            given = load("answers", path)
+            refuse_borrowed(given, path, {*grader.MIRRORS})  # others it may need elsewhere
+            module, more = load(exercise, STUBS / f"{exercise}.py"), vars(given)
             own = vars(module)
             own.update({k: v for k, v in more.items() if k in own and not k.startswith("__")})
         else:
             module = load(exercise, path / f"{exercise}.py")
-            refuse_borrowed(module, path / f"{exercise}.py", grader)
+            borrowed = {*grader.MIRRORS, *getattr(grader, "BORROWED", ())}
+            refuse_borrowed(module, path / f"{exercise}.py", borrowed)
         if missing := [name for name in names if not hasattr(module, name)]:
             raise Unusable(f"has no function {missing[0]}")
         found = {name: getattr(module, name) for name in names}
@@ -74,9 +77,8 @@ def answers(exercise: str, grader, given: str | Path = "") -> SimpleNamespace:
     return SimpleNamespace(**{name: guarded(f, changes) for name, f in found.items()})
 
 
-def refuse_borrowed(module, path: Path, grader) -> None:
-    """Unusable if an answer takes what it should write: imports it, or reaches it in a module."""
-    paths = {*grader.MIRRORS, *getattr(grader, "BORROWED", ())}
+def refuse_borrowed(module, path: Path, paths: set[str]) -> None:
+    """Unusable if an answer takes one of `paths`: imports it, or reaches it in a module."""
     ours = [p for p in paths if not p.startswith("teach.")]
     banned = {id(f): p for p in ours if (f := resolved(p)) is not None}  # None: no Triton here
     # what stands there under any name; what a function imports or reaches is found in the text
@@ -97,14 +99,19 @@ def refuse_borrowed(module, path: Path, grader) -> None:
                 top = alias.name if alias.asname else alias.name.partition(".")[0]
                 names.setdefault(alias.asname or top, resolved(top))
     for node in ast.walk(tree):
-        value = None
+        home, name = None, None
         if isinstance(node, ast.Attribute):
-            value = getattr(owner(node.value, names), node.attr, None)
-        elif isinstance(node, ast.Call) and len(node.args) == 2 and isinstance(node.func, ast.Name):
-            if node.func.id == "getattr" and isinstance(node.args[1], ast.Constant):
-                value = getattr(owner(node.args[0], names), str(node.args[1].value), None)
-        if id(value) in banned:
-            found.append((banned[id(value)], node.lineno))
+            home, name = node.value, ast.Constant(node.attr)
+        elif isinstance(node, ast.Subscript):  # vars(module)["name"], module.__dict__["name"]
+            inner = node.value
+            inside = inner.args if isinstance(inner, ast.Call) and inner.args else [None]
+            home, name = getattr(inner, "value", inside[0]), node.slice
+        elif isinstance(node, ast.Call) and len(node.args) >= 2 and isinstance(node.func, ast.Name):
+            home, name = node.args[:2] if node.func.id == "getattr" else (None, None)
+        module, name = owner(home, names), str(getattr(name, "value", None))
+        value = getattr(module, name, None)
+        if id(value) in banned or getattr(module, "__name__", "") == "teach.exercises.answers":
+            found.append((banned.get(id(value), f"teach.exercises.answers.{name}"), node.lineno))
     if found:
         what, line = max(found, key=lambda f: f[1])
         where = f", line {line}" if line else ""

@@ -68,6 +68,9 @@ def test_far_below_zero(my):
     W = torch.tensor([[-20000.0, 0.0], [-20001.0, -20000.0]], dtype=torch.float64)
     want = torch.tensor([-math.log(1 + math.exp(-1)), -20000.0], dtype=torch.float64)
     same(my.token_logprobs(h, W, torch.tensor([0, 1])), want, "log-probs of logits near -20000")
+    got = my.token_logprobs(h[:1], torch.full_like(W, -1e30), torch.tensor([1]))
+    want = torch.tensor([-math.log(2)], dtype=torch.float64)
+    same(got, want, "log-probs of two logits of -1e30")
 
 
 def test_float32(my):

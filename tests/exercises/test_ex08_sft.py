@@ -85,3 +85,8 @@ def test_steps(my, scale, frozen):
             told += "; step 1 was right: is its gradient left over?" if step else ""
             same((p - q).abs().max().item(), 0.0, f"the largest error of the weights {told}", 1e-6)
     assert min(lengths) > 1 if scale == 1 else max(lengths) < 1, lengths
+
+
+def test_float32(my):
+    logps = torch.tensor([[-2.0, 0.0], [-1.0, -2.0]])
+    same(my.sft_loss(logps, logps < 0), torch.tensor(1.75), "the loss in float32, means 2 and 1.5")

@@ -109,3 +109,13 @@ def test_far_below_zero(my):
     want = (math.log(1 + math.exp(-1)) - 20000 + math.log(1 + math.exp(-1))) / 2
     demo = torch.zeros(2, dtype=torch.float64)
     same(my.irl_loss(demo, r).item(), want, "importance at rewards of -20000")
+    r = torch.full((1, 2), -1e30, dtype=torch.float64)
+    same(my.irl_loss(demo[:1], r).item(), -1e30, "importance at rewards of -1e30")
+
+
+@pytest.mark.parametrize(
+    "estimator, want", [("importance", math.log(3)), ("linear", 0.0), ("logistic", math.log(2))]
+)
+def test_float32(my, estimator, want):
+    got = my.irl_loss(torch.ones(2), torch.ones(2, 3), 1.0, estimator)
+    same(got, torch.tensor(want), f"{estimator} in float32, all rewards 1")

@@ -43,10 +43,10 @@ def test_similarity_by_hand(my):
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
-@pytest.mark.parametrize("K, L", [(0, 3), (3, 0), (0, 0)])
-def test_no_sentences(my, K, L, dtype):
+@pytest.mark.parametrize("K, L", [(0, 3), (3, 0), (0, 0), (2, 3)])
+def test_dtype_and_no_sentences(my, K, L, dtype):
     got = my.similarity(torch.ones(K, 2, dtype=dtype), torch.ones(L, 2, dtype=dtype))
-    same(got, torch.tensor(0.0, dtype=dtype), f"{K} sentences against {L}")
+    same(got, torch.tensor(float(K * L > 0), dtype=dtype), f"{K} sentences against {L} equal ones")
 
 
 @pytest.mark.parametrize(

@@ -63,3 +63,10 @@ def test_scaling_the_rewards_cancels(my, seed):
         a * b * plain,
         "alpha times the advantages of R: it does not",
     )
+
+
+@pytest.mark.parametrize("scaling", MODES)
+def test_float32(my, scaling):
+    want = torch.tensor([MODES[scaling](0.5, 1.5)])
+    got = my.difficulty_scale(torch.tensor([0.5]), torch.tensor([1.5]), scaling)
+    same(got, want, f"{scaling} of 0.5 and 1.5 in float32")

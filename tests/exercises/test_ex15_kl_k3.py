@@ -56,3 +56,8 @@ def test_clamp(my):
         torch.zeros(2, dtype=torch.float64),
         "its derivative there",
     )
+
+
+def test_float32(my):
+    got = my.kl_k3(torch.tensor([-2.0]), torch.tensor([-1.0]))
+    same(got, torch.tensor([math.e - 2]), "k3 of d = 1 in float32")

@@ -118,3 +118,11 @@ def test_micro_batches(my):
     same(sum(x for x, _ in found), total.detach(), "the sum of three micro-batches' losses")
     for name, value in told.items():
         same(sum(stats[name] for _, stats in found), value, f"of their {name}")
+
+
+def test_float32(my):
+    *parts, mask = (x.detach() for x in example(6, 5, 1))
+    want, told = slow(*parts, mask, 0.2, 0.2, 0.1)
+    got, stats = my.loss(*(x.float() for x in parts), mask, 0.2, 0.2, 0.1)
+    same(got, want.float(), "the loss in float32", 1e-5)
+    same(stats, told, "what it tells, in float32", 1e-5)

@@ -7,7 +7,7 @@ import pytest
 from exercises.grading import same
 
 MIRRORS, SECTION = ("teach.exercises.answers.refuses",), "Judging the answers"
-BORROWED = ("support.judge.judge",)
+BORROWED = ("support.judge.judge", "support.judge.PHRASES", "support.judge.normalised")
 RECALL, ALARMS = 16, 2  # of 20
 
 

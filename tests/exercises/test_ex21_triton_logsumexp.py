@@ -76,6 +76,10 @@ def test_hard_rows(my, V, block):
         "the rows near zero, closer",
         1e-5,
     )
+    z = torch.full((2, V), -1e30)
+    got = my.rows(z, torch.tensor([0, V - 1]), 1.0, block=block)[0]
+    near = [abs(x) <= math.log(V) + 1e-3 for x in got.tolist()]
+    same(near, [True, True], f"log-probs of -1e30s, {got.tolist()}: 0 to log V, by rounding")
 
 
 def test_compiles(my):

@@ -71,6 +71,10 @@ def test_far_rows(my):
     got = my.rows(z, targets, 1.0, g, block=16)
     same(got[0], logp, "log-probs of rows near -16384, 8192; -inf but for one; -30000", 2e-3)
     same(got[1], grad, "their gradient", 2e-3)
+    z = torch.full((2, 37), -1e30)
+    got = my.rows(z, torch.tensor([0, 37 - 1]), 1.0, torch.ones(2), block=16)[0]
+    near = [abs(x) <= math.log(37) + 1e-3 for x in got.tolist()]
+    same(near, [True, True], f"log-probs of -1e30s, {got.tolist()}: 0 to log V, by rounding")
 
 
 @pytest.mark.parametrize("garbage", (math.nan, math.inf))
