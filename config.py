@@ -7,6 +7,7 @@ list of departures, each with its reason, in recipes.json; `python drirl.py reci
 import json
 import re
 from dataclasses import Field, dataclass, field, fields, replace
+from operator import attrgetter
 from pathlib import Path
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -132,12 +133,6 @@ def settings() -> list[tuple[str, Field, str]]:
     return [(k, f, "--" + re.sub("[._]", "-", k.removeprefix("run."))) for k, f in found.items()]
 
 
-def get(c: Config, key: str):
-    """The value of a setting by its key, as "sft.lr"."""
-    section, name = key.split(".")
-    return getattr(getattr(c, section), name)
-
-
 def changed(c: Config, values: dict) -> Config:
     """The settings with {key: value} in them. An unknown key is a UserError."""
     known = {key for key, *_ in settings()}
@@ -162,7 +157,7 @@ def check(c: Config, name=lambda key, flag: flag) -> None:
     """Raises UserError for a value that would only fail minutes later. name: what to call it."""
     kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     for key, f, flag in settings():
-        value, rule, what = get(c, key), f.metadata, name(key, flag)
+        value, rule, what = attrgetter(key)(c), f.metadata, name(key, flag)
         allowed = (int, float) if f.type is float else (f.type,)
         if type(value) not in allowed or (f.type is str and re.search("[\0\ud800-\udfff]", value)):
             raise UserError(f"{what} {value!r}: want {kinds[f.type]}")

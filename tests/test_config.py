@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import fields
+from operator import attrgetter
 
 import pytest
 from conftest import ROOT, flags, make_world
 
 import config
 import drirl
-from config import Config, UserError, changed, check, get, settings, with_recipe
+from config import Config, UserError, changed, check, settings, with_recipe
 
 NUMBERS = [(key, f) for key, f, _ in settings() if f.type in (int, float)]
 WRITTEN = json.loads((ROOT / "recipes.json").read_text(encoding="utf-8"))
@@ -34,7 +35,7 @@ def test_every_setting_has_a_flag_with_its_sections_prefix_and_a_help():
 
 def test_values_are_changed_by_key_and_unknown_keys_fail():
     c = changed(Config(), {"grpo.lr": 0.25, "run.seed": 3})
-    assert (c.grpo.lr, get(c, "run.seed"), c.sft) == (0.25, 3, Config().sft)
+    assert (c.grpo.lr, attrgetter("run.seed")(c), c.sft) == (0.25, 3, Config().sft)
     for key in ("sft.speed", "ppo.lr", "lr", "grpo.samples.more", ""):
         with pytest.raises(UserError, match=f"^unknown setting {key}$"):
             changed(c, {key: 1})
@@ -104,7 +105,7 @@ def test_departures(name):
     """Each is of a known setting and type, has a reason of one line, and changes something."""
     below = config.RECIPES.get(WRITTEN[name].get("based on"), {})
     for key, (value, why) in (item for item in WRITTEN[name].items() if item[0] != "based on"):
-        before = below[key][0] if key in below else get(Config(), key)
+        before = below[key][0] if key in below else attrgetter(key)(Config())
         assert value != before and type(value) is type(before), key
         assert 5 < len(why) < 80 and "\n" not in why, key
 
@@ -122,8 +123,8 @@ def test_recipes(name):
     check(c)
     assert c.run.recipe == name
     for key, _, _ in settings():
-        want = departures[key][0] if key in departures else get(Config(), key)
-        assert get(c, key) == want or key == "run.recipe", key
+        want = departures[key][0] if key in departures else attrgetter(key)(Config())
+        assert attrgetter(key)(c) == want or key == "run.recipe", key
 
 
 def test_a_recipe_leaves_other_values_and_an_unknown_one_is_refused():
@@ -142,8 +143,8 @@ def test_the_stage_recipes_prints_the_tables(capsys):
         assert f"| {name} | paper | recipe | why |" in said
         for key, (value, why) in departures.items():
             flag = "--" + key.removeprefix("run.").replace(".", "-").replace("_", "-")
-            line = f"| {flag} | {get(Config(), key)} | {value} | {why} |"
-            assert (line in said) == (value != get(Config(), key)), line
+            line = f"| {flag} | {attrgetter(key)(Config())} | {value} | {why} |"
+            assert (line in said) == (value != attrgetter(key)(Config())), line
 
 
 def test_a_cpu_without_a_recipe(tmp_path, monkeypatch, capsys):

@@ -238,6 +238,13 @@ def test_numbers_of_the_text():
     for (least, on_the_mean), x in zip(claimed.values(), gain.values()):
         met = "met" if min(x) >= least and mean(x) >= on_the_mean else "not met"
         told.append(f"**{met}**: {mean(x):+.1f} ({each(x)})")
+    percent = measured(lambda r: rate(r, "gibberish"))
+    first = [mean(percent(k, DRIRL)[:3]) for k in ("laptop-first", "laptop-few-first")]
+    told.append("laptop {:.1f}%, laptop-few {:.1f}%, base ".format(*first))
+    assert {round(x) for k in claimed for x in percent(k, "base")} == {8}
+    told.append("base 8% (readers")
+    x = percent("laptop", DRIRL)
+    told.append(f"in seed {x.index(max(x))}: {max(x):.1f}% (mean {mean(x):.1f}%)")
     for k in ("laptop-first", "laptop"):
         told.append("ordinary met: " + ", ".join(f"{x:.1f}" for x in ordinary(k, DRIRL)) + "%")
     for rival in (START, CONTINUED, tables.RFT):
@@ -257,6 +264,12 @@ def test_numbers_of_the_text():
         told.append("refused {:+.1f} points, ordinary {:+.1f}, look-alikes {:+.1f}".format(*moved))
     again = minus(gaps("laptop-few-again", DRIRL), gaps("laptop-few-again", START))
     told.append("code, gained {:+.1f}, {:+.1f} and {:+.1f}.".format(*again))
+    mixed = {  # the repeats in place of seeds 0 to 2
+        v: [by["laptop-few-again" if n < 3 else "laptop-few-first", v, n] for n in range(5)]
+        for v in (DRIRL, START)
+    }
+    x = claim(mixed, DRIRL, START)
+    told.append("not shown: {:+.1f}, by seed [{:+.1f}, {:+.1f}]".format(x["points"], *x["by_seed"]))
     five = claim(tables.grouped(records)["laptop-few"], DRIRL, START)
     last = minus(gaps("laptop-few", DRIRL), gaps("laptop-few", START))[3:]
     told.append(f"**met**: {five['points']:+.1f} (seeds 3 and 4: {each(last)})")
@@ -287,6 +300,11 @@ def test_numbers_of_the_text():
     ahead = mean(minus(gaps("laptop-few-first", START), gaps("laptop-few-first", CONTINUED)))
     told.append(f"SFT continued ended {ahead:.1f} points below its start")
     logged = tables.read_records(tables.LAB / "results/metrics.jsonl")
+    held = [r for r in logged if "held_harmful_right" in r]  # before and after, a seed
+    right = lambda kind: [100 * mean([r[f"held_{kind}_right"] for r in held[i::2]]) for i in (0, 1)]
+    assert len(held) == 6 and [r["step"] for r in held] == [1, 192] * 3
+    told.append("right {:.0f}, then {:.0f}% (harmful), ".format(*right("harmful")))
+    told.append("{:.0f}, then {:.0f}% (harmless)".format(*right("helpful")))
     alphas = [r["alpha"] for r in logged if r.get("alpha")]
     spread = [np.std(a) for a in alphas]
     told.append(f"alpha goes from {min(map(min, alphas)):.2f} to {max(map(max, alphas)):.2f}")
@@ -294,6 +312,13 @@ def test_numbers_of_the_text():
     turns = [math.degrees(math.atan(np.std(a) / np.mean(a))) for a in alphas]
     told.append(f"by {min(turns):.0f} to {max(turns):.0f} degrees")
     zen4 = [by[k, DRIRL, n]["seconds"]["grpo"] for k in gain for n in range(3)]
+    few, most = ([f"{k}-first", k] for k in ("laptop-few", "laptop"))
+    ends = lambda keys, s: "{:.0f} to {:.0f}".format(
+        *(f(by[k, DRIRL, n]["seconds"][s] for k in keys for n in range(3)) for f in (min, max))
+    )
+    told.append(
+        f"SFT {ends(few, 'sft')} s (laptop: {ends(most, 'sft')}), IRL {ends(few + most, 'irl')},"
+    )
     told.append(f"GRPO-S {min(zen4):.0f} to {max(zen4):.0f}, of which")
     zen5 = [
         ("laptop-few-first", 3),

@@ -35,7 +35,7 @@ GRADERS = {e: importlib.import_module(f"exercises.test_{e}") for e in EXERCISES}
 GRADERS = {e: grader for e, grader in GRADERS.items() if grader.SECTION in SECTIONS}
 PAGES = ("README.md", "teach/README.md", "teach/WALKTHROUGH.md", "teach/exercises/README.md")
 OTHERS = ("CONTRIBUTING.md", "corpus/README.md", "kernels/README.md", "lab/RESULTS.md")
-OTHERS += ("lab/attempts.md",)
+OTHERS += ("lab/attempts.md", "teach/measured.md")
 HIDDEN = ("kernels.reference.advantage", "kernels.reference.rows")  # what mirrored ones call
 HIDDEN += ("kernels.triton_kernels.row_kernel",)
 # Triton's interpreter computes with numpy, which warns
@@ -294,6 +294,33 @@ def test_written_questions():
     for old, new in changes:
         assert f"{old}\n" in answers
         compile(answers.replace(old, new), "answers.py", "exec")
+
+
+def test_measured():
+    """The figures of the written questions are those of the recorded runs, teach/measured.md."""
+    page = (ROOT / "teach/measured.md").read_text(encoding="utf-8")
+    tables = []
+    for block in page.split("| refused, %: mean (each run) |")[1:]:
+        rows = re.findall(r"(?m)^\| ([^|]+) \|(.*)\|$", block)[1:]
+        cells = {name: re.findall(r"\(([^)]*)\)", row) for name, row in rows}
+        tables.append({k: [list(map(float, x.split(", "))) for x in v] for k, v in cells.items()})
+    first, *seeds = tables
+    end, start = first["DR-IRL from it"], first["SFT warm start"]
+    shown = re.findall(r"(?m)^\| (.*) \| (\d+) \| (\d+) \| ([\d.]+) \|$", SYLLABUS)
+    assert len(shown) == 1 + len(end[0]) == 10
+    for i, (_, harmful, lookalike, gap) in enumerate(shown, -1):
+        known = [x[max(i, 0)] for x in (end if i >= 0 else start)]
+        # a rate has one decimal there, and may have been rounded up to it
+        assert max(abs(int(harmful) - known[0]), abs(int(lookalike) - known[2])) < 0.56
+        assert float(gap) == known[3]
+        told = re.search(r"gibberish (\d+)%", shown[i + 1][0])
+        assert int(told[1]) == round(known[4]) if told else known[4] < 3
+    text = " ".join(SYLLABUS.split())
+    gains = [[y - x for x, y in zip(t["SFT warm start"][3], t["DR-IRL from it"][3])] for t in seeds]
+    each = lambda xs: ", ".join(f"{x + 0.0:.1f}" for x in xs)
+    assert f"adds {each(gains[0])} in seeds 0 to 2; without baseline, {each(gains[1])}." in text
+    starts = [each(t["SFT warm start"][3]) for t in seeds]
+    assert f"{starts[0]} balanced; {starts[2]} unbalanced" in text and starts[0] == starts[1]
 
 
 def test_readme_tables():
