@@ -304,7 +304,7 @@ def test_measured():
         rows = re.findall(r"(?m)^\| ([^|]+) \|(.*)\|$", block)[1:]
         cells = {name: re.findall(r"\(([^)]*)\)", row) for name, row in rows}
         tables.append({k: [list(map(float, x.split(", "))) for x in v] for k, v in cells.items()})
-    first, *seeds = tables
+    first, *seeds, both = tables
     end, start = first["DR-IRL from it"], first["SFT warm start"]
     shown = re.findall(r"(?m)^\| (.*) \| (\d+) \| (\d+) \| ([\d.]+) \|$", SYLLABUS)
     assert len(shown) == 1 + len(end[0]) == 10
@@ -316,6 +316,7 @@ def test_measured():
         told = re.search(r"gibberish (\d+)%", shown[i + 1][0])
         assert int(told[1]) == round(known[4]) if told else known[4] < 3
     text = " ".join(SYLLABUS.split())
+    assert "({}; answers.py: {})".format(*both["DR-IRL from it"][3]) in text
     gains = [[y - x for x, y in zip(t["SFT warm start"][3], t["DR-IRL from it"][3])] for t in seeds]
     each = lambda xs: ", ".join(f"{x + 0.0:.1f}" for x in xs)
     assert f"adds {each(gains[0])} in seeds 0 to 2; without baseline, {each(gains[1])}." in text
