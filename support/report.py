@@ -32,7 +32,7 @@ def save_figure(fig, path: Path) -> None:
 
 
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---")  # legible without colour
-STYLES, MARKS = ("-", "--", ":", "-."), "osv^DXP*"
+STYLES, MARKS = ("-", "--", ":", "-."), "osv^DXP*h"  # nine: with eight colours 72 looks
 COLORS = [f"tab:{c}" for c in "blue orange green red purple brown pink cyan".split()]
 
 
@@ -81,7 +81,7 @@ def picture_of_curves(path: Path, records: list[dict]) -> None:
             part = [r for r in rows if r.get("model") == model and r.get(key) is not None]
             points = [(r["step"], y) for r in part for y in np.ravel(r[key])]
             k = i if len(models) > 1 else j
-            look = dict(color=COLORS[k % 8], marker=MARKS[k % 8], ls=STYLES[j], lw=1, ms=4)
+            look = dict(color=COLORS[k % 8], marker=MARKS[k % 9], ls=STYLES[j], lw=1, ms=4)
             look["label"] = model if ax in axes[0] else key if len(keys) > 1 and i == 0 else None
             x = sorted({step for step, _ in points})
             if key == "alpha":
@@ -94,7 +94,8 @@ def picture_of_curves(path: Path, records: list[dict]) -> None:
             else:
                 ax.plot(x, [np.mean([y for at, y in points if at == step]) for step in x], **look)
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+            look = {"fontsize": 9, "handlelength": 3, "frameon": False}
+            ax.legend(loc="upper left", bbox_to_anchor=(1, 1), **look)
         ax.set_title(f"{stage}: {', '.join(keys[:2])}", fontsize=10)
         ax.set_xlabel("step")
     save_figure(fig, path)

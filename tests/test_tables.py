@@ -293,8 +293,6 @@ def test_numbers_of_the_text():
     d = measured(lambda r: z(r, "harmful") - z(r, "lookalike"))
     more = tables.spread(minus(d("laptop-few", DRIRL), d("laptop-few", START)), 2)
     told.append(f"of the threshold leaves alone, it is +{more}.")
-    less = minus(gain["laptop-few"], again)
-    told.append("gained {:.1f}, {:.1f} and {:.1f} points less".format(*less))
     more = mean(gain["laptop"]) - mean(gain["laptop-first"])
     told.append(f"Extrapolation added {more:.1f} points here")
     ahead = mean(minus(gaps("laptop-few-first", START), gaps("laptop-few-first", CONTINUED)))
@@ -407,6 +405,33 @@ def test_curves_of_several_runs(tmp_path, capsys):
     assert (tmp_path / "results/curves.png").exists()
     with pytest.raises(UserError, match="runs: of which runs"):
         tables.main(["runs"])
+
+
+@pytest.mark.parametrize("runs", (1, 2, 9))
+def test_legends_of_curves(tmp_path, monkeypatch, runs):
+    """The first panels name the runs, or one run's reward models; others the fields, by style."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(
+        report, "CURVES", ("sft loss", "irl gap_demo_minus_others", "grpo kl entropy")
+    )
+    names, records, found = [f"runs/{n}" for n in range(runs)], [], []
+    for name in names:
+        mine = [{"stage": "sft", "step": n, "loss": 1.0} for n in (1, 2)]
+        mine += [{"stage": "grpo", "step": n, "kl": 1.0, "entropy": 2.0} for n in (1, 2)]
+        irl = {"stage": "irl", "step": 1, "gap_demo_minus_others": 1.0}
+        mine += [irl | {"model": model} for model in ("crime", "ethics")]
+        records += mine if runs == 1 else [{**r, "model": name} for r in mine]
+    monkeypatch.setattr(report, "save_figure", lambda fig, path: found.extend(fig.axes))
+    report.picture_of_curves(tmp_path / "a.png", records)
+    said = [
+        [t.get_text() for t in ax.get_legend().texts] if ax.get_legend() else [] for ax in found
+    ]
+    several = names if runs > 1 else []
+    assert said[:3] == [several, several or ["crime", "ethics"], ["kl", "entropy"]]
+    looks = [{(x.get_color(), x.get_marker()) for x in ax.lines} for ax in found[:3]]
+    assert [len(x) for x in looks] == ([1, 2, 2] if runs == 1 else [runs] * 3)
+    styles = [line.get_linestyle() for line in found[2].lines]
+    assert styles == ["-", "--"] * runs
 
 
 def test_curves_of_several_seeds_are_in_order(tmp_path, monkeypatch):

@@ -317,6 +317,8 @@ def test_measured():
         assert int(told[1]) == round(known[4]) if told else known[4] < 3
     text = " ".join(SYLLABUS.split())
     assert "({}; answers.py: {})".format(*both["DR-IRL from it"][3]) in text
+    most = max(abs(x - y) for x, y in both["DR-IRL from it"])
+    assert f"by rounding alone *DR-IRL*'s rates may differ by {most:.0f} points" in text
     gains = [[y - x for x, y in zip(t["SFT warm start"][3], t["DR-IRL from it"][3])] for t in seeds]
     each = lambda xs: ", ".join(f"{x + 0.0:.1f}" for x in xs)
     assert f"adds {each(gains[0])} in seeds 0 to 2; without baseline, {each(gains[1])}." in text

@@ -21,7 +21,7 @@ def token_logprobs(h: Tensor, W: Tensor, targets: Tensor, temperature: float = 1
     """logp[n] = log softmax(W h_n / temperature)[targets[n]], in nats.
 
     h (N, D): hidden states. W here: the head (V, D). targets (N,) int64 in [0, V) -> (N,) in the
-    dtype of h, finite for logits of tens of thousands. Differentiable in h and W; with
+    dtype of h, finite for all finite logits. Differentiable in h and W; with
     p = softmax(W h / temperature): dlogp/dh = (W[target] - sum_v p_v W_v) / temperature.
     """
     raise NotImplementedError

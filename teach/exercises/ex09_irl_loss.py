@@ -14,8 +14,8 @@ to r / beta is that softmax. (2) Now list K samples y_k of another policy q, not
 What must be added to r_k / beta so that the sum over k estimates Z, up to the factor K? Both are
 one line, and the same line.
 
-Hint: rewards may be 10^4. exp and then log overflows; torch has a function that does not. The
-logistic form likewise.
+Hint: rewards may be huge, of either sign. exp and then log overflows; torch has a function
+that does not. The logistic form likewise.
 """
 
 import torch  # noqa: F401 (for you to use)

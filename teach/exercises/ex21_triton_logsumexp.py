@@ -8,7 +8,7 @@ time. The online form (Milakov and Gimelshein, arXiv 1805.02867) keeps both whil
 block raises the maximum from m to m', what was summed so far is multiplied by exp(m - m').
 FlashAttention uses the same trick.
 
-Hint: start the maximum at a large negative number such as -3.4e38. With -inf, a whole first block
+Hint: start the maximum at float32's lowest number, -3.4e38. With -inf, a whole first block
 of -inf columns would compute -inf - (-inf). Write 0.0, not 0, for a sum of floats: the compiler
 refuses a variable that changes its type in a loop. Columns beyond V belong to the next row: what
 may a masked lane load so that neither maximum nor sum notices?

@@ -61,9 +61,9 @@ def answers(exercise: str, grader, given: str | Path = "") -> SimpleNamespace:
     else:
         path = ROOT / given
         if path.is_file():  # its functions take the places of the stubs'
-            given = load("answers", path)
-            refuse_borrowed(given, path, {*grader.MIRRORS})  # others it may need elsewhere
-            module, more = load(exercise, STUBS / f"{exercise}.py"), vars(given)
+            whole = load("answers", path)
+            refuse_borrowed(whole, path, {*grader.MIRRORS})  # others it may need elsewhere
+            module, more = load(exercise, STUBS / f"{exercise}.py"), vars(whole)
             own = vars(module)
             own.update({k: v for k, v in more.items() if k in own and not k.startswith("__")})
         else:
@@ -89,8 +89,10 @@ def refuse_borrowed(module, path: Path, paths: set[str]) -> None:
             whole = [f"{node.module}.{alias.name}" for alias in node.names]
             found += [(p, node.lineno) for p in whole if p.startswith("teach.exercises.answers")]
             for alias, p in zip(node.names, whole):
-                names.setdefault(alias.asname or alias.name, resolved(p))
-                if id(resolved(p)) in banned:
+                here = alias.asname or alias.name
+                names.setdefault(here, resolved(p))
+                replaced = node in tree.body and id(vars(module).get(here)) not in banned
+                if id(resolved(p)) in banned and not replaced:  # by a function of its own
                     found.append((banned[id(resolved(p))], node.lineno))
         elif isinstance(node, ast.Import):
             for alias in node.names:
@@ -108,9 +110,9 @@ def refuse_borrowed(module, path: Path, paths: set[str]) -> None:
             home, name = getattr(inner, "value", inside[0]), node.slice
         elif isinstance(node, ast.Call) and len(node.args) >= 2 and isinstance(node.func, ast.Name):
             home, name = node.args[:2] if node.func.id == "getattr" else (None, None)
-        module, name = owner(home, names), str(getattr(name, "value", None))
-        value = getattr(module, name, None)
-        if id(value) in banned or getattr(module, "__name__", "") == "teach.exercises.answers":
+        place, name = owner(home, names), str(getattr(name, "value", None))
+        value = getattr(place, name, None)
+        if id(value) in banned or getattr(place, "__name__", "") == "teach.exercises.answers":
             found.append((banned.get(id(value), f"teach.exercises.answers.{name}"), node.lineno))
     if found:
         what, line = max(found, key=lambda f: f[1])
@@ -122,7 +124,7 @@ def resolved(path: str):
     """What a dotted path names, or None."""
     try:
         return pkgutil.resolve_name(path)
-    except (AttributeError, ImportError, ValueError):
+    except (AttributeError, ImportError, TypeError, ValueError):
         return None
 
 

@@ -50,7 +50,7 @@ def test_choose(my, B, V, temperature, seed):
 
 
 def test_float64(my):
-    """A draw just below a half belongs to the first of two equal tokens; in float32 it is 1/2."""
+    """A draw just below a half belongs to the first of two equal tokens. In float32 it is 1/2."""
     draws = torch.tensor([0.5 - 1e-12, 0.5 + 1e-12], dtype=torch.float64)
     got = my.choose(torch.zeros(2, 2, dtype=torch.float64), 1.0, draws)
     same(got, torch.tensor([0, 1]), "draws of 1e-12 below and above a half, two equal tokens")

@@ -75,7 +75,7 @@ def test_equal_beside_others(my):
     want = torch.tensor([[0.0, 0.0], [-1.0, 1.0], [0.0, 0.0]])
     for alpha in (1.0, torch.ones(3, 1)):
         got = my.group_advantage(R, alpha, 0.0)
-        same(got, want, "two equal groups, one that is not; float32, eps 0", 0.0)
+        same(got, want, f"two equal groups, one that is not; float32, alpha {alpha}, eps 0", 0.0)
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (3, 2), (1,), (1, 1), (1, 3, 3), (3, 1, 1)])
