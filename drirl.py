@@ -119,7 +119,7 @@ def stage_irl(run: Run) -> None:
     beside = {"samples.json": as_json(drawn), "report.json": as_json(report)}
     save_rewards(models, run.folder / "rewards", beside)
     for kind, r in report.items():
-        told = "AUC {auc:.2f} ({good} against {bad} samples; {auc_length:.2f} by length alone)"
+        told = "AUC {auc:.2f} ({good} good, {bad} bad samples; length alone: {auc_length:.2f})"
         print(f"rewards, held-out {kind} prompts:", told.format(**r).replace("nan", "none"))
 
 
@@ -168,7 +168,7 @@ def stage_eval(run: Run) -> None:
         model = run.load(folder, run.dtype)
         results.append(evaluate.evaluate(model, chat, rows, run.c.run.max_new_tokens, label))
     facts = [run.base().name, f"recipe {run.c.run.recipe or 'none'}", f"seed {run.c.run.seed}"]
-    facts += [run.file("prompts").name, f"{len(held & learnt)} of them are harmful demonstrations"]
+    facts += [run.file("prompts").name, f"{len(held & learnt)} prompts are harmful demonstrations"]
     facts += [time.strftime("%Y-%m-%d"), machine(run.device)]
     facts += [str(run.dtype)[6:], "seconds: " + ", ".join(f"{k} {v}" for k, v in times.items())]
     print(write_report(run.folder, results, records, "; ".join(facts)))

@@ -152,7 +152,7 @@ def group(plt):
     told = [f"mean {mean:.2f}, std {std:.2f}\nof o1 to o4", "alpha = alphaD · alphaM\n"]
     told[1] += "{:.2f} = {:.2f} · {:.2f}".format(*(a.item() for a in alpha.values()))
     told += [f"white: not learnt from;\neps {LAPTOP.std_eps} beside std"]
-    told += ["in % of their 20%: a\ntoy policy's five answers"]
+    told += ["change in %, each from 20%\n(a toy policy)"]
     titles = "1  reward R", "2  A, the paper's", "3  A, the recipe's", "4  pi after an update"
     values = [x[0].tolist() for x in (scores, paper[:, :4], A[:, :4], 100 * change[None])]
     for ax, x, title, below in zip(axes, values, titles, told):

@@ -440,7 +440,7 @@ def test_held_out_prompts_that_are_demonstrations_are_told(copy, tmp_path):
     known = json.loads((folder / "data/balanced.jsonl").read_text().split("\n")[0])["prompt"]
     rows(tmp_path / "p.jsonl", {"prompt": known.upper()}, {"prompt": "Hello?"})
     assert drirl.main(["eval", *argv, "--prompts", str(tmp_path / "p.jsonl")]) == 0
-    assert "; 1 of them are harmful demonstrations; " in (folder / "report.md").read_text()
+    assert "; 1 prompts are harmful demonstrations; " in (folder / "report.md").read_text()
 
 
 def test_only_what_is_used_must_fit(runs, tmp_path):

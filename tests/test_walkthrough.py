@@ -289,7 +289,8 @@ def test_written_questions():
     answers = (ROOT / "teach/exercises/answers.py").read_text(encoding="utf-8")
     questions = SYLLABUS.partition("## Written questions")[2].split("\n### ")[1:]
     assert len(questions) == 6 and all(q.count("<summary>Key") == 1 for q in questions)
-    changes = re.findall(r"```diff\n-([^\n]+)\n\+([^\n]+)\n```", SYLLABUS)
+    page = (ROOT / "teach/measured.md").read_text(encoding="utf-8")
+    changes = re.findall(r"```diff\n-([^\n]+)\n\+([^\n]+)\n```", page)
     assert len(changes) == 5
     for old, new in changes:
         assert f"{old}\n" in answers
@@ -316,7 +317,7 @@ def test_measured():
         told = re.search(r"gibberish (\d+)%", shown[i + 1][0])
         assert int(told[1]) == round(known[4]) if told else known[4] < 3
     text = " ".join(SYLLABUS.split())
-    assert "({}; answers.py: {})".format(*both["DR-IRL from it"][3]) in text
+    assert "(the project's code {}, answers.py {})".format(*both["DR-IRL from it"][3]) in text
     most = max(abs(x - y) for x, y in both["DR-IRL from it"])
     assert f"by rounding alone *DR-IRL*'s rates may differ by {most:.0f} points" in text
     gains = [[y - x for x, y in zip(t["SFT warm start"][3], t["DR-IRL from it"][3])] for t in seeds]

@@ -21,13 +21,13 @@ from kernels import group_advantage  # noqa: F401 (for you to use; or your exerc
 
 
 def advantages(R: Tensor, alpha: Tensor, anchors: int, g: GRPOConfig) -> tuple[Tensor, Tensor]:
-    """A and learnt, both (P + anchors, G + 1): a column per sample, the demonstration's last.
+    """A and learnt, both (P + anchors, G + 1): a column per sample, then the demonstrations'.
 
     R (P, G), alpha (P, 1). The first P rows are the prompts whose samples were scored, the rows
     below are the anchors' prompts, without samples.
     A, in R's dtype: of a sample, group_advantage(R, alpha, g.std_eps). All other cells are 1.
     learnt, bool: of the samples, all if g.members is "all". If it is "ends", those whose reward is
-    the largest or the smallest of their group, unless their A is 0. Of the demonstrations, the
-    anchors' alone. No other cell.
+    the largest or the smallest of their group, unless their A is 0. In the last column, only the
+    anchors' rows. All else is False.
     """
     raise NotImplementedError

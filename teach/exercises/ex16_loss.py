@@ -17,6 +17,8 @@ their number would let long answers count more.
 import torch  # noqa: F401 (for you to use)
 from torch import Tensor
 
+from grpo_s import kl_k3  # noqa: F401 (for you to use; or your exercise 15)
+
 
 def loss(
     logp: Tensor,
@@ -33,15 +35,15 @@ def loss(
                                          - beta_kl k3 ]
 
     (GRPO, arXiv 2402.03300; DR-IRL v3.) logp, logp_old, logp_ref (B, T): log-probs, where
-    rho = exp(logp - logp_old), k3 = exp(d) - d - 1, d = logp_ref - logp. advantage A (B,).
-    clip_high 0: where A_i > 0, rho is exp(logp - the same logp as a constant), which is 1, and
+    rho = exp(logp - logp_old), k3 as in exercise 15. advantage A (B,).
+    clip_high 0: where A_i > 0, rho is exp(logp - logp.detach()), which is 1, and
     logp_old may hold anything.
     mask (B, T) bool: True on completion tokens, anywhere in the row, |o_i| >= 1 of them in row i.
-    sequences None: B. A micro-batch passes the whole batch's, so that the losses of
-    micro-batches add up. Differentiable in logp, in its dtype. ValueError unless logp, logp_old,
+    sequences None: B. A micro-batch passes the number of its whole update, so that the losses
+    of micro-batches add up. Differentiable in logp, in its dtype. ValueError unless logp, logp_old,
     logp_ref and mask are (B, T) and advantage is (B,): torch would broadcast others silently.
     Also a dict of floats, means with the loss's weights: "kl": logp - logp_ref; "entropy": -logp;
     "clipped_low" (A < 0) and "clipped_high" (A > 0): 1 where the clip removes the token's gradient,
-    else 0. (1 / mask.sum(1) alone is float32.)
+    else 0. (1 / mask.sum(1) is float32: convert it.)
     """
     raise NotImplementedError
