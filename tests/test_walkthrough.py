@@ -378,11 +378,12 @@ def test_readme_claims():
     assert sum(x < 0 for x in laptop) == 1
     lead = lambda a, b: claim(today, a, b)["points"]
     seeds = lambda v: {3: "three", 4: "four", 5: "five"}[len(today[v])]
-    longer = f"{lead(DRIRL, CONTINUED):.1f} over equally long fine-tuning, which loses "
-    longer += f"{lead(START, CONTINUED):.1f} ({seeds(CONTINUED)} seeds; without ExPO, five: "
-    told.append(longer + f"{claim(first, DRIRL, CONTINUED)['points']:.1f});")
-    told.append(f"{lead(DRIRL, RFT):.1f} over RFT, the best alone ({seeds(RFT)});")
-    alone = f"{lead(DRIRL, ANCHORS):.1f} over the same updates without samples"
+    old = claim(first, DRIRL, CONTINUED)
+    assert old["seeds"] == 5
+    longer = f"leads equally long fine-tuning by {lead(DRIRL, CONTINUED):.1f} ({seeds(CONTINUED)} "
+    told.append(longer + f"seeds; without ExPO {old['points']:.1f}), RFT")
+    told.append(f"the best samples alone, by {lead(DRIRL, RFT):.1f} ({seeds(RFT)}), ")
+    alone = f"the same updates without samples by {lead(DRIRL, ANCHORS):.1f}"
     told.append(f"{alone} ({seeds(ANCHORS)}).")
     facts = lambda v, what: [r["auc"]["harmful"][what] for r in today[f"{v}: rewards"]]
     known = [facts(v, "best_right") for v in ("7RW", "linear", "1RW")] + [facts("1RW", "right")]
