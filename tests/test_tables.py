@@ -296,6 +296,8 @@ def test_numbers_of_the_text():
     told.append(f", not {min(steps):.0f} to {max(steps):.0f}.")
     moved = [f"{x:+.1f}" for x in lead(tables.ANCHORS, START)]
     told.append(f"moves its start by {', '.join(moved[:-1])} and {moved[-1]} points")
+    means = mean(lead(tables.ANCHORS, START)), mean(lead(DRIRL, START)[:4])
+    told.append("{:.1f} on the mean, DR-IRL by {:.1f}.".format(*means))
     z = lambda r, kind: NormalDist().inv_cdf(
         (r["rates"][kind][0] + 0.5) / (r["rates"][kind][1] + 1)
     )
