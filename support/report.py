@@ -94,8 +94,8 @@ def picture_of_curves(path: Path, records: list[dict]) -> None:
             else:
                 ax.plot(x, [np.mean([y for at, y in points if at == step]) for step in x], **look)
         if ax.get_legend_handles_labels()[0]:
-            look = {"fontsize": 9, "handlelength": 3, "frameon": False}
-            ax.legend(loc="upper left", bbox_to_anchor=(1, 1), **look)
+            beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+            ax.legend(fontsize=9, handlelength=3, frameon=False, **beside)
         ax.set_title(f"{stage}: {', '.join(keys[:2])}", fontsize=10)
         ax.set_xlabel("step")
     save_figure(fig, path)

@@ -224,6 +224,14 @@ def test_borrowed_answers_are_flagged(text, tmp_path):
             answers("ex13_group_advantage", grader("ex13_group_advantage"), path)
 
 
+def test_the_judges_parts_are_flagged_too(tmp_path):
+    for name in ("judge", "search", "normalised", "PHRASES"):
+        text = f"import support.judge as j\n\n\ndef refuses(answer):\n    return j.{name}\n"
+        (tmp_path / "ex18_refusal_rule.py").write_text(text)
+        with pytest.raises(Unusable, match=f"should implement: support.judge.{name}, line 5"):
+            answers("ex18_refusal_rule", grader("ex18_refusal_rule"), tmp_path)
+
+
 def test_what_may_be_borrowed(tmp_path):
     """Other functions of the project; a name of one's own; and the pieces that a stub imports."""
     text = "import kernels\nfrom grpo_s import kl_k3, loss\nclass k: advantage = 1\nk.advantage\n"
