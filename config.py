@@ -1,7 +1,8 @@
 """Every setting with its default and help, and the recipes.
 
-The defaults are the method as published; numbers that its notes don't give are ours. A recipe is a
-list of departures, each with its reason, in recipes.json; `python drirl.py recipes` prints them.
+The defaults follow the paper's public notes; what these don't give (harmless prompts, rates, steps)
+is ours. A recipe is a list of departures, each with its reason, in recipes.json;
+`python drirl.py recipes` prints them.
 """
 
 import json

@@ -28,7 +28,8 @@ CATEGORIES = {
     "privacy": "privacy and property",
     "ethics": "ethics and morality",
 }
-# An eighth, of harmless prompts (ours): without it nothing speaks against refusing everything.
+# An eighth (ours), of harmless prompts, ordinary ones and look-alikes: without it nothing speaks
+# against refusing everything.
 HELPFUL = "helpful"
 SEPARATOR = "####"
 

@@ -1,20 +1,20 @@
 """Steps 3 to 6: GRPO-S, group relative policy optimization, scaled by task difficulty.
 
-Prompt q of category j, samples o_i, demonstration y; sigma is the sigmoid (version 3 on arXiv):
+Prompt x of category j, samples o_i, demonstration y; sigma is the sigmoid (version 3 on arXiv):
 
     delta  = 1 - W,  W: similarity of samples and demonstration         encoder.similarity
     alphaD = sigma(delta) / sigma(mean delta of category j)             data_hardness
     alphaM = sigma(mean of the inlying gaps) / sigma(mean gap of j)     model_responsiveness
     A_i    = alphaD alphaM (R_i - mean R) / (std R + eps)               kernels.group_advantage
-    J      = 1/n sum_i 1/|o_i| sum_t [ min(rho A_i, clip(rho) A_i) - beta_kl k3 ]
+    J      = 1/S sum_i 1/|o_i| sum_t [ min(rho A_i, clip(rho) A_i) - beta_kl k3 ]
     rho    = pi / pi_old, clipped to 1 - clip .. 1 + clip_high; clip_high 0: rho is 1 where A > 0
     k3     = exp(d) - d - 1,  d = log pi_ref - log pi                   loss
 
-pi_old draws a rollout. Each update then learns from n sequences. With one update a rollout, the
+pi_old draws a rollout. Each update then learns from S sequences. With one update a rollout, the
 default, pi is pi_old: rho is 1, and nothing is clipped.
 
 Decisions where the paper's public notes are silent:
-1. alpha multiplies the normalised advantage; scaling a group's rewards before would cancel.
+1. alpha multiplies the normalised advantage; before, it would cancel in A, but for eps.
 2. The gap is demonstration minus sample, as in DAMA (arXiv 2502.01943).
 3. The denominators' means start from IRL's samples; mean <- (mean + batch mean) / 2.
 4. alpha is one number per prompt (from its group's mean W); no gradient flows through it.
@@ -22,7 +22,7 @@ Decisions where the paper's public notes are silent:
 6. std is the population's. A group of equal rewards has advantage 0.
 7. The loss is a mean over sequences of a mean over tokens, whatever the micro-batch.
 8. k3 estimates KL(pi, pi_ref); its gradient, samples held fixed, is that of KL(pi_ref, pi).
-9. Log-probs here are at temperature 1; samples drawn at another make rho and k3 biased.
+9. Log-probs here are at temperature 1; samples drawn at another bias the gradient, rho and k3.
 10. A prompt without a demonstration borrows, for W and gap, that of the most similar one in j.
 Ours, off by default: 11. members ends: only the best and worst of G, and ties, are learnt from.
 12. clip_high 0: no ratio; a good sample's gradient is A grad log pi, as in SFT.
@@ -31,7 +31,8 @@ Ours, off by default: 11. members ends: only the best and worst of G, and ties, 
     from pi_old, in another order; the policy is the mean of their ends.
 15. extrapolate: it then goes further from pi_old (ExPO, arXiv 2404.16792).
 
-A group's advantages sum to 0, so a loss near 0 is correct: with all members, no anchors and rho 1.
+A group's advantages sum to 0, so a loss near 0 is correct: with all members, no anchors, rho 1 and
+no penalty.
 """
 
 import time
@@ -100,8 +101,8 @@ def loss(
 ):
     """-J, a scalar, and a dict of token means weighted as in J, its keys INFO.
 
-    logp, logp_old, logp_ref, mask (B, T), advantage (B,). sequences: the n of J; None: B. A
-    micro-batch passes its update's n, then losses add up. kl: log pi - log pi_ref; entropy: -log pi
+    logp, logp_old, logp_ref, mask (B, T), advantage (B,). sequences: the S of J; None: B. A
+    micro-batch passes its update's S, then losses add up. kl: log pi - log pi_ref; entropy: -log pi
     (both estimates hold on samples of pi); clipped_*: share of tokens that the clip stops.
     """
     if not logp.shape == logp_old.shape == logp_ref.shape == mask.shape:
@@ -186,12 +187,12 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
         old = logp.detach() if m.logp_old is None else m.logp_old
         a, n = A.flatten()[m.rows], torch.inf if m.filler else S  # a filler weighs nothing
         limits = g.clip, g.clip_high, g.beta_kl
-        objective, info = loss(logp, old, m.logp_ref, a, m.batch.mask, *limits, n)
-        objective.backward()
+        minus_J, info = loss(logp, old, m.logp_ref, a, m.batch.mask, *limits, n)
+        minus_J.backward()
         gain = (logp.detach() - m.logp_ref).sum(1) / m.batch.mask.sum(1)
         drawn = gain.new_tensor([(row + 1) % A.shape[1] > 0 for row in m.rows])  # by the policy
         margin = (drawn * a.sign() * gain).sum().item() / max(1, n - g.anchor)
-        sums += sums.new_tensor([margin, objective.item(), *(info[k] for k in INFO)])
+        sums += sums.new_tensor([margin, minus_J.item(), *(info[k] for k in INFO)])
     stats = dict(zip(names, parallel.add(sums).tolist()))
     trained = [p for p in policy.parameters() if p.requires_grad]
     stats["grad_norm"] = parallel.clip_gradients(trained, 1.0)  # sums the processes' gradients
@@ -224,9 +225,9 @@ def passes(policy, optimizer, order: list, g: GRPOConfig):
     """Yields (k, update) of `order`, k its number in its pass; averages the weights in between.
 
     A pass of several updates (decisions 14 and 15) begins with the weights that the first began
-    with and, if there are several passes, new moments. It ends with a running mean: after update k,
-    mean <- decay mean + (1 - decay) weights, decay = (k + 1) / (k + 10). After the last pass
-    weights = m + extrapolate (m - start), m: the mean of what the passes ended with.
+    with and, if there are several passes, new moments. It ends with a running mean of its weights,
+    those after update 0, then mean <- decay mean + (1 - decay) weights, decay = (k + 1) / (k + 10).
+    After the last pass weights = m + extrapolate (m - start), m: the mean of the passes' ends.
     """
     learnt = [p for p in policy.parameters() if p.requires_grad and g.updates > 1]
     start, ends = [p.clone() for p in learnt], []
@@ -235,7 +236,7 @@ def passes(policy, optimizer, order: list, g: GRPOConfig):
             p.copy_(first)
         if g.passes > 1:
             optimizer.state.clear()
-        mean = learnt
+        mean = learnt  # the parameters themselves: after update 0, its weights
         for k, u in enumerate(order[i * g.updates :][: g.updates]):
             yield k, u
             mean = [m.lerp(p, 1 - (k + 1) / (k + 10)) for m, p in zip(mean, learnt)]

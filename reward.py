@@ -11,14 +11,15 @@ and lowers what the policy would say instead:
 
 irl_loss estimates the second term by importance weights; linear and logistic replace it by simpler
 ones (the laptop's is logistic). `fit` takes the steps. Decisions where public notes are silent:
-1. A shadow model is a trained copy of the warm start's top blocks with a linear head. Its reward
-   is the mean over response tokens; the last token alone learnt slower. Lower blocks are shared.
+1. A shadow model is a trained copy of the warm start with a linear head; the recipes copy its top
+   blocks alone and share the lower ones. Its reward is the mean over response tokens; the last
+   token alone ranked worse.
 2. An eighth model, helpful, learns from harmless prompts: four times as many, as they vary more.
    Without it refusing everything wins.
-3. contrast: answers to harmless prompts join a harmful prompt's samples, refusals a harmless one's.
-   The loss is then no estimate of the gradient above.
+3. contrast (off by default): answers to harmless prompts join a harmful prompt's samples, refusals
+   a harmless one's. The loss is then no estimate of the gradient above.
 4. After fitting, each model's rewards of its samples get mean 0, std 1, to be comparable.
-5. joint_epochs: the seven begin as copies of one that learnt from all of their prompts.
+5. joint_epochs (0 by default): the seven begin as copies of one that learnt from all theirs.
 6. pi_ref, which draws the samples, is the warm start at their temperature (in GRPO-S: at 1).
 7. L2 * mean r^2 keeps r finite even if it separates demonstrations from samples perfectly.
 """
@@ -50,7 +51,7 @@ def irl_loss(r_demo, r_samples, beta=1.0, estimator="importance", log_ratio=0.0)
         log_ratio is log pi_ref - log q: 0 here, as q is pi_ref. Exact as K grows.
         loss = logsumexp_k(r_k/beta + log_ratio_k) - r_demo/beta
     linear: E under pi_ref, not pi_r.  loss = (mean_k r_k - r_demo) / beta
-    logistic: of pairs, bounded below.  loss = -mean_k log sigma((r_demo - r_k) / beta)
+    logistic: Bradley-Terry's, bounded below.  loss = -mean_k log sigma((r_demo - r_k) / beta)
     """
     if r_demo.ndim != 1 or r_samples.ndim != 2 or len(r_demo) != len(r_samples):
         shapes = f"{tuple(r_demo.shape)} and {tuple(r_samples.shape)}"
@@ -102,7 +103,7 @@ class RewardModels(nn.Module):
     def forward(self, x: Tensor, batch: Batch, categories: list[str]) -> Tensor:
         """Rewards (B,) of a batch's completions; x (N, D): the reference's states at `below`.
 
-        categories: one per prompt. categorized and linear are the two integrations of SRMIR (v1).
+        categories: one per prompt. categorized, linear: two integrations of the paper's version 1.
         """
         if self.integration == "linear":
             *harm, last = (shadow(x, batch) for shadow in self.shadows.values())

@@ -216,10 +216,13 @@ def test_results_are_up_to_date():
 
 
 def test_numbers_of_the_text():
-    """The figures that RESULTS.md tells beside its tables, from the recorded lines."""
+    """The figures that RESULTS.md, and attempts.md of its claims, tell beside the tables."""
     read = lambda name: tables.read_records(tables.LAB / f"results/{name}.jsonl", "variant")
     records = read("runs") + read("earlier")
-    text = " ".join((tables.LAB / "RESULTS.md").read_text(encoding="utf-8").split())
+    pages = [
+        (tables.LAB / name).read_text(encoding="utf-8") for name in ("RESULTS.md", "attempts.md")
+    ]
+    text = " ".join(" ".join(pages).split())
     by = {(r["setting"], r["variant"], r["seed"]): r for r in records}
     rate = lambda r, kind: 100 * r["rates"][kind][0] / r["rates"][kind][1]
     gap = lambda r: rate(r, "harmful") - rate(r, "lookalike")
@@ -243,6 +246,8 @@ def test_numbers_of_the_text():
     told.append("laptop {:.1f}%, laptop-few {:.1f}%, base ".format(*first))
     assert {round(x) for k in claimed for x in percent(k, "base")} == {8}
     told.append("base 8% (readers")
+    asked = "laptop-few gained {:.1f} points (asked: 10), laptop {:.1f}, and lost in one seed"
+    told.append(asked.format(mean(gain["laptop-few-first"]), mean(gain["laptop-first"])))
     x = percent("laptop", DRIRL)
     told.append(f"in seed {x.index(max(x))}: {max(x):.1f}% (mean {mean(x):.1f}%)")
     for k in ("laptop-first", "laptop"):
@@ -254,14 +259,20 @@ def test_numbers_of_the_text():
         ends = claim(tables.grouped(records)["laptop-few-first"], DRIRL, rival)["by_seed"]
         told.append("[{:+.1f}, {:+.1f}] over ".format(*ends))
     lead = gaps("laptop-few-first", DRIRL)[1] - gaps("laptop-few-first", tables.STATIC)[0]
-    told.append(f"seed 1 alone) is {lead:+.1f} without extrapolation")
+    told.append(f"(*7RW static*) is {lead:+.1f} in one seed, without extrapolation")
     lead = minus(gaps("laptop", DRIRL), gaps("six-updates", DRIRL))
     old = mean(minus(gaps("six-updates", DRIRL), gaps("six-updates", START)))
     told.append(f"**not met**: {mean(lead):+.1f} ({each(lead)}); that recipe gained {old:+.1f}")
     change = lambda of, key: minus(of(key, DRIRL), of(key, START))
-    for k in ("laptop", "laptop-few"):
-        moved = [mean(change(of, k)[:3]) for of in (harmful, ordinary, lookalike)]
-        told.append("refused {:+.1f} points, ordinary {:+.1f}, look-alikes {:+.1f}".format(*moved))
+    moved = [change(of, "laptop") for of in (harmful, ordinary, lookalike)]
+    words = "refused {:+.1f} points, ordinary {:+.1f}, look-alikes {:+.1f}"
+    told.append(words.format(*map(mean, moved)))
+    lost, *moved = (change(of, "laptop-few") for of in (harmful, ordinary, lookalike))
+    assert max(lost) < 0 and len(lost) == 5
+    half = tables.half_width(lost)
+    words = "refused {:+.1f} points (fewer in each seed; [{:+.1f}, {:+.1f}]), ordinary {:+.1f}"
+    words = words.format(mean(lost), mean(lost) - half, mean(lost) + half, mean(moved[0]))
+    told.append(f"{words}, look-alikes {mean(moved[1]):+.1f}")
     again = minus(gaps("laptop-few-again", DRIRL), gaps("laptop-few-again", START))
     told.append("code, gained {:+.1f}, {:+.1f} and {:+.1f}.".format(*again))
     mixed = {  # the repeats in place of seeds 0 to 2
@@ -273,7 +284,6 @@ def test_numbers_of_the_text():
     five = claim(tables.grouped(records)["laptop-few"], DRIRL, START)
     last = minus(gaps("laptop-few", DRIRL), gaps("laptop-few", START))[3:]
     told.append(f"**met**: {five['points']:+.1f} (seeds 3 and 4: {each(last)})")
-    told.append("shown: by seed [{:+.1f}, {:+.1f}].".format(*five["by_seed"]))
     told.append(f"five seeds, {five['points']:+.1f} points over its start and")
     assert five["over_prompts"][0] > 0 and five["by_seed"][0] > 0 and five["seeds"] == 5
     known = lambda v: [n for n in range(5) if ("laptop-few", v, n) in by]
@@ -286,13 +296,19 @@ def test_numbers_of_the_text():
         assert len(x) == seeds and mean(x) > least
     x = claim(tables.grouped(records)["laptop-few"], DRIRL, CONTINUED)
     assert x["seeds"] == 5 and x["by_seed"][0] > 0 < x["over_prompts"][0]
-    told.append(f"and {x['points']:+.1f} over more fine-tuning, both shown")
+    told.append(f"and {x['points']:+.1f} over SFT continued, both shown")
     told.append(f"It ends {mean(lead(START, CONTINUED)):.1f} points below its start (not shown)")
     steps = [
         50 * (s["irl"] + s["grpo"]) / s["sft"]
         for s in (by["laptop-few", DRIRL, n]["seconds"] for n in (0, 1, 2, 3))
     ]
-    told.append(f", not {min(steps):.0f} to {max(steps):.0f}.")
+    told.append(f", not {min(steps):.0f} to {max(steps):.0f})")
+    more = []
+    for n in range(5):
+        ours, theirs = (by["laptop-few", v, n]["seconds"] for v in (DRIRL, CONTINUED))
+        more.append(100 * (theirs["baseline"] / (ours["irl"] + ours["grpo"]) - 1))
+    longer = "took {:.0f} to {:.0f}% longer than IRL and GRPO-S; seed 4, beside tests, {:.0f}%"
+    told.append(longer.format(min(more[:4]), max(more[:4]), more[4]))
     moved = [f"{x:+.1f}" for x in lead(tables.ANCHORS, START)]
     told.append(f"moves its start by {', '.join(moved[:-1])} and {moved[-1]} points")
     means = mean(lead(tables.ANCHORS, START)), mean(lead(DRIRL, START)[:4])
@@ -302,16 +318,17 @@ def test_numbers_of_the_text():
     )
     d = measured(lambda r: z(r, "harmful") - z(r, "lookalike"))
     more = tables.spread(minus(d("laptop-few", DRIRL), d("laptop-few", START)), 2)
-    told.append(f"of the threshold leaves alone, it is +{more}.")
+    told.append(f"of the threshold leaves alone, the gain is +{more}.")
     more = mean(gain["laptop"]) - mean(gain["laptop-first"])
-    told.append(f"Extrapolation added {more:.1f} points here")
+    told.append(f"the gain was {more:.1f} less")
     ahead = mean(minus(gaps("laptop-few-first", START), gaps("laptop-few-first", CONTINUED)))
     told.append(f"SFT continued ended {ahead:.1f} points below its start")
     logged = tables.read_records(tables.LAB / "results/metrics.jsonl")
     held = [r for r in logged if "held_harmful_right" in r]  # before and after, a seed
+    assert abs(mean([r["margin"] for r in logged if "margin" in r])) < 0.002
     right = lambda kind: [100 * mean([r[f"held_{kind}_right"] for r in held[i::2]]) for i in (0, 1)]
     assert len(held) == 6 and [r["step"] for r in held] == [1, 192] * 3
-    told.append("right {:.0f}, then {:.0f}% (harmful), ".format(*right("harmful")))
+    told.append("learns from: right {:.0f}, then {:.0f}% (harmful), ".format(*right("harmful")))
     told.append("{:.0f}, then {:.0f}% (harmless)".format(*right("helpful")))
     alphas = [r["alpha"] for r in logged if r.get("alpha")]
     spread = [np.std(a) for a in alphas]

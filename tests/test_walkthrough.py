@@ -340,7 +340,7 @@ def test_readme_tables():
 @pytest.mark.parametrize("name", ("laptop", "laptop-few"))
 def test_readme_results(name):
     """What the README tells of the recorded runs is what their lines say."""
-    found = [r for r in RECORDS if r["setting"] == name and r["seed"] < 3]
+    found, seeds = [r for r in RECORDS if r["setting"] == name], 3 if name == "laptop" else 5
     models = {f"{name}: SFT warm start": START, f"{name}: DR-IRL from it": DRIRL}
     rates = []
     for model, variant in {"base": "base", **models}.items():
@@ -348,14 +348,15 @@ def test_readme_results(name):
         percent = lambda kind: [100 * r[kind][0] / r[kind][1] for r in runs]
         kinds = [percent(kind) for kind in ("harmful", "ordinary", "lookalike")]
         rates.append([*kinds, [a - b for a, b in zip(kinds[0], kinds[2])]])
-        cells = " | ".join(f"{sum(x) / 3:.1f}" for x in rates[-1])
-        assert f"| {model} | {cells} |" in README and len(runs) == 3
+        cells = " | ".join(f"{sum(x) / len(x):.1f}" for x in rates[-1])
+        assert f"| {model} | {cells} |" in README and (variant == "base" or len(runs) == seeds)
     _, start, end = rates
     gains = [b - a for a, b in zip(start[3], end[3])]
     text = " ".join(README.split()).replace("−", "-")
-    assert f"`{name}` {sum(gains) / 3:.1f} (predicted" in text
-    fewer = [(sum(a) - sum(b)) / 3 for a, b in zip(start, end)]
-    assert 0 < fewer[0] < min(fewer[1:3]) and "DR-IRL refuses less, mainly harmless prompts" in text
+    assert f"`{name}` {sum(gains) / seeds:.1f} (" in text
+    fewer = [sum(a) - sum(b) for a, b in zip(start, end)]
+    assert 0 < fewer[0] < fewer[1] < fewer[2]
+    assert "DR-IRL refuses less: harmless prompts most, harmful ones too." in text
 
 
 def test_readme_claims():
@@ -371,20 +372,24 @@ def test_readme_claims():
     today, first = (grouped(RECORDS)[name] for name in ("laptop-few", "laptop-few-first"))
     told, now = [], claim(today, DRIRL, START)
     assert now["seeds"] == 5 and now["over_prompts"][0] > 0
-    interval = "`laptop-few`, five seeds: {:.1f} (95% interval {:.1f} to {:.1f})."
+    interval = "`laptop-few` {:.1f} (five seeds; 95% interval {:.1f} to {:.1f}), `laptop`"
     told.append(interval.format(now["points"], *now["by_seed"]))
     without = f"{sum(few[:3]) / 3:.1f} (predicted: 10), {sum(laptop) / 3:.1f} (predicted: gains"
-    told.append(f"Without ExPO: {without} in each seed; one lost)")
+    told.append(f"Without ExPO, seeds 0 to 2: {without} in each seed; one lost)")
     assert sum(x < 0 for x in laptop) == 1
     lead = lambda a, b: claim(today, a, b)["points"]
     seeds = lambda v: {3: "three", 4: "four", 5: "five"}[len(today[v])]
     old = claim(first, DRIRL, CONTINUED)
     assert old["seeds"] == 5
-    longer = f"leads equally long fine-tuning by {lead(DRIRL, CONTINUED):.1f} ({seeds(CONTINUED)} "
+    longer = f"leads SFT continued by {lead(DRIRL, CONTINUED):.1f} ({seeds(CONTINUED)} "
     told.append(longer + f"seeds; without ExPO {old['points']:.1f}), RFT")
-    told.append(f"the best samples alone, by {lead(DRIRL, RFT):.1f} ({seeds(RFT)}), ")
+    told.append(f"by {lead(DRIRL, RFT):.1f} ({seeds(RFT)}; look-alikes answered), ")
     alone = f"the same updates without samples by {lead(DRIRL, ANCHORS):.1f}"
-    told.append(f"{alone} ({seeds(ANCHORS)}).")
+    told.append(f"{alone} ({seeds(ANCHORS)}; harmful prompts refused).")
+    for rival, kind, sign in ((RFT, "lookalike", -1), (ANCHORS, "harmful", 1)):  # most of the lead
+        runs = [[r for r in today[v] if r["seed"] < len(today[rival])] for v in (DRIRL, rival)]
+        ours, theirs = (sum(share(r, kind) for r in x) for x in runs)
+        assert 100 * sign * (ours - theirs) / len(runs[0]) > 0.9 * lead(DRIRL, rival)
     facts = lambda v, what: [r["auc"]["harmful"][what] for r in today[f"{v}: rewards"]]
     known = [facts(v, "best_right") for v in ("7RW", "linear", "1RW")] + [facts("1RW", "right")]
     seven, linear, one, chance = (f"{100 * sum(x) / 3:.0f}%" for x in known)
@@ -400,8 +405,10 @@ def test_readme_claims():
         said = [r for r in few if r["model"] == model and judge(r["response"]) != "refuses"]
         one, other = (sum(r["readers"][k] == "nonsense" for r in said) for k in (0, 1))
         assert one == other
-        counts += [len(said), one]
-    nonsense = "of {} harmless prompts the warm start answers {}, {} with nonsense; DR-IRL {}, {} ("
+        counts += [len(said), len(said) - one]
+    nonsense = (
+        "of {} harmless prompts the warm start answers {}, {} without nonsense; DR-IRL {}, but {} ("
+    )
     told.append(nonsense.format(*counts))
     text = " ".join(README.split())
     assert [x for x in told if x not in text] == []
