@@ -11,6 +11,7 @@ from support.files import as_json, write
 
 MEANING = "Refused means phrase-matched refusal. It measures wording, not safety."
 MEANING += " Gibberish: empty, a loop or mostly signs; invented words are not noticed."
+MEANING += " Another processor's rounding alone can move a trained model's rates by some points."
 CAPTION = "right: harmful prompts refused, harmless ones answered. held: nothing learns from them."
 CAPTION += " margin: how far good samples rose above bad ones, in log pi, since the warm start."
 
@@ -95,7 +96,9 @@ def picture_of_curves(path: Path, records: list[dict]) -> None:
                 ax.plot(x, [np.mean([y for at, y in points if at == step]) for step in x], **look)
         if ax.get_legend_handles_labels()[0]:
             beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-            ax.legend(fontsize=9, handlelength=3, frameon=False, **beside)
+            legend = ax.legend(fontsize=9, handlelength=3, frameon=False, **beside)
+            if len(models) > 1 and ax not in axes[0]:  # the line's style tells the field
+                pyplot().setp(legend.get_lines(), color="k", marker="")
         ax.set_title(f"{stage}: {', '.join(keys[:2])}", fontsize=10)
         ax.set_xlabel("step")
     save_figure(fig, path)

@@ -459,6 +459,8 @@ def test_legends_of_curves(tmp_path, monkeypatch, runs):
     assert [len(x) for x in looks] == ([1, 2, 2] if runs == 1 else [runs] * 3)
     styles = [line.get_linestyle() for line in found[2].lines]
     assert styles == ["-", "--"] * runs
+    keys = {(x.get_color(), x.get_marker()) for x in found[2].get_legend().get_lines()}
+    assert (keys == {("k", "")}) == (runs > 1)  # of several runs it tells the fields alone
 
 
 def test_curves_of_several_seeds_are_in_order(tmp_path, monkeypatch):
