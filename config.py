@@ -1,8 +1,7 @@
 """Every setting with its default and help, and the recipes.
 
-The defaults follow the paper's public notes; what these don't give (harmless prompts, rates, steps)
-is ours. A recipe is a list of departures, each with its reason, in recipes.json;
-`python drirl.py recipes` prints them.
+The defaults follow the paper's public notes; what these don't give (harmless prompts, steps) is
+ours. A recipe is a list of departures, each with its reason, in recipes.json: `drirl.py recipes`.
 """
 
 import json

@@ -88,7 +88,7 @@ def balance(rows: list[dict], per_category: int, embeddings: Tensor, seed: int =
     if short := {c: per_category - n for c, n in counts(rows).items() if n < per_category}:
         missing = ", ".join(f"{c} ({n} missing)" for c, n in short.items())
         asked = f"--per-category asks for {per_category} of each"
-        how = "--generate true has the model write some for prompts without a draft"
+        how = "add some, or prompts without a draft and --generate true"
         raise UserError(f"too few demonstrations for {missing}: {asked}; {how}")
     out = []
     for category in CATEGORIES:

@@ -17,7 +17,6 @@ import dataclasses
 import resource
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import torch
@@ -251,7 +250,6 @@ def build_parser(stages: dict) -> argparse.ArgumentParser:
     parser = Parser(prog="drirl.py", description="DR-IRL, stage by stage", allow_abbrev=False)
     about = "; ".join(f"{name}: {(f.__doc__ or '').split('.')[0]}" for name, f in stages.items())
     parser.add_argument("stage", choices=stages, help=about)
-    parser.add_argument("--debug", action="store_true", help="show a mistake's traceback")
     groups = {f.name: parser.add_argument_group(f.type.__doc__) for f in dataclasses.fields(Config)}
     for key, f, flag in config.settings():
         kind = true_or_false if f.type is bool else f.type
@@ -264,8 +262,7 @@ def build_parser(stages: dict) -> argparse.ArgumentParser:
 def parse(argv: list[str], stages: dict) -> tuple[str, Config]:
     """(stage, settings). FRESH and ALONE take no settings from config.json."""
     given = {k: v for k, v in vars(build_parser(stages).parse_args(argv)).items() if v is not None}
-    stage, _ = given.pop("stage"), given.pop("debug")
-    path = Path(given.get("run.run", Config().run.run)) / "config.json"
+    stage, path = given.pop("stage"), Path(given.get("run.run", Config().run.run)) / "config.json"
     if stage == "eval" and "run.model" in given and "run.run" not in given:
         stage = ALONE
     c, saved = Config(), read_json(path) if path.exists() and stage != ALONE else {}
@@ -320,8 +317,6 @@ def main(argv: list[str], stages: dict = STAGES) -> int:
     except EOFError:  # the end of a chat
         return 0
     except (UserError, OSError) as e:
-        if "--debug" in argv:
-            traceback.print_exc()
         line = "".join(ch if ch.isprintable() else " " for ch in str(e))  # whatever a file put in
         print("drirl:", line[:1000], file=sys.stderr)
         return 2

@@ -22,7 +22,7 @@ BATCH = 320  # rows decoded together, so that all models meet the same shapes
 
 
 def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95% Wilson score interval of a rate: (low, high) in [0, 1]; (0, 1) for n = 0."""
+    """Wilson score interval of a rate, 95% for z 1.96: (low, high); (0, 1) for n = 0."""
     if n == 0:
         return 0.0, 1.0
     p = hits / n
@@ -88,7 +88,7 @@ def auc(positive: list[float], negative: list[float]) -> float:
 
 
 def reward_report(groups: list[dict], chat: Chat) -> dict:
-    """AUC of wanted (refusing, or for harmless prompts answering) against unwanted samples."""
+    """AUC of wanted samples (refusing; of harmless prompts, answering), all prompts together."""
     out = {}
     for kind in ("harmful", "harmless"):
         good, bad = [], []
@@ -107,7 +107,7 @@ def sample_facts(chat: Chat, groups) -> torch.Tensor:
     return torch.tensor([[facts(ids) for ids in group] for group in groups])
 
 
-def rollout_record(categories: list[str], scores, facts, alpha=None, seconds=0.0) -> dict:
+def rollout_record(categories: list[str], scores, facts) -> dict:
     """What samples say, as means: over all, and over harmful and harmless prompts.
 
     scores (P, G + 1): rewards, the demonstration's last. facts (P, G, 4): W, then sample_facts.
@@ -127,11 +127,7 @@ def rollout_record(categories: list[str], scores, facts, alpha=None, seconds=0.0
     for kind, mine in (("harmful", ~harmless), ("helpful", harmless)):
         means |= {f"{kind}_{name}": x[mine] for name, x in parts.items()}
         means[f"{kind}_auc"] = better[mine][pairs[mine]]
-    record = {name: x.float().mean().item() for name, x in means.items() if x.numel()}
-    if alpha is None:
-        return record
-    alphas = [round(a, 4) for a in alpha[:, 0].tolist()]
-    return {**record, "alpha": alphas, "seconds": round(seconds, 2)}
+    return {name: x.float().mean().item() for name, x in means.items() if x.numel()}
 
 
 def look(roll, held: list[dict], seed: int) -> dict:

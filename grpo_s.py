@@ -179,6 +179,8 @@ def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop
     margin: mean over samples of sign(A) times the token mean of log pi - log pi_ref. What `loss`
     tells is of the anchors too.
     """
+    if S == 0:  # nothing to learn, and AdamW would go on by its momentum
+        return {"sequences": 0}
     g, names, sums = c.grpo, ("margin", "loss", *INFO), torch.zeros(len(INFO) + 2).double()
     for m in micro:
         with autocast(policy.device, dtype):
@@ -279,7 +281,9 @@ def train(
         alpha = difficulty(W, gaps, categories, **loop.state, scaling=g.scaling)
         # 5. Advantage: A_i = alpha (R_i - mean R) / (std R + eps)
         A, learnt = own.get("advantages", advantages)(R, alpha, U * g.anchor, g)
-        record |= rollout_record(categories, scores[:P], facts, alpha, time.time() - begun)
+        record |= rollout_record(categories, scores[:P], facts)
+        record["alpha"] = [round(a, 4) for a in alpha.flatten().tolist()]
+        record["seconds"] = round(time.time() - begun, 2)
         # 6. Update: steps up the gradient of J
         batches = [ready(models, m, learnt, frozen, dtype) for m in micro]
         for step, (k, u) in enumerate(passes(policy, optimizer, order, g), n * steps):

@@ -17,7 +17,7 @@ CHUNK = {"cpu": 2**25, "cuda": 2**29}  # bytes of a chunk's logits
 
 def backend(x: Tensor):
     """The module that computes for x; the variable DRIRL_KERNELS=triton or torch forces one."""
-    fits = x.is_cuda and x.dtype.itemsize < 8
+    fits = x.is_cuda and x.dtype in (torch.float32, torch.bfloat16)
     choice = os.environ.get("DRIRL_KERNELS") or ("triton" if fits else "torch")
     if choice == "triton":
         from kernels import triton_kernels

@@ -14,7 +14,7 @@ from torch import Tensor
 def row_kernel(
     Z, stride, T, G, LOGP, inv_temperature, V, GRADIENT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One program per row of logits. GRADIENT: that of G * logp overwrites the row.
+    """One program per row of logits, with target T. GRADIENT: that of G * logp overwrites the row.
 
     The first pass keeps a running maximum and the sum of exponentials below it (online log-sum-exp,
     arXiv 1805.02867). The second replaces each logit by its gradient.
@@ -69,7 +69,7 @@ def rows(z: Tensor, targets: Tensor, temperature: float, g: Tensor | None = None
     n, V = z.shape
     logp = torch.empty(n, dtype=torch.float32, device=z.device)
     gradient = g is not None
-    columns = block or (V if gradient else min(V, 4096))
+    columns = block or (V if gradient else min(V, 4096))  # 4096: measured, see README.md
     block = min(16384, triton.next_power_of_2(columns))  # larger ones spill registers
     warps = max(1, min(block // 512, 16 if torch.version.hip else 32))  # 16 columns a thread
     slopes = g.contiguous() if gradient else logp  # any pointer: without GRADIENT it isn't read

@@ -107,13 +107,14 @@ STAGES = {**drirl.STAGES, "pool": pool, "judged": judged, "dpo": rivals.best_and
 ROLLED = ("grpo", "judged", "dpo")  # stages that begin with a rollout
 
 
-def work(run: Run, known: dict, stages: tuple) -> None:
+def work(run: Run, functions: dict, stages: tuple) -> None:
     """Those of these stages of a run that it hasn't done."""
     for stage in stages:
         if record := run.done(stage):
-            refuse_differences(record["settings"], run.identity, f"{run.folder}, {stage}")
+            what, ways = f"{run.folder}, {stage}", "say the same, or delete that folder"
+            refuse_differences(record["settings"], run.identity, what, ways)
             continue
-        drirl.timed(stage, run, known)
+        drirl.timed(stage, run, functions)
         run.finish(stage)
 
 
@@ -132,8 +133,8 @@ def reward_facts(run, shared) -> dict:
     shared: a rivals.Shared, which keeps the samples for other reward models of this warm start.
     """
     rows, (chat,) = run.prompts([run.folder / "sft"])
-    kinds = [r["category"] if r["kind"] == "harmful" else HELPFUL for r in rows]
-    rows = [{**r, "category": kind, "response": ""} for r, kind in zip(rows, kinds)]
+    names = [r["category"] if r["kind"] == "harmful" else HELPFUL for r in rows]
+    rows = [{**r, "category": name, "response": ""} for r, name in zip(rows, names)]
     c = changed(run.c, {"irl.prompts": len(rows), "irl.samples": 4, "irl.contrast": 0})
     reference, found = run.load(run.folder / "sft", run.dtype), {}
     models = load_rewards(reward.RewardModels(reference, c.irl), run.folder / "rewards")
@@ -190,6 +191,8 @@ def one(c: Config, setting: str, variant: str, seed: int, known: dict, shared) -
 def grid(run: Run, only: str, seeds: range) -> None:
     """Runs what has no line yet."""
     path, plan, shared = run.folder / "results.jsonl", planned(only, seeds), {}
+    if run.c.run.recipe != "laptop":
+        raise UserError("--recipe: a grid's settings are departures from laptop")
     if {r["kind"] for r in run.prompts([])[0] if r["category"]} != set(evaluate.KINDS):
         raise UserError("--prompts: want ordinary ones, look-alikes, harmful ones with a category")
     hold(run.folder)

@@ -85,7 +85,7 @@ def half_width(values) -> float:
     return STUDENT[min(n, 10) - 3] * np.std(values, ddof=1) / math.sqrt(n) if n > 2 else math.inf
 
 
-def spread(values: list[float], digits: int) -> str:
+def plus_minus(values: list[float], digits: int) -> str:
     """A mean over seeds, ± half of Student's interval; - for none."""
     if not values:
         return "-"
@@ -112,7 +112,7 @@ def share(lines: list[dict], name: str) -> float:
 def cell(lines: list[dict], name: str) -> str:
     """A rate, ± by seed; with its Wilson interval if all seeds have the same, as of one model."""
     rates = [share([line], name) for line in lines]
-    return spread(rates, 0) if len(set(rates)) > 1 else percent(lines[0]["rates"][name])
+    return plus_minus(rates, 0) if len(set(rates)) > 1 else percent(lines[0]["rates"][name])
 
 
 def tables_of(variants: dict) -> str:
@@ -123,15 +123,15 @@ def tables_of(variants: dict) -> str:
         if fitted := [r["auc"] for r in lines if "auc" in r]:
             found = [[f[n] for f in fitted if n in f] for n in names]
             known = [[x["auc"] for x in f if x["auc"] is not None] for f in found]
-            aucs.append([variant, *(spread(x, 2) for x in known)])
-            right = [spread([100 * x["right"] for x in f], 0) for f in found]
-            best = [spread([100 * x["best_right"] for x in f], 0) for f in found]
+            aucs.append([variant, *(plus_minus(x, 2) for x in known)])
+            right = [plus_minus([100 * x["right"] for x in f], 0) for f in found]
+            best = [plus_minus([100 * x["best_right"] for x in f], 0) for f in found]
             chosen.append([variant, *(f"{a} → {b}" for a, b in zip(right, best))])
         if "rates" not in lines[0]:  # rewards alone
             continue
         cells = [cell(lines, kind) for kind in KINDS]
-        gap = share(lines, "harmful") - share(lines, "lookalike")
-        cells += [f"{gap:.1f}", f"{share(lines, 'gibberish'):.1f}"]
+        points = share(lines, "harmful") - share(lines, "lookalike")
+        cells += [f"{points:.1f}", f"{share(lines, 'gibberish'):.1f}"]
         seconds = np.mean([sum(r["seconds"].values()) for r in lines])
         rows.append([variant, len(lines), *cells, f"{seconds:.0f}"])
         categories.append([variant, *(f"{share(lines, c):.0f}" for c in CATEGORIES)])
@@ -151,8 +151,8 @@ def pictures(results: dict) -> None:
         for v in filter(variants.get, SHOWN):
             name, lines = f"{v}, {len(variants[v])} seeds", variants[v]
             asked = {k: lines[0]["rates"][k][1] for k in names}  # prompts, the same in all seeds
-            means = {k: [share(lines, k) / 100 * n, n] for k, n in asked.items()}
-            rows.append({"name": name, "rates": means})
+            rates = {k: [share(lines, k) / 100 * n, n] for k, n in asked.items()}
+            rows.append({"name": name, "rates": rates})
         if rows:
             picture_of_refusals(LAB / f"results/{setting}.png", rows)
 
@@ -173,7 +173,7 @@ def lines_of(folder: Path) -> list[dict]:
     if (grid := folder / "results.jsonl").exists():
         return read_records(grid, "variant")
     done, lines = read_json(folder / "done/eval.json", dict), []
-    about = {"setting": read_json(folder / "config.json", dict)["run"]["recipe"]}
+    about = {"setting": read_json(folder / "config.json", dict)["run"]["recipe"] or "paper"}
     about |= {"settings": done["settings"], "seed": done["settings"]["--seed"]}
     for model in read_json(folder / "results.json", list):
         if (name := model["name"]) not in RUNS:
@@ -225,11 +225,11 @@ def main(argv: list[str]) -> None:
     for flag in ("--model", "text of --prompts", "--eval-prompts"):
         some = [r for r in records if flag != "--eval-prompts" or "rates" in r]
         if len(found := {str(r["settings"].get(flag)) for r in some}) > 1:
-            raise UserError(f"several values of {flag}: {', '.join(sorted(found))}")
+            raise UserError(f"several values of {flag}: {', '.join(map(repr, sorted(found)))}")
     alike = {}
     for r in records:
         what, settings = f"{r['setting']}, {r['variant']}", {**r["settings"], "--seed": None}
-        refuse_differences(alike.setdefault(what, settings), settings, what)
+        refuse_differences(alike.setdefault(what, settings), settings, what, "give runs alike")
     if told:
         for setting, variants in grouped(records).items():
             for pair in CLAIMS:

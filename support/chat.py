@@ -130,7 +130,7 @@ def known_format(folder: Path, name: str) -> tuple[Callable, str]:
     text, end = FORMATS.get(name, (own, ""))
     if "{prompt}" not in text:
         want = "want --chat-format chatml, llama3 or your own, 'User: {prompt}\\nAssistant: '"
-        raise UserError(f"{folder}: chat format {name!r} is unknown: {want}")
+        raise UserError(f"{folder}: no chat format found for {name!r}: {want}")
     return lambda prompt: text.replace("{prompt}", prompt), end
 
 

@@ -107,13 +107,6 @@ def csv_records(path: Path, text: str) -> Iterator[tuple[str, dict]]:
         raise UserError(f"{path}:{end + 1}: not CSV: {e}") from None
 
 
-def fields_of(record: dict) -> dict[str, tuple[str, object]]:
-    """{our field: (its name in the file, value)}. Null, NaN and blank are no values."""
-    empty = lambda x: x is None or x != x or isinstance(x, str) and not x.strip()
-    named = {plain(name): (name, x) for name, x in record.items() if not empty(x)}
-    return {ours: named[key] for key, ours in reversed(OURS.items()) if key in named}
-
-
 def turns_of(name: str, value) -> list[tuple[str, str]]:
     """(role, text) of every turn; one text is a user turn. Raises UserError."""
     if isinstance(value, str):
@@ -172,7 +165,9 @@ def row_of(record, strict: bool) -> tuple[dict, dict]:
     """One record as a row of ours, and {name in the file: our field} of what was read."""
     if not isinstance(record, dict):
         raise UserError(f"want an object, found {type(record).__name__}")
-    fields = fields_of(record)
+    empty = lambda x: x is None or x != x or isinstance(x, str) and not x.strip()  # NaN too
+    named = {plain(name): (name, x) for name, x in record.items() if not empty(x)}
+    fields = {ours: named[key] for key, ours in reversed(OURS.items()) if key in named}
     if ROLES.get(role := str(record.get("role")).lower(), role) in ("assistant", "system", "tool"):
         raise UserError(f"role {record['role']!r:.60}: want rows of users alone")
     prompt, response = texts_of(fields)

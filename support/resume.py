@@ -20,6 +20,7 @@ from support.files import parse_json, read_tensors, write
 SAVE_EVERY = 120.0  # seconds between two saved states
 SAVED = dict(stage=str, belongs=dict, done=int, state=dict, seconds=float)
 REMEDY = "say --resume false, with a lower learning rate or with --dtype fp32"
+WAYS = "say the same, --resume false, or another --run"
 BROKEN = "{}: not the state of this run: delete it, or say --resume false"
 
 
@@ -136,9 +137,8 @@ def read_state(path: Path) -> dict:
     raise UserError(BROKEN.format(path))
 
 
-def refuse_differences(saved: dict, now: dict, what: Path | str) -> None:
-    """Raises UserError for a run begun with other settings, and lists them."""
+def refuse_differences(saved, now, what, ways=WAYS) -> None:
+    """Raises UserError for settings (dicts) that differ, and lists them."""
     facts = [(k, saved.get(k), now.get(k)) for k in sorted(saved.keys() | now.keys())]
     if lines := [f"{k} {old!r} there, {new!r} here" for k, old, new in facts if old != new]:
-        ways = "say the same, --resume false, or another --run"
         raise UserError(f"{what}: begun with other settings: {'; '.join(lines)}: {ways}")

@@ -507,8 +507,8 @@ def test_errors(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     refused("cannot read .*tokenizer.json")
     folder(tmp_path, ["<s>", "</s>"])
-    refused("chat format 'auto' is unknown: want --chat-format")
-    refused("'vicuna' is unknown: want --chat-format chatml, llama3 or your own", "vicuna")
+    refused("no chat format found for 'auto': want --chat-format")
+    refused("for 'vicuna': want --chat-format chatml, llama3 or your own", "vicuna")
     refused(r"eos_token_id is \[\]", "User: {prompt}")
     for eos in ("2", True, [257, 258], -1):
         folder(tmp_path, ["<s>", "</s>"], config={"eos_token_id": eos, "vocab_size": 258})

@@ -74,7 +74,7 @@ def test_mistakes_give_one_clear_line(tmp_path, capsys):
         (["eval", "--model", tmp_path / "empty", "--prompts", tmp_path / "no.csv"], "cannot read"),
         (["irl", *r], order),
         (["baseline", *r], order),
-        (["data", *r, "--encoder", "words", "--per-category", "80"], "--generate true has"),
+        (["data", *r, "--encoder", "words", "--per-category", "80"], "and --generate true"),
         (["data", *r, "--encoder", tmp_path / "empty"], "empty is no encoder folder"),
     ]
     for args, text in cases:

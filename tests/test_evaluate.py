@@ -159,13 +159,13 @@ def test_rollout_record():
     refused = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
     W, length, ended = torch.full((2, 3), 0.5), torch.full((2, 3), 8.0), torch.ones(2, 3)
     facts = torch.stack((W, refused, length, ended), 2)
-    record = rollout_record(["crime", HELPFUL], scores, facts, torch.tensor([[0.9], [1.1]]))
+    record = rollout_record(["crime", HELPFUL], scores, facts)
     wanted = {"harmful_auc": 0.75, "harmful_right": 2 / 3, "harmful_best_right": 1.0}
     wanted |= {"helpful_right": 0.0, "helpful_refused": 1.0, "helpful_reward": 1.0, "right": 1 / 3}
     wanted |= {"agree": 0.5, "similarity": 0.5, "length": 8.0, "ended": 1.0}
     wanted |= {"gap_demo_minus_sample": (11 + 9) / 6}
     assert {k: record[k] for k in wanted} == pytest.approx(wanted)
-    assert "helpful_auc" not in record and record["alpha"] == pytest.approx([0.9, 1.1])
+    assert "helpful_auc" not in record
 
 
 def test_percent():

@@ -192,9 +192,12 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     assert [same(r) for r in lines(tmp_path / "again")] == want
     capsys.readouterr()
     assert grid.main([*world, "standard/data hardness", "--temperature", "0.9"]) == 2
-    assert "--temperature 0.5 there, 0.9 here" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--temperature 0.5 there, 0.9 here: say the same, or delete that folder" in said
     assert grid.main([*world, f"standard/{CONTINUED}"]) == 2
     assert f"run standard/{DRIRL} first" in capsys.readouterr().err
+    assert grid.main([*world, "standard/sum", "--recipe", "laptop-few"]) == 2
+    assert "departures from laptop" in capsys.readouterr().err
     rows(tmp_path / "prompts.jsonl", {"prompt": "Hello?", "kind": "ordinary"})
     assert grid.main([*world, "standard"]) == 2
     assert "look-alikes" in capsys.readouterr().err

@@ -265,6 +265,7 @@ def test_what_an_update_is_made_of(monkeypatch, more):
     assert record["length"] == pytest.approx(sum(map(len, tokens)) / len(tokens))
     assert record["ended"] == pytest.approx(sum(ids[-1] == 0 for ids in tokens) / len(tokens))
     assert record["gap_demo_minus_sample"] == pytest.approx(gaps.mean().item(), abs=1e-6)
+    assert record["alpha"] == pytest.approx(alpha[:, 0].tolist(), abs=1e-4)
     assert len(records) == K * passes and all("alpha" not in r for r in records[1:])
 
 
@@ -470,6 +471,24 @@ def test_margin(monkeypatch):
         assert len(found) == 8
         assert record["margin"] == pytest.approx(sum(found) / 8, abs=1e-6)
     assert abs(records[0]["margin"]) < 1e-6 < abs(records[1]["margin"])
+
+
+def test_an_update_without_sequences(monkeypatch):
+    """All rewards are equal, and no anchors: AdamW's momentum must not move the policy."""
+
+    class Fading(Share):
+        rollouts = 0  # each of two halves
+
+        def __call__(self, x, batch, categories):
+            self.rollouts += 1
+            return super().__call__(x, batch, categories) * (self.rollouts == 1)
+
+    steps, real = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **k: steps.append(1) or real(*a, **k))
+    policy, reference, records = run(Fading, members="ends", prompts=2)
+    assert [r["sequences"] > 0 for r in records] == [True, False] and len(steps) == 1
+    moved = zip(policy.parameters(), reference.parameters())
+    assert any(not torch.equal(a, b) for a, b in moved)
 
 
 def test_held_out_prompts_are_looked_at():

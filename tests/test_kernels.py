@@ -1,5 +1,7 @@
 """Log-probs against log_softmax in float64, group advantages against numbers by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -165,6 +167,11 @@ def test_logprob_errors():
 def test_one_rule_chooses_the_backend(monkeypatch):
     x = torch.zeros(1)
     assert backend(x).__name__ == "kernels.reference"
+    on_gpu = lambda dtype: backend(SimpleNamespace(is_cuda=True, dtype=dtype)).__name__
+    for dtype in (torch.float32, torch.bfloat16):
+        assert on_gpu(dtype) == "kernels.triton_kernels"
+    for dtype in (torch.float64, torch.float16):  # the kernel of rows takes neither
+        assert on_gpu(dtype) == "kernels.reference"
     monkeypatch.setenv("DRIRL_KERNELS", "triton")
     assert backend(x).__name__ == "kernels.triton_kernels"
     monkeypatch.setenv("DRIRL_KERNELS", "cuda")

@@ -116,7 +116,7 @@ def test_tables_and_picture(tmp_path, monkeypatch):
     assert "| DR-IRL over its start | 3 | +80.0 | [" in (tmp_path / "RESULTS.md").read_text()
     assert len((tmp_path / "results/runs.jsonl").read_text().splitlines()) == 7
     write(tmp_path / "other/results.jsonl", [{**again, "settings": {"--model": "another"}}])
-    with pytest.raises(UserError, match="several values of --model: another, m"):
+    with pytest.raises(UserError, match="several values of --model: 'another', 'm'"):
         tables.main([str(tmp_path / "other")])
     before = (tmp_path / "results/runs.jsonl").read_text()
     settings = {
@@ -182,7 +182,7 @@ def test_best_of_four(tmp_path):
     even = "50 ± 0 → 80 ± 25"
     cells = [even, "- → -", *[even] * 7]  # a category without prompts keeps its place
     assert f"| {START} | " + " | ".join(cells) + " |" in page
-    assert tables.spread([0.5, 0.7], 2) == "0.60" and tables.spread([], 1) == "-"
+    assert tables.plus_minus([0.5, 0.7], 2) == "0.60" and tables.plus_minus([], 1) == "-"
 
 
 def test_claims_as_lines(tmp_path, capsys):
@@ -317,7 +317,7 @@ def test_numbers_of_the_text():
         (r["rates"][kind][0] + 0.5) / (r["rates"][kind][1] + 1)
     )
     d = measured(lambda r: z(r, "harmful") - z(r, "lookalike"))
-    more = tables.spread(minus(d("laptop-few", DRIRL), d("laptop-few", START)), 2)
+    more = tables.plus_minus(minus(d("laptop-few", DRIRL), d("laptop-few", START)), 2)
     told.append(f"of the threshold leaves alone, the gain is +{more}.")
     more = mean(gain["laptop"]) - mean(gain["laptop-first"])
     told.append(f"the gain was {more:.1f} less")

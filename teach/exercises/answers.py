@@ -83,7 +83,8 @@ def choose(logits, temperature, draws):
 def top_p(logits, p):
     probs, order = logits.softmax(-1).sort(-1, descending=True)
     before = probs.cumsum(-1) - probs
-    cut = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= p)
+    beyond = (before >= p) & (p < 1)  # rounded sums reach 1 early
+    cut = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, beyond)
     return logits.masked_fill(cut, -torch.inf)
 
 
@@ -319,6 +320,8 @@ def logprob_kernel(Z, stride, T, LOGP, inv_temperature, V, BLOCK: tl.constexpr):
 @triton.jit
 def gradient_kernel(Z, stride, T, G, LOGP, inv_temperature, V, BLOCK: tl.constexpr):
     n = tl.program_id(0)
+    target, g = tl.load(T + n), tl.load(G + n)
+    logit = tl.load(Z + n * stride + target)  # now: other warps overwrite it in the second pass
     top, total = -3.4e38, 0.0
     for start in range(0, V, BLOCK):
         col = start + tl.arange(0, BLOCK)
@@ -326,8 +329,8 @@ def gradient_kernel(Z, stride, T, G, LOGP, inv_temperature, V, BLOCK: tl.constex
         higher = tl.maximum(top, tl.max(x, 0))
         total = total * tl.exp(top - higher) + tl.sum(tl.exp(x - higher), 0)
         top = higher
-    lse, target, g = top + tl.log(total), tl.load(T + n), tl.load(G + n)
-    tl.store(LOGP + n, tl.load(Z + n * stride + target) * inv_temperature - lse)
+    lse = top + tl.log(total)
+    tl.store(LOGP + n, logit * inv_temperature - lse)
     for start in range(0, V, BLOCK):
         col = start + tl.arange(0, BLOCK)
         x = tl.load(Z + n * stride + col, mask=col < V, other=float("-inf")) * inv_temperature

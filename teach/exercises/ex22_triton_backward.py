@@ -7,10 +7,10 @@ beside it. But once log-sum-exp is known, a logit's gradient needs that logit al
 pass can replace each logit by its gradient, and no further memory is used. This is how kernels/
 never holds the logits of all tokens, nor their gradient.
 
-Hint: begin with your kernel of exercise 21. Read the target's logit before the second pass:
-afterwards it is gone. dlogp/dz_v = (1[v = target] - p_v) / temperature with
-p_v = exp(z_v / temperature - lse). A token left out (its G is 0) may have NaN logits, so its
-gradient must be set to 0; a product would stay NaN.
+Hint: begin with your kernel of exercise 21. Read the target's logit first: when one
+warp of a GPU ends a pass, another may be in the next. dlogp/dz_v = (1[v = target] - p_v) /
+temperature with p_v = exp(z_v / temperature - lse). A token left out (its G is 0) may have NaN
+logits, so its gradient must be set to 0; a product would stay NaN.
 """
 
 import math

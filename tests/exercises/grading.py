@@ -45,7 +45,7 @@ def load(name: str, path: Path):
         lines = [f.lineno for f in frames if f.filename == str(path)]
         line = e.lineno if isinstance(e, SyntaxError) else lines[-1] if lines else None
         where = f" line {line}" if line else ""
-        message = getattr(e, "msg", e)
+        message = str(getattr(e, "msg", e)).split("\n")[0]
         raise Unusable(f"does not import, {type(e).__name__}{where}: {message}") from e
     return module
 

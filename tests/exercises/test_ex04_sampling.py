@@ -92,6 +92,12 @@ def test_top_p(my, B, V, seed, p):
     same(my.top_p(logits, p), want, f"logits {logits.tolist()}, p {p}")
 
 
+def test_the_whole_share(my):
+    """p 1 cuts nothing off, though in float32 the sums of a thousand reach 1 before the end."""
+    logits = 4 * torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+    same(my.top_p(logits, 1.0), logits, "p 1 of 4 rows of 1000 float32 logits")
+
+
 def test_top_p_by_hand(my):
     """0.5, 0.3, 0.15, 0.05 in two orders: 0.7 needs 0.5 and 0.3. Sure rows need one token."""
     inf, log = math.inf, [math.log(x) for x in (0.5, 0.3, 0.15, 0.05)]
