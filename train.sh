@@ -2,7 +2,7 @@
 # DR-IRL, stage by stage, on the model of your choice:
 #   bash train.sh                 SmolLM2-135M-Instruct (90 MB, once), 25 minutes on two Zen 4 cores
 #   bash train.sh FOLDER          any local Llama, Qwen2 or Qwen3 folder
-#   bash train.sh tiny            a 1M-parameter model made on the spot, no download, two minutes
+#   bash train.sh tiny            a 1M-parameter model made on the spot, in two minutes
 # The recipe is laptop (or tiny). How it departs from the paper, and why: python drirl.py recipes
 # More flags go to every stage:   bash train.sh FOLDER --recipe gpu --run runs/mine
 # Their paths start from this folder.

@@ -377,13 +377,21 @@ def test_numbers_of_the_text():
     told.append(f"a random sample ({chance:.1f}%)")
     marks = tables.read_records(tables.LAB / "results/sense.jsonl", "readers")
     models = "base", "SFT warm start", "DR-IRL from it"
-    for k in ("laptop", "laptop-few"):
+    for k in ("laptop", "laptop-few", "few-8"):
         mine, found = [r for r in marks if r["setting"] == k], []
         for mark, model in ((mark, model) for mark in ("nonsense", "sense") for model in models):
             some = [r["readers"] for r in mine if r["model"] == model]
             found.append(" and ".join(str(sum(x[n] == mark for x in some)) for n in (0, 1)))
         told.append("base {}, warm start {}, DR-IRL {}. Sense: {}, {}, {}".format(*found))
         told.append(f"agree on {sum(len(set(r['readers'])) == 1 for r in mine)} of {len(mine)}")
+    eight = [r for r in marks if r["setting"] == "few-8"]
+    counts = [
+        sum(r["readers"][n] == "nonsense" for r in eight if r["model"] == model)
+        for model in ("RFT", "SFT continued")
+        for n in (0, 1)
+    ]
+    times = "RFT writes nonsense {} and {} times, SFT continued {} and {} times."
+    told.append(times.format(*counts))
     assert [x for x in told if x not in text] == []
 
 
