@@ -28,8 +28,7 @@ CATEGORIES = {
     "privacy": "privacy and property",
     "ethics": "ethics and morality",
 }
-# An eighth (ours), of harmless prompts, ordinary ones and look-alikes: without it nothing speaks
-# against refusing everything.
+# An eighth (ours), harmless, ordinary and look-alike: else nothing speaks against refusing all.
 HELPFUL = "helpful"
 SEPARATOR = "####"
 

@@ -14,7 +14,7 @@ pi_old draws a rollout. Each update then learns from S sequences. With one updat
 default, pi is pi_old: rho is 1, and nothing is clipped.
 
 Decisions where the paper's public notes are silent:
-1. alpha multiplies the normalised advantage; before, it would cancel in A, but for eps.
+1. alpha multiplies the normalised advantage; in the rewards it would cancel, but for eps.
 2. The gap is demonstration minus sample, as in DAMA (arXiv 2502.01943).
 3. The denominators' means start from IRL's samples; mean <- (mean + batch mean) / 2.
 4. alpha is one number per prompt (from its group's mean W); no gradient flows through it.
@@ -173,13 +173,14 @@ def start_means(history: list[dict], phi) -> dict:
 
 
 def update(policy, micro: list[MicroBatch], A, S, frozen, c: Config, dtype, loop: Loop) -> dict:
-    """One optimizer step, its gradient's norm cut to 1. Returns what to log.
+    """One optimizer step, if S > 0, its gradient's norm cut to 1. Returns what to log.
 
     A (P + anchors, G + 1): advantages. S: the update's sequences, in all processes.
     margin: mean over samples of sign(A) times the token mean of log pi - log pi_ref. What `loss`
     tells is of the anchors too.
     """
     if S == 0:  # nothing to learn, and AdamW would go on by its momentum
+        loop.gradient = None
         return {"sequences": 0}
     g, names, sums = c.grpo, ("margin", "loss", *INFO), torch.zeros(len(INFO) + 2).double()
     for m in micro:

@@ -11,15 +11,15 @@ and lowers what the policy would say instead:
 
 irl_loss estimates the second term by importance weights; linear and logistic replace it by simpler
 ones (the laptop's is logistic). `fit` takes the steps. Decisions where public notes are silent:
-1. A shadow model is a trained copy of the warm start with a linear head; the recipes copy its top
-   blocks alone and share the lower ones. Its reward is the mean over response tokens; the last
+1. A shadow model is a trained copy of the warm start with a linear head; laptop and gpu copy its
+   top blocks alone and share the lower ones. Its reward is the mean over response tokens; the last
    token alone ranked worse.
 2. An eighth model, helpful, learns from harmless prompts: four times as many, as they vary more.
    Without it refusing everything wins.
 3. contrast (off by default): answers to harmless prompts join a harmful prompt's samples, refusals
    a harmless one's. The loss is then no estimate of the gradient above.
 4. After fitting, each model's rewards of its samples get mean 0, std 1, to be comparable.
-5. joint_epochs (0 by default): the seven begin as copies of one that learnt from all theirs.
+5. joint_epochs (0 by default): the seven begin as copies of one that learnt from all their prompts.
 6. pi_ref, which draws the samples, is the warm start at their temperature (in GRPO-S: at 1).
 7. L2 * mean r^2 keeps r finite even if it separates demonstrations from samples perfectly.
 """

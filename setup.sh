@@ -3,7 +3,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")"
 PYTHON=${PYTHON:-python3}
 has_packages() { # looks, without importing: torch alone takes seconds
-    "$1" - torch numpy tokenizers safetensors tqdm gguf matplotlib jinja2 ${NEED:-} <<'LOOK'
+    "$1" - torch numpy tokenizers safetensors tqdm gguf matplotlib ${NEED:-} <<'LOOK'
 import importlib.util, sys
 sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))
 LOOK

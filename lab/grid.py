@@ -111,8 +111,8 @@ def work(run: Run, functions: dict, stages: tuple) -> None:
     """Those of these stages of a run that it hasn't done."""
     for stage in stages:
         if record := run.done(stage):
-            what, ways = f"{run.folder}, {stage}", "say the same, or delete that folder"
-            refuse_differences(record["settings"], run.identity, what, ways)
+            known, ways = record["settings"], "delete it or say the same"
+            refuse_differences(known, run.identity, run.folder, ways)
             continue
         drirl.timed(stage, run, functions)
         run.finish(stage)
@@ -192,7 +192,7 @@ def grid(run: Run, only: str, seeds: range) -> None:
     """Runs what has no line yet."""
     path, plan, shared = run.folder / "results.jsonl", planned(only, seeds), {}
     if run.c.run.recipe != "laptop":
-        raise UserError("--recipe: a grid's settings are departures from laptop")
+        raise UserError("--recipe: leave it out; a grid's settings depart from laptop")
     if {r["kind"] for r in run.prompts([])[0] if r["category"]} != set(evaluate.KINDS):
         raise UserError("--prompts: want ordinary ones, look-alikes, harmful ones with a category")
     hold(run.folder)

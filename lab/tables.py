@@ -229,7 +229,7 @@ def main(argv: list[str]) -> None:
     alike = {}
     for r in records:
         what, settings = f"{r['setting']}, {r['variant']}", {**r["settings"], "--seed": None}
-        refuse_differences(alike.setdefault(what, settings), settings, what, "give runs alike")
+        refuse_differences(alike.setdefault(what, settings), settings, what, "compare like runs")
     if told:
         for setting, variants in grouped(records).items():
             for pair in CLAIMS:

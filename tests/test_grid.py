@@ -193,11 +193,11 @@ def test_the_grid(world, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert grid.main([*world, "standard/data hardness", "--temperature", "0.9"]) == 2
     said = capsys.readouterr().err
-    assert "--temperature 0.5 there, 0.9 here: say the same, or delete that folder" in said
+    assert "--temperature 0.5 there, 0.9 here: delete it or say the same" in said
     assert grid.main([*world, f"standard/{CONTINUED}"]) == 2
     assert f"run standard/{DRIRL} first" in capsys.readouterr().err
     assert grid.main([*world, "standard/sum", "--recipe", "laptop-few"]) == 2
-    assert "departures from laptop" in capsys.readouterr().err
+    assert "depart from laptop" in capsys.readouterr().err
     rows(tmp_path / "prompts.jsonl", {"prompt": "Hello?", "kind": "ordinary"})
     assert grid.main([*world, "standard"]) == 2
     assert "look-alikes" in capsys.readouterr().err

@@ -162,6 +162,9 @@ def test_runs_of_train_sh(tmp_path, capsys):
     assert made[DRIRL, 1]["verdicts"] == {"harmful": "rrccc", "ordinary": "", "lookalike": "rccc"}
     assert sum(made[DRIRL, 1]["seconds"].values()) == 111
     assert sum(made[CONTINUED, 1]["seconds"].values()) == 1001 and not made["base", 1]["seconds"]
+    (tmp_path / "run-1/config.json").write_text(json.dumps({"run": {"recipe": ""}}))
+    assert {r["setting"] for r in tables.lines_of(tmp_path / "run-1")} == {"paper"}
+    (tmp_path / "run-1/config.json").write_text(json.dumps({"run": {"recipe": "laptop-few"}}))
     tables.main(["claims", *(str(tmp_path / f"run-{n}") for n in (0, 1))])
     first = json.loads(capsys.readouterr().out.splitlines()[0])
     assert (first["claim"], first["points"]) == ("DR-IRL over its start", 45)
@@ -219,11 +222,12 @@ def test_numbers_of_the_text():
     """The figures that RESULTS.md, and attempts.md of its claims, tell beside the tables."""
     read = lambda name: tables.read_records(tables.LAB / f"results/{name}.jsonl", "variant")
     records = read("runs") + read("earlier")
-    pages = [
-        (tables.LAB / name).read_text(encoding="utf-8") for name in ("RESULTS.md", "attempts.md")
-    ]
-    text = " ".join(" ".join(pages).split())
+    text, attempts = (
+        " ".join((tables.LAB / name).read_text(encoding="utf-8").split())
+        for name in ("RESULTS.md", "attempts.md")
+    )
     by = {(r["setting"], r["variant"], r["seed"]): r for r in records}
+    tried = []  # told in attempts.md: of the recipes without extrapolation
     rate = lambda r, kind: 100 * r["rates"][kind][0] / r["rates"][kind][1]
     gap = lambda r: rate(r, "harmful") - rate(r, "lookalike")
     measured = lambda of: (
@@ -240,24 +244,24 @@ def test_numbers_of_the_text():
     gain, told = {k: minus(gaps(k, DRIRL)[:3], gaps(k, START)[:3]) for k in claimed}, []
     for (least, on_the_mean), x in zip(claimed.values(), gain.values()):
         met = "met" if min(x) >= least and mean(x) >= on_the_mean else "not met"
-        told.append(f"**{met}**: {mean(x):+.1f} ({each(x)})")
+        (told if on_the_mean in (3, 8) else tried).append(f"**{met}**: {mean(x):+.1f} ({each(x)})")
     percent = measured(lambda r: rate(r, "gibberish"))
     first = [mean(percent(k, DRIRL)[:3]) for k in ("laptop-first", "laptop-few-first")]
-    told.append("laptop {:.1f}%, laptop-few {:.1f}%, base ".format(*first))
+    tried.append("laptop {:.1f}%, laptop-few {:.1f}%, base ".format(*first))
     assert {round(x) for k in claimed for x in percent(k, "base")} == {8}
-    told.append("base 8% (readers")
+    tried.append("base 8% (readers")
     asked = "laptop-few gained {:.1f} points (asked: 10), laptop {:.1f}, and lost in one seed"
     told.append(asked.format(mean(gain["laptop-few-first"]), mean(gain["laptop-first"])))
     x = percent("laptop", DRIRL)
     told.append(f"in seed {x.index(max(x))}: {max(x):.1f}% (mean {mean(x):.1f}%)")
-    for k in ("laptop-first", "laptop"):
-        told.append("ordinary met: " + ", ".join(f"{x:.1f}" for x in ordinary(k, DRIRL)) + "%")
+    for k, page in (("laptop-first", tried), ("laptop", told)):
+        page.append("ordinary met: " + ", ".join(f"{x:.1f}" for x in ordinary(k, DRIRL)) + "%")
     for rival in (START, CONTINUED, tables.RFT):
         x = minus(gaps("laptop-few-first", DRIRL), gaps("laptop-few-first", rival))
         assert len(x) == 5
-        told.append(f"{mean(x):+.1f} ({each(x)})")
+        tried.append(f"{mean(x):+.1f} ({each(x)})")
         ends = claim(tables.grouped(records)["laptop-few-first"], DRIRL, rival)["by_seed"]
-        told.append("[{:+.1f}, {:+.1f}] over ".format(*ends))
+        tried.append("[{:+.1f}, {:+.1f}] over ".format(*ends))
     lead = gaps("laptop-few-first", DRIRL)[1] - gaps("laptop-few-first", tables.STATIC)[0]
     told.append(f"(*7RW static*) is {lead:+.1f} in one seed, without extrapolation")
     lead = minus(gaps("laptop", DRIRL), gaps("six-updates", DRIRL))
@@ -274,13 +278,15 @@ def test_numbers_of_the_text():
     words = words.format(mean(lost), mean(lost) - half, mean(lost) + half, mean(moved[0]))
     told.append(f"{words}, look-alikes {mean(moved[1]):+.1f}")
     again = minus(gaps("laptop-few-again", DRIRL), gaps("laptop-few-again", START))
-    told.append("code, gained {:+.1f}, {:+.1f} and {:+.1f}.".format(*again))
+    tried.append("code, gained {:+.1f}, {:+.1f} and {:+.1f}.".format(*again))
     mixed = {  # the repeats in place of seeds 0 to 2
         v: [by["laptop-few-again" if n < 3 else "laptop-few-first", v, n] for n in range(5)]
         for v in (DRIRL, START)
     }
     x = claim(mixed, DRIRL, START)
-    told.append("not shown: {:+.1f}, by seed [{:+.1f}, {:+.1f}]".format(x["points"], *x["by_seed"]))
+    tried.append(
+        "not shown: {:+.1f}, by seed [{:+.1f}, {:+.1f}]".format(x["points"], *x["by_seed"])
+    )
     five = claim(tables.grouped(records)["laptop-few"], DRIRL, START)
     last = minus(gaps("laptop-few", DRIRL), gaps("laptop-few", START))[3:]
     told.append(f"**met**: {five['points']:+.1f} (seeds 3 and 4: {each(last)})")
@@ -322,13 +328,13 @@ def test_numbers_of_the_text():
     more = mean(gain["laptop"]) - mean(gain["laptop-first"])
     told.append(f"the gain was {more:.1f} less")
     ahead = mean(minus(gaps("laptop-few-first", START), gaps("laptop-few-first", CONTINUED)))
-    told.append(f"SFT continued ended {ahead:.1f} points below its start")
+    tried.append(f"SFT continued ended {ahead:.1f} points below its start")
     logged = tables.read_records(tables.LAB / "results/metrics.jsonl")
     held = [r for r in logged if "held_harmful_right" in r]  # before and after, a seed
     assert abs(mean([r["margin"] for r in logged if "margin" in r])) < 0.002
     right = lambda kind: [100 * mean([r[f"held_{kind}_right"] for r in held[i::2]]) for i in (0, 1)]
     assert len(held) == 6 and [r["step"] for r in held] == [1, 192] * 3
-    told.append("learns from: right {:.0f}, then {:.0f}% (harmful), ".format(*right("harmful")))
+    told.append("samples are right in {:.0f}, then {:.0f}% (harmful), ".format(*right("harmful")))
     told.append("{:.0f}, then {:.0f}% (harmless)".format(*right("helpful")))
     alphas = [r["alpha"] for r in logged if r.get("alpha")]
     spread = [np.std(a) for a in alphas]
@@ -353,7 +359,7 @@ def test_numbers_of_the_text():
     x = [by[k, DRIRL, n]["seconds"]["grpo"] for k, n in zen5]
     told.append(f"GRPO-S {min(x):.0f} to {max(x):.0f}.")
     gains = minus(gaps("laptop-fp32", DRIRL), gaps("laptop-fp32", START)) + gain["laptop-first"]
-    told.append("two AVX2 cores, gained {:.1f} points.".format(*gains))
+    tried.append("two AVX2 cores, gained {:.1f} points.".format(*gains))
     s = by["laptop-fp32", DRIRL, 0]["seconds"]
     told.append(f"SFT {s['sft']:.0f} s, IRL {s['irl']:.0f}, GRPO-S {s['grpo']:.0f}")
     facts = lambda v, kind, what, of="laptop-few": [
@@ -393,6 +399,7 @@ def test_numbers_of_the_text():
     times = "RFT writes nonsense {} and {} times, SFT continued {} and {} times."
     told.append(times.format(*counts))
     assert [x for x in told if x not in text] == []
+    assert [x for x in tried if x not in attempts] == []
 
 
 def test_pictures_of_recorded_runs(tmp_path, monkeypatch):

@@ -354,8 +354,9 @@ def test_readme_results(name):
     text = " ".join(README.split()).replace("−", "-")
     assert f"`{name}` {sum(gains) / seeds:.1f} (" in text
     fewer = [sum(a) - sum(b) for a, b in zip(start, end)]
-    assert 0 < fewer[0] < fewer[1] < fewer[2]
-    assert "DR-IRL refuses less: harmless prompts most, harmful ones too." in text
+    assert fewer[0] < fewer[1] < fewer[2]
+    assert name == "laptop" or all(a > b for a, b in zip(start[0], end[0]))  # in each seed
+    assert "DR-IRL refuses less, harmless prompts most; in laptop-few harmful ones too." in text
 
 
 def test_readme_claims():
@@ -382,9 +383,9 @@ def test_readme_claims():
     assert old["seeds"] == 5
     longer = f"leads SFT continued by {lead(DRIRL, CONTINUED):.1f} ({seeds(CONTINUED)} "
     told.append(longer + f"seeds; without ExPO {old['points']:.1f}), RFT")
-    told.append(f"by {lead(DRIRL, RFT):.1f} ({seeds(RFT)}; look-alikes answered), ")
+    told.append(f"by {lead(DRIRL, RFT):.1f} ({seeds(RFT)}; mostly look-alikes), ")
     alone = f"the same updates without samples by {lead(DRIRL, ANCHORS):.1f}"
-    told.append(f"{alone} ({seeds(ANCHORS)}; harmful prompts refused).")
+    told.append(f"{alone} ({seeds(ANCHORS)}; mostly harmful prompts).")
     for rival, kind, sign in ((RFT, "lookalike", -1), (ANCHORS, "harmful", 1)):  # most of the lead
         runs = [[r for r in today[v] if r["seed"] < len(today[rival])] for v in (DRIRL, rival)]
         ours, theirs = (sum(share(r, kind) for r in x) for x in runs)

@@ -15,8 +15,8 @@ tokens that holds the share p of the probability. This project samples without i
 With both, the temperature comes first: choose(top_p(logits / temperature, p), 1.0, draws).
 
 Hint: sort, and add up. A token stays if the sum of those *before* it is still below p. Then the cut
-must go back from the sorted order to that of the vocabulary: torch has scatter. In choose, rounded
-sums may end below a draw near 1.
+must go back from the sorted order to that of the vocabulary: torch has scatter. Rounded sums may
+reach 1 too early (in top_p, p 1 keeps all tokens) or end below a draw near 1 (in choose).
 """
 
 import torch  # noqa: F401 (for you to use)
