@@ -300,6 +300,10 @@ def test_numbers_of_the_text():
         x, (seeds, least) = lead(DRIRL, rival), (4, 3) if rival == tables.ANCHORS else (5, 0)
         told.append(f"**met**: {mean(x):+.1f} ({each(x)})")
         assert len(x) == seeds and mean(x) > least
+    for rival, seeds in ((START, "0 to 2"), (CONTINUED, "0 and 1"), (tables.RFT, "0 and 1")):
+        runs = [[by.get(("few-8", v, n)) for n in range(5)] for v in (DRIRL, rival)]
+        x = [gap(a) - gap(b) for a, b in zip(*runs) if a and b]
+        told.append(f"seeds {seeds} so far: {each(x)} |")
     x = claim(tables.grouped(records)["laptop-few"], DRIRL, CONTINUED)
     assert x["seeds"] == 5 and x["by_seed"][0] > 0 < x["over_prompts"][0]
     told.append(f"and {x['points']:+.1f} over SFT continued, both shown")
