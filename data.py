@@ -28,7 +28,7 @@ CATEGORIES = {
     "privacy": "privacy and property",
     "ethics": "ethics and morality",
 }
-# An eighth (ours), harmless, ordinary and look-alike: else nothing speaks against refusing all.
+# An eighth (ours): harmless prompts. Without them nothing speaks against refusing everything.
 HELPFUL = "helpful"
 SEPARATOR = "####"
 

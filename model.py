@@ -2,8 +2,8 @@
 
 Letters in most files: P prompts, G samples per prompt, B completions (P*G), L prompt tokens,
 T completion tokens, N packed tokens, S keys, V vocabulary, D width, H query heads, K key heads,
-E width of a head. reward.py, encoder.py, kernels/, grpo_s.py and read_tokens
-redefine some.
+E width of a head. reward.py, encoder.py, grpo_s.py, kernels/ and read_tokens redefine
+some of them.
 
 Tokens are packed: a block sees one list of N real tokens, x (N, D), of whatever sequences. Only
 attention must know which token may look at which; it comes as a function attend(q, k, v). There

@@ -22,9 +22,9 @@ def parse_draft(text: str) -> tuple[list[str], str]:
         #### the answer
 
     that is (["first step", "second step"], "the answer"). There are one or more steps, a line
-    each (only a newline ends a line), none blank. Then come ####, at the start of a
-    line and nowhere else, a space, and the answer. The answer is all that follows, line ends
-    included, and not blank.
+    each (only a newline ends a line), none blank. Then come ####, at the start of a line and
+    nowhere else, a space, and the answer. The answer is all that follows, line ends included, and
+    not blank.
     ValueError for any other text.
     """
     raise NotImplementedError
