@@ -473,16 +473,26 @@ def test_margin(monkeypatch):
     assert abs(records[0]["margin"]) < 1e-6 < abs(records[1]["margin"])
 
 
+class Fading(Share):
+    """Its second call, for an update's samples, finds all of them equal."""
+
+    calls = 0
+
+    def __call__(self, x, batch, categories):
+        self.calls += 1
+        return super().__call__(x, batch, categories) * (self.calls != 2)
+
+
+def test_no_cosine_across_an_update_without_sequences():
+    *_, records = run(Fading, members="ends", prompts=8, batch=2, rollouts=1, passes=3)
+    learnt = [r["sequences"] > 0 for r in records]
+    found = ["cosine" in r for r in records]
+    assert learnt.count(False) == 3 and found.count(True) < 6  # it isn't the last of each pass
+    assert found == [n % 4 > 0 and learnt[n] and learnt[n - 1] for n in range(12)]
+
+
 def test_an_update_without_sequences(monkeypatch):
     """All rewards are equal, and no anchors: AdamW's momentum must not move the policy."""
-
-    class Fading(Share):
-        calls = 0  # one a rollout
-
-        def __call__(self, x, batch, categories):
-            self.calls += 1
-            return super().__call__(x, batch, categories) * (self.calls == 1)
-
     learnt, real = [], Loop.descend
 
     def descend(loop, **values):
